@@ -1,0 +1,75 @@
+"""Squared norms of per-sample gradients: one schema an operator, several backends that serve it.
+
+``x`` is an operator's input and ``d`` the loss gradient of its output, samples first; any strides,
+float64, float32, bfloat16 or float16. Results are ``[N]``, float32 for half-precision inputs.
+``reference.py`` states every formula.
+
+Backends, in order of preference: Triton on CUDA, C++ on the CPU, PyTorch everywhere.
+``GRADOOD_BACKEND=triton|cpp|torch`` forces one. A backend that cannot serve a call says why once,
+in the log, and the next one takes the call.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from gradood.ops.dispatch import Served, dispatch, tracing
+
+__all__ = [
+    "Served",
+    "bias_sqnorm",
+    "linear_sqnorm",
+    "conv_sqnorm",
+    "batch_norm_sqnorm",
+    "layer_norm_sqnorm",
+    "group_norm_sqnorm",
+    "embedding_sqnorm",
+    "tracing",
+]
+
+_GEOMETRY = "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups"
+_SCHEMAS = {
+    "bias_sqnorm": "(Tensor d) -> Tensor",
+    "linear_sqnorm": "(Tensor x, Tensor d, bool bias) -> (Tensor, Tensor)",
+    "conv_sqnorm": f"(Tensor x, Tensor d, {_GEOMETRY}, bool bias) -> (Tensor, Tensor)",
+    "batch_norm_sqnorm": "(Tensor x, Tensor d, Tensor mean, Tensor rstd) -> (Tensor, Tensor)",
+    "layer_norm_sqnorm": "(Tensor x, Tensor d, float eps, bool rms) -> (Tensor, Tensor)",
+    "group_norm_sqnorm": "(Tensor x, Tensor d, int groups, float eps) -> (Tensor, Tensor)",
+    "embedding_sqnorm": "(Tensor indices, Tensor d, int padding_idx) -> Tensor",
+}
+
+_LIBRARY = torch.library.Library("gradood", "DEF")
+
+
+def _register(name: str, schema: str) -> None:
+    _LIBRARY.define(name + schema)
+    _LIBRARY.impl(name, lambda *args: dispatch(name, *args), "CompositeExplicitAutograd")
+
+    def fake(*args: object) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        d = args[0] if name == "bias_sqnorm" else args[1]
+        assert isinstance(d, torch.Tensor)
+        dtype = d.dtype
+        for t in args[:2]:
+            if isinstance(t, torch.Tensor) and t.is_floating_point():
+                dtype = torch.promote_types(dtype, t.dtype)
+        if dtype in (torch.float16, torch.bfloat16):
+            dtype = torch.float32
+        norm = d.new_empty(d.shape[0], dtype=dtype)
+        if "(Tensor, Tensor)" not in schema:
+            return norm
+        with_bias = args[-1] if schema.find("bool bias") > 0 else True
+        return norm, d.new_empty(d.shape[0] if with_bias else 0, dtype=dtype)
+
+    torch.library.register_fake(f"gradood::{name}", fake, lib=_LIBRARY)
+
+
+for _name, _schema in _SCHEMAS.items():
+    _register(_name, _schema)
+
+bias_sqnorm = torch.ops.gradood.bias_sqnorm.default
+linear_sqnorm = torch.ops.gradood.linear_sqnorm.default
+conv_sqnorm = torch.ops.gradood.conv_sqnorm.default
+batch_norm_sqnorm = torch.ops.gradood.batch_norm_sqnorm.default
+layer_norm_sqnorm = torch.ops.gradood.layer_norm_sqnorm.default
+group_norm_sqnorm = torch.ops.gradood.group_norm_sqnorm.default
+embedding_sqnorm = torch.ops.gradood.embedding_sqnorm.default

@@ -1,0 +1,121 @@
+"""Executable specification of every operator: slow, obvious, exact in float64.
+
+Each function materialises the per-sample gradient with PyTorch's own formulas and squares it.
+The C++ and Triton kernels and ``torch_backend`` are tested against this file.
+
+Notation: ``x`` is the operator's input and ``d`` the gradient of the loss with respect to its
+output, both with the samples along dimension 0. Every function returns squared L2 norms ``[N]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def bias_sqnorm(d: Tensor) -> Tensor:
+    """``‖Σ_t d_t‖²`` for ``d`` ``[N, P, T]``."""
+    return d.sum(2).square().sum(1)
+
+
+def linear_sqnorm(x: Tensor, d: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
+    """``‖Σ_t d_t x_tᵀ‖²`` and ``‖Σ_t d_t‖²`` for ``x`` ``[N, T, Q]``, ``d`` ``[N, T, P]``."""
+    gradient = torch.einsum("ntp,ntq->npq", d, x)
+    return _sqnorm(gradient), bias_sqnorm(d.transpose(1, 2)) if bias else d.new_empty(0)
+
+
+def conv_gradient(
+    x: Tensor,
+    d: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """Per-sample convolution weight gradient ``[N, P, C / groups, *kernel_size]``.
+
+    ``G[n, p, c, k] = Σ_o d[n, p, o] · x[n, c, o · stride − padding + k · dilation]``, terms that
+    fall outside ``x`` being zero. ``padding`` is the padding before the first element; the sizes of
+    ``x`` and ``d`` say how much follows the last.
+    """
+    nd = len(kernel_size)
+    n, channels, out_channels = x.shape[0], x.shape[1], d.shape[1]
+    output = d.shape[2:]
+    pads: list[int] = []
+    for i in reversed(range(nd)):
+        reach = (output[i] - 1) * stride[i] + (kernel_size[i] - 1) * dilation[i] + 1
+        pads += [padding[i], max(0, reach - padding[i] - x.shape[2 + i])]
+    x = functional.pad(x, pads)
+    d = d.reshape(n, groups, out_channels // groups, -1)
+    gradient = x.new_zeros(n, out_channels, channels // groups, *kernel_size)
+    for offset in torch.cartesian_prod(*(torch.arange(k) for k in kernel_size)).view(-1, nd):
+        window = x
+        for i in range(nd):
+            start = int(offset[i]) * dilation[i]
+            window = window.narrow(2 + i, start, (output[i] - 1) * stride[i] + 1)
+            window = window[(slice(None),) * (2 + i) + (slice(None, None, stride[i]),)]
+        taps = window.reshape(n, groups, channels // groups, -1)
+        tap = torch.einsum("ngpt,ngct->ngpc", d, taps).reshape(n, out_channels, -1)
+        gradient[(slice(None),) * 3 + tuple(int(o) for o in offset)] = tap
+    return gradient
+
+
+def conv_sqnorm(
+    x: Tensor,
+    d: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    bias: bool,
+) -> tuple[Tensor, Tensor]:
+    """Squared norms of :func:`conv_gradient` and of ``Σ_o d_o`` for ``x`` ``[N, C, *S]``."""
+    gradient = conv_gradient(x, d, kernel_size, stride, padding, dilation, groups)
+    return _sqnorm(gradient), bias_sqnorm(d.flatten(2)) if bias else d.new_empty(0)
+
+
+def batch_norm_sqnorm(x: Tensor, d: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    """``Σ_c (rstd_c Σ_t d (x − mean_c))²`` and ``Σ_c (Σ_t d)²`` for ``x``, ``d`` ``[N, C, T]``."""
+    normalised = (x - mean[:, None]) * rstd[:, None]
+    return (d * normalised).sum(2).square().sum(1), bias_sqnorm(d)
+
+
+def layer_norm_sqnorm(x: Tensor, d: Tensor, eps: float, rms: bool) -> tuple[Tensor, Tensor]:
+    """``Σ_q (Σ_t d x̂)²`` and ``Σ_q (Σ_t d)²`` for ``x``, ``d`` ``[N, T, Q]``.
+
+    ``x̂`` normalises every row of Q numbers: to zero mean and unit variance, or for ``rms`` by its
+    root mean square alone.
+    """
+    centred = x if rms else x - x.mean(2, keepdim=True)
+    normalised = centred * (centred.square().mean(2, keepdim=True) + eps).rsqrt()
+    return (d * normalised).sum(1).square().sum(1), d.sum(1).square().sum(1)
+
+
+def group_norm_sqnorm(x: Tensor, d: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """``Σ_c (Σ_t d x̂)²`` and ``Σ_c (Σ_t d)²`` for ``x``, ``d`` ``[N, C, T]``.
+
+    ``x̂`` has zero mean and unit variance over each of the ``groups`` groups of channels.
+    """
+    grouped = x.reshape(x.shape[0], groups, -1)
+    centred = grouped - grouped.mean(2, keepdim=True)
+    normalised = centred * (centred.square().mean(2, keepdim=True) + eps).rsqrt()
+    return (d * normalised.view_as(x)).sum(2).square().sum(1), bias_sqnorm(d)
+
+
+def embedding_sqnorm(indices: Tensor, d: Tensor, padding_idx: int) -> Tensor:
+    """``Σ_v ‖Σ_{t: indices_t = v} d_t‖²`` for ``indices`` ``[N, T]``, ``d`` ``[N, T, Q]``.
+
+    Positions equal to ``padding_idx`` count nothing; −1 means that there is no such index.
+    """
+    same = indices[:, :, None] == indices[:, None, :]
+    same &= (indices != padding_idx)[:, :, None]
+    return torch.einsum("nst,nsq,ntq->n", same.to(d.dtype), d, d)
+
+
+def _sqnorm(gradient: Tensor) -> Tensor:
+    return gradient.flatten(1).square().sum(1)
