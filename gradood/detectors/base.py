@@ -1,0 +1,151 @@
+"""What every detector can do: score, calibrate, predict, save."""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from gradood.detectors import checkpoint
+from gradood.detectors.batches import InputSource, iterate_batches, track
+from gradood.detectors.threshold import conservative_threshold
+from gradood.errors import InputError, NotFittedError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Detector(ABC):
+    """Scores how anomalous inputs are for one classifier; higher = more anomalous.
+
+    Args:
+        model: Classifier ``[N, ...] -> logits [N, C]`` in eval mode. It is not changed.
+        nan_policy: ``"raise"``, or ``"flag"`` to score inputs that hold NaN or Inf as +inf.
+        batch_size: Inputs in one pass through the model.
+        progress: Show a progress bar on stderr; None shows it only on a terminal.
+    """
+
+    #: Names of the tensors that ``fit`` learns and ``save`` writes.
+    LEARNED: ClassVar[frozenset[str]] = frozenset()
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        checkpoint.REGISTRY[cls.__name__] = cls
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        nan_policy: str = "raise",
+        batch_size: int = 256,
+        progress: bool | None = None,
+    ) -> None:
+        if nan_policy not in ("raise", "flag"):
+            raise InputError(f'nan_policy = {nan_policy!r}; expected "raise" or "flag"')
+        if batch_size < 1:
+            raise InputError(f"batch_size = {batch_size}; expected at least 1")
+        self.model = model
+        self.nan_policy = nan_policy
+        self.batch_size = batch_size
+        self.progress = progress
+        self._learned: dict[str, Tensor] | None = None
+        self._threshold: float | None = None
+
+    @abstractmethod
+    def _score_batch(self, batch: Tensor) -> Tensor:
+        """Scores ``[n]`` of the inputs ``batch`` ``[n, ...]``, which is on the model's device."""
+
+    def _settings(self) -> dict[str, Any]:
+        """Keyword arguments that construct this detector again."""
+        return {"nan_policy": self.nan_policy, "batch_size": self.batch_size}
+
+    def _restore(self, learned: dict[str, Tensor]) -> None:
+        """Take over what another detector with the same settings learned."""
+        self._learned = learned
+
+    @property
+    def threshold(self) -> float:
+        """Scores above it are anomalous.
+
+        Raises:
+            NotFittedError: ``calibrate`` has not been called since the last ``fit``.
+        """
+        if self._threshold is None:
+            raise NotFittedError(
+                f"this {type(self).__name__} has no threshold; "
+                "call calibrate(normal, fpr=...) with normal inputs it was not fitted on"
+            )
+        return self._threshold
+
+    def score(self, x: InputSource) -> Tensor:
+        """Score every input of ``x``; higher = more anomalous.
+
+        Args:
+            x: Tensor ``[N, ...]``, Dataset, DataLoader or iterable of batches; labels are ignored.
+
+        Returns:
+            float32 ``[N]`` on the model's device, in the order of ``x``.
+
+        Raises:
+            NotFittedError: Before ``fit``.
+            InputError: ``x`` cannot be read, or holds NaN or Inf under ``nan_policy="raise"``.
+        """
+        self._require_fitted()
+        scores = [self._score_batch(batch) for batch in self._batches(x, "scoring")]
+        return torch.cat(scores) if scores else torch.empty(0, device=self._device)
+
+    def calibrate(self, normal: InputSource, fpr: float = 0.05) -> Self:
+        """Set the threshold so that a new normal input is called anomalous with rate ``<= fpr``.
+
+        Args:
+            normal: At least ``1 / fpr - 1`` normal inputs, disjoint from those ``fit`` saw.
+            fpr: Accepted false positive rate, in (0, 1); see ``conservative_threshold``.
+
+        Raises:
+            InputError: ``fpr`` is outside (0, 1), or there are too few inputs for it.
+            NotFittedError: Before ``fit``.
+        """
+        self._threshold = conservative_threshold(self.score(normal), fpr)
+        return self
+
+    def predict(self, x: InputSource) -> Tensor:
+        """Decide for every input of ``x``: bool ``[N]``, True = anomalous (score > threshold).
+
+        Raises:
+            NotFittedError: Before ``fit`` or before ``calibrate``.
+        """
+        self._require_fitted()
+        threshold = self.threshold
+        return self.score(x) > threshold
+
+    def save(self, path: str | Path) -> None:
+        """Write the fitted detector, without the model, as safetensors with a JSON header.
+
+        ``gradood.load(path, model)`` reads it back.
+
+        Raises:
+            NotFittedError: Before ``fit``.
+        """
+        self._require_fitted()
+        checkpoint.write(self, path)
+
+    def _require_fitted(self) -> dict[str, Tensor]:
+        """What ``fit`` learned."""
+        if self._learned is None:
+            raise NotFittedError(f"this {type(self).__name__} is not fitted; call fit(...) first")
+        return self._learned
+
+    @property
+    def _device(self) -> torch.device:
+        tensors = itertools.chain(self.model.parameters(), self.model.buffers())
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+    def _batches(self, source: InputSource, description: str) -> Iterator[Tensor]:
+        batches = iterate_batches(source, self.batch_size)
+        for batch in track(batches, source, description, self.progress):
+            yield batch.to(self._device)

@@ -1,0 +1,74 @@
+"""Yardsticks that read only the logits: maximum softmax probability and energy."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from gradood.detectors.base import Detector
+from gradood.detectors.batches import InputSource
+from gradood.errors import InputError, ModelError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class LogitDetector(Detector):
+    """A score computed from the logits; there is nothing to fit. Arguments as in ``Detector``."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        nan_policy: str = "raise",
+        batch_size: int = 256,
+        progress: bool | None = None,
+    ) -> None:
+        super().__init__(model, nan_policy=nan_policy, batch_size=batch_size, progress=progress)
+        self._learned = {}
+
+    @abstractmethod
+    def _score_logits(self, logits: Tensor) -> Tensor:
+        """Scores ``[n]`` of float64 logits ``[n, C]``."""
+
+    def fit(self, normal: InputSource | None = None) -> Self:
+        """Do nothing but forget the threshold: the same call as for other detectors."""
+        self._threshold = None
+        return self
+
+    @torch.no_grad()
+    def _score_batch(self, batch: Tensor) -> Tensor:
+        if any(module.training for module in self.model.modules()):
+            raise ModelError("the model is in training mode; call model.eval() first")
+        usable = batch.flatten(1).isfinite().all(1)
+        if self.nan_policy == "raise" and not usable.all():
+            rows = (~usable).nonzero().flatten().tolist()
+            raise InputError(f"inputs {rows[:10]} of a batch hold NaN or Inf")
+        logits = self.model(batch)
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            raise ModelError(f"the model returns {type(logits).__name__}; expected logits [N, C]")
+        return torch.where(usable, self._score_logits(logits.double()).float(), torch.inf)
+
+
+class MaxSoftmax(LogitDetector):
+    """``1 - max_c softmax(z)_c``, the probability left to the other classes.
+
+    Source: Hendrycks and Gimpel, "A Baseline for Detecting Misclassified and Out-of-Distribution
+    Examples in Neural Networks", 2017.
+    """
+
+    def _score_logits(self, logits: Tensor) -> Tensor:
+        return 1 - logits.softmax(1).amax(1)
+
+
+class Energy(LogitDetector):
+    """``-log Σ_c exp(z_c)``: the free energy at temperature one, high where all logits are low.
+
+    Source: Liu et al., "Energy-based Out-of-distribution Detection", 2020.
+    """
+
+    def _score_logits(self, logits: Tensor) -> Tensor:
+        return -torch.logsumexp(logits, 1)

@@ -1,0 +1,149 @@
+"""Detectors as files: safetensors with a JSON header, never pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from gradood.errors import CheckpointError, InputError
+
+if TYPE_CHECKING:
+    from gradood.detectors.base import Detector
+
+#: Every concrete detector by its class name: how ``load`` finds it.
+REGISTRY: dict[str, type[Detector]] = {}
+
+_FORMAT = 1
+_KEY = "gradood"
+_DTYPES = {str(dtype): dtype for dtype in (torch.float64, torch.float32, torch.int64, torch.bool)}
+
+
+def write(detector: Detector, path: str | Path) -> None:
+    """Write ``detector`` to ``path``, which is replaced only once the file is complete."""
+    header = {
+        "format": _FORMAT,
+        "class": type(detector).__name__,
+        "version": _package_version(),
+        "settings": {name: encode(value) for name, value in detector._settings().items()},
+        "threshold": detector._threshold,
+        "model": _architecture(detector.model),
+    }
+    learned = detector._require_fitted()
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in learned.items()}
+    partial = Path(path).with_name(Path(path).name + ".partial")
+    save_file(tensors, partial, metadata={_KEY: json.dumps(header)})
+    os.replace(partial, path)
+
+
+def load(path: str | Path, model: nn.Module) -> Detector:
+    """Read a detector that ``Detector.save`` wrote, for the classifier it was fitted on.
+
+    The weights of ``model`` are the caller's: only names and shapes are compared, so load a
+    detector for the same trained weights, or its scores mean nothing.
+
+    Args:
+        path: A file written by ``save``.
+        model: The classifier, on the device where scores shall be computed.
+
+    Returns:
+        The fitted detector, with its threshold if it had one.
+
+    Raises:
+        CheckpointError: The file is missing, damaged or not one of ours, or the detector belongs to
+            a model with other parameters; the message names what differs.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})[_KEY])
+            state = {name: file.get_tensor(name) for name in file.keys()}
+        if header["format"] != _FORMAT:
+            raise CheckpointError(
+                f"{path} has format {header['format']}, this gradood reads format {_FORMAT}; "
+                f"it was written by gradood {header['version']}"
+            )
+        _check_architecture(path, header["model"], _architecture(model))
+        return _rebuild(path, header, state, model)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            f"{path} is not a detector that gradood saved ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _rebuild(
+    path: str | Path, header: Mapping[str, Any], state: Mapping[str, Tensor], model: nn.Module
+) -> Detector:
+    if header["class"] not in REGISTRY:
+        raise CheckpointError(
+            f"{path} holds a {header['class']}, which this gradood does not have; it has "
+            f"{', '.join(sorted(REGISTRY))}. Import the module that defines it first"
+        )
+    detector = REGISTRY[header["class"]](
+        model, **{name: decode(value) for name, value in header["settings"].items()}
+    )
+    if state.keys() != detector.LEARNED:
+        raise CheckpointError(
+            f"{path} is damaged: it holds {sorted(state)}, expected {sorted(detector.LEARNED)}"
+        )
+    detector._restore({name: tensor.to(detector._device) for name, tensor in state.items()})
+    detector._threshold = None if header["threshold"] is None else float(header["threshold"])
+    return detector
+
+
+def _architecture(model: nn.Module) -> dict[str, list[int]]:
+    return {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def _check_architecture(
+    path: str | Path, saved: Mapping[str, list[int]], present: Mapping[str, list[int]]
+) -> None:
+    differences = [f"{name} is missing" for name in saved if name not in present]
+    differences += [f"{name} is not in the file" for name in present if name not in saved]
+    differences += [
+        f"{name} is {present[name]}, in the file {shape}"
+        for name, shape in saved.items()
+        if name in present and present[name] != shape
+    ]
+    if differences:
+        shown = "; ".join(differences[:5])
+        more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
+        raise CheckpointError(
+            f"{path} belongs to a model with other parameters: in the model given, {shown}{more}"
+        )
+
+
+def encode(value: Any) -> Any:
+    """A setting as JSON; a Tensor becomes a tagged list."""
+    if isinstance(value, Tensor):
+        return {"tensor": value.tolist(), "dtype": str(value.dtype)}
+    if isinstance(value, list | tuple):
+        return [encode(item) for item in value]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise InputError(f"a setting of type {type(value).__name__} cannot be saved: {value!r}")
+
+
+def decode(value: Any) -> Any:
+    """The inverse of ``encode``."""
+    if isinstance(value, dict):
+        return torch.tensor(value["tensor"], dtype=_DTYPES[value["dtype"]])
+    return [decode(item) for item in value] if isinstance(value, list) else value
+
+
+def _package_version() -> str:
+    try:
+        return version("gradood")
+    except PackageNotFoundError:
+        return "unknown"

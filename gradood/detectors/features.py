@@ -1,0 +1,72 @@
+"""Gradient norms -> features: logarithm, then standardised on normal data.
+
+The one place where detectors turn an input into numbers. Squared norms differ between layers by a
+factor of 700 and between inputs by 10^5, so detectors read their logarithms.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gradood.errors import InputError
+
+#: Squared norms below this count as zero: log(1e-12) = -27.6 is far from any live layer, and yet
+#: one layer that is sometimes dead on normal data does not drown the others.
+FLOOR = 1e-12
+
+#: Standard deviation of a log norm below which a feature is constant up to float32 rounding, as
+#: the last bias is under a label and loss that fix its gradient.
+CONSTANT = 1e-4
+
+
+def log_norms(values: Tensor) -> Tensor:
+    """Squared norms ``[N, L]`` or ``[N, K, L]`` -> natural logarithms, float32 ``[N, K L]``.
+
+    Rows that hold NaN or Inf keep a non-finite value.
+    """
+    return values.flatten(1).float().clamp_min(FLOOR).log()
+
+
+class Standardiser(NamedTuple):
+    """``z = (f - mean) / std`` over the features that vary on normal data.
+
+    Attributes:
+        mean: ``[kept features]``.
+        std: ``[kept features]``.
+        kept: ``[F]`` bool; False for features that are constant on normal data.
+    """
+
+    mean: Tensor
+    std: Tensor
+    kept: Tensor
+
+    @staticmethod
+    def fit(features: Tensor) -> Standardiser:
+        """Learn from normal ``features`` ``[N, F]``.
+
+        Raises:
+            InputError: Fewer than two rows, rows that are not finite, or no feature varies.
+        """
+        if len(features) < 2:
+            raise InputError(f"{len(features)} normal inputs are too few to fit on; give 2 or more")
+        unusable = (~features.isfinite().all(1)).nonzero().flatten().tolist()
+        if unusable:
+            raise InputError(
+                f"the gradient norms of normal inputs {unusable[:10]} are not finite; "
+                "remove these inputs before fitting"
+            )
+        std, mean = torch.std_mean(features.double(), 0)
+        kept = std > CONSTANT
+        if not kept.any():
+            raise InputError(
+                "no gradient norm differs between the normal inputs, so there is nothing to learn; "
+                "are they all the same input?"
+            )
+        return Standardiser(mean[kept].float(), std[kept].float(), kept)
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """``[N, F]`` -> ``[N, kept features]``."""
+        return (features[:, self.kept] - self.mean) / self.std

@@ -1,0 +1,81 @@
+"""Distance of the log gradient norms to the k-th nearest normal input."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from gradood.detectors.features import Standardiser
+from gradood.detectors.gradient import GradientDetector, NormSource
+from gradood.detectors.whitening import whitening_matrix
+from gradood.errors import InputError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+#: Distances held at once, 256 MB in float32.
+_MAX_DISTANCES = 2**26
+
+
+class GradientKNN(GradientDetector):
+    """Euclidean distance to the k-th nearest normal input in whitened log norms.
+
+    The normal log norms are standardised, whitened once for all, and kept: memory and time grow
+    with the number of inputs given to ``fit``. Source of the idea: Sun et al.,
+    "Out-of-Distribution Detection with Deep Nearest Neighbors", 2022, there on activations.
+
+    Args:
+        model: Classifier in eval mode.
+        neighbours: k, at least 1.
+        **options: As in ``GradientDetector``.
+
+    Example:
+        >>> detector = gradood.GradientKNN(model, neighbours=5).fit(normal)
+        >>> scores = detector.score(images)
+    """
+
+    LEARNED = GradientDetector.LEARNED | {"whitening", "bank"}
+
+    def __init__(self, model: nn.Module, *, neighbours: int = 5, **options: Any) -> None:
+        super().__init__(model, **options)
+        if neighbours < 1:
+            raise InputError(f"neighbours = {neighbours}; expected at least 1")
+        self.neighbours = neighbours
+
+    def _settings(self) -> dict[str, Any]:
+        return super()._settings() | {"neighbours": self.neighbours}
+
+    def fit(self, normal: NormSource) -> Self:
+        """Learn the whitening and keep the whitened normal log norms; forgets the threshold.
+
+        Args:
+            normal: Normal inputs, or their ``GradientNorms``; from 200 on it works, more is better.
+
+        Raises:
+            InputError: Fewer inputs than ``neighbours`` or than two, inputs that hold NaN or Inf,
+                or all of them alike.
+        """
+        self._forget()
+        features = self._log_norms(normal, "fitting on normal inputs")
+        if len(features) < self.neighbours:
+            raise InputError(
+                f"{len(features)} normal inputs have no {self.neighbours}-th nearest neighbour; "
+                "give more inputs or a smaller neighbours="
+            )
+        standardise = Standardiser.fit(features)
+        standardised = standardise(features)
+        whitening = whitening_matrix(standardised)
+        learned = {"whitening": whitening, "bank": standardised @ whitening}
+        self._learned = standardise._asdict() | learned
+        return self
+
+    def _score_features(self, features: Tensor) -> Tensor:
+        learned = self._require_fitted()
+        bank, queries = learned["bank"], features @ learned["whitening"]
+        distances = [
+            torch.cdist(chunk, bank).kthvalue(self.neighbours, 1).values
+            for chunk in torch.split(queries, max(1, _MAX_DISTANCES // len(bank)))
+        ]
+        return torch.cat(distances)
