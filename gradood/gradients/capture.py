@@ -1,0 +1,189 @@
+"""See every operator of a forward pass, and hand each gradient that reaches one to its rule.
+
+A ``TorchFunctionMode`` sees operators, not modules, so it makes no difference which module a
+parameter is used in, or how often. Parameters are replaced by plain tensors on the way into an
+operator: no weight gradient is computed, and nothing is recorded before the first one selected.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.overrides import TorchFunctionMode
+
+from gradood.gradients.rules import RULES
+from gradood.gradients.source import Source, derived_source
+
+Function = Callable[..., Any]
+
+_EXPANDABLE = ("torch.nn.functional", "torch.functional")
+_CHECKS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+
+#: Operators that copy or cast, element for element.
+_ISOMETRIC: frozenset[Function] = frozenset(
+    {Tensor.clone, torch.clone, Tensor.contiguous, Tensor.to, Tensor.type_as, Tensor.type}
+    | {Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16}
+)
+
+
+class OperatorMode(TorchFunctionMode):
+    """Number the operators of a forward pass in order, looking inside composite functions.
+
+    Calls without gradients, inside ``no_grad`` or a custom ``autograd.Function``, are passed by:
+    what they compute is a constant to the backward pass.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(
+        self, function: Function, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Number one call and let ``visit`` make it."""
+        kwargs = kwargs or {}
+        if not torch.is_grad_enabled():
+            return function(*args, **kwargs)
+        body = _body(function)
+        if body is not None:
+            with self:
+                return body(*args, **kwargs)
+        self.count += 1
+        return self.visit(self.count, function, args, kwargs)
+
+    def visit(self, position: int, function: Function, args: Any, kwargs: Any) -> Any:
+        """Make the call that stands at ``position``."""
+        raise NotImplementedError
+
+
+class SourceMode(OperatorMode):
+    """Follow parameters through the operators that consume nothing else."""
+
+    def __init__(self, parameters: Mapping[str, Parameter]) -> None:
+        super().__init__()
+        self._sources = {id(p): Source.of_parameter(name, p) for name, p in parameters.items()}
+        self._names = frozenset(parameters)
+
+    def source(self, value: object) -> Source | None:
+        """The source that a value is, if it leads to a parameter that was selected."""
+        if isinstance(value, Parameter):
+            return self._sources.get(id(value))
+        if isinstance(value, Tensor):
+            found = derived_source(value)
+            if found is not None and not self._names.isdisjoint(found.leaves):
+                return found
+        return None
+
+    def sources_in(self, args: Any, kwargs: Any) -> list[Source]:
+        """Every source among the arguments of an operator."""
+        found = [self.source(value) for value in flatten((args, tuple(kwargs.values())))]
+        return [s for s in found if s is not None]
+
+    def call_plain(self, function: Function, args: Any, kwargs: Any) -> Any:
+        """Make a call with plain tensors for parameters, as the model's values."""
+        plain = tuple(map(self._plain, args)), {k: self._plain(v) for k, v in kwargs.items()}
+        return function(*plain[0], **plain[1])
+
+    def derive(self, function: Function, args: Any, kwargs: Any, parents: list[Source]) -> Any:
+        """Make a call that consumes parameters alone, so that its result can be pulled back."""
+        out = function(*map(self._live, args), **{k: self._live(v) for k, v in kwargs.items()})
+
+        def wrap(value: Any) -> Any:
+            if isinstance(value, (list, tuple)):
+                return type(value)(map(wrap, value))
+            if not isinstance(value, Tensor) or not value.requires_grad:
+                return value
+            same = next((p for p in parents if p.live is value), None)
+            if same is not None:  # an in-place operator, or a cast that had nothing to do
+                return same.value
+            return Source.derived(value, parents, function in _ISOMETRIC).value
+
+        return wrap(out)
+
+    def _plain(self, value: Any) -> Any:
+        if isinstance(value, Parameter):
+            source = self._sources.get(id(value))
+            if source is not None:
+                return source.value
+            return value.clone() if value.is_inference() else value.detach()
+        if type(value) in (list, tuple):
+            return type(value)(map(self._plain, value))
+        return value
+
+    def _live(self, value: Any) -> Any:
+        source = self.source(value)
+        if source is not None:
+            return source.live
+        if type(value) in (list, tuple):
+            return type(value)(map(self._live, value))
+        return self._plain(value)
+
+
+class Anchor(torch.autograd.Function):
+    """Start the autograd graph at a tensor without copying it.
+
+    Marking the tensor as changed gives it a place in the graph without making it a leaf, so the
+    model may still change it in place.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, anchor: Tensor) -> Tensor:
+        """Return ``tensor`` itself, now part of the graph."""
+        ctx.mark_dirty(tensor)
+        return tensor
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[None, None]:
+        """Nothing lies below the anchor."""
+        return None, None
+
+
+def watch(out: Tensor, anchor: Tensor, hook: Callable[[Tensor], None]) -> Tensor:
+    """Have ``hook`` receive the gradient of an operator's output, as it is now."""
+    if out._is_view():
+        # In-place changes of a view rewrite its history, which would drop the hook.
+        out = torch.ops.aten._unsafe_view.default(out, out.shape)
+    if not out.requires_grad:
+        out = Anchor.apply(out, anchor)  # type: ignore[no-untyped-call]
+    out.register_hook(hook)  # type: ignore[no-untyped-call]
+    return out
+
+
+def flatten(value: Any) -> Iterator[Any]:
+    """The leaves of nested lists and tuples."""
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from flatten(item)
+    else:
+        yield value
+
+
+def name_of(function: Function) -> str:
+    """An operator's name, for people."""
+    return getattr(function, "__name__", None) or str(function)
+
+
+@cache
+def _body(function: Function) -> Function | None:
+    """A composite function without its own dispatch, so that the mode sees what it calls.
+
+    Functions such as ``multi_head_attention_forward`` hand themselves to an active mode, and would
+    for ever: this copy believes that there is none.
+    """
+    if not isinstance(function, types.FunctionType) or function in RULES:
+        return None
+    scope = function.__globals__
+    if function.__module__ not in _EXPANDABLE or not any(check in scope for check in _CHECKS):
+        return None
+    scope = {**scope, **dict.fromkeys(_CHECKS, lambda *tensors: False)}
+    body = types.FunctionType(
+        function.__code__, scope, function.__name__, function.__defaults__, function.__closure__
+    )
+    body.__kwdefaults__ = function.__kwdefaults__
+    return body

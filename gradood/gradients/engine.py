@@ -1,0 +1,217 @@
+"""One forward pass, one backward pass a label, and a norm for every parameter and sample."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from gradood.gradients.capture import Function, SourceMode, flatten, name_of, watch
+from gradood.gradients.plan import Forward, Plan, PlanError, Step
+from gradood.gradients.rules import Call
+from gradood.gradients.source import Source
+
+#: Called with a parameter's name and the call whose rule computes its norm; see ``explain``.
+Observer = Callable[[str, Call, Tensor | None, Tensor], None]
+
+#: Per-sample gradients that have to be materialised are, this many bytes at a time.
+GRADIENT_BYTES = 64 << 20
+
+
+class _Contribution:
+    """One use of a parameter that has to wait for the others: kept inputs, or its gradient."""
+
+    def __init__(self, call: Call, role: str, x: Tensor | None, d: Tensor, source: Source) -> None:
+        self.call, self.role, self.x, self.d, self.source = call, role, x, d, source
+        operand = call.operands[role]
+        kept = d.numel() + (0 if x is None else x.numel())
+        self.ready: Tensor | None = None
+        if len(d) * operand.numel() <= kept and not call.concatenates:
+            self.ready = call.gradient(x, d, role)
+            self.x = None
+            self.d = d.new_empty(0)
+
+    def gradient(self, name: str, chunk: slice) -> Tensor:
+        if self.ready is not None:
+            gradient = self.ready[chunk]
+        else:
+            x = None if self.x is None else self.x[chunk]
+            gradient = self.call.gradient(x, self.d[chunk], self.role)
+        return self.source.pull_back(gradient, name)
+
+
+class Recorder(SourceMode):
+    """Follow a plan through one forward pass, then turn gradients into norms ``[N, L]``."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        parameters: Mapping[str, Parameter],
+        samples: int,
+        device: torch.device,
+        observer: Observer | None = None,
+    ) -> None:
+        covered = {name: p for name, p in parameters.items() if name in plan.combine}
+        super().__init__(covered)
+        self._plan = plan
+        self._parameters = covered
+        self._samples = samples
+        self._observer = observer
+        self._followed = 0
+        self._waiting: dict[str, list[_Contribution]] = defaultdict(list)
+        self._norms: dict[str, Tensor] = {}
+        self._last_label = True
+        self.anchor = torch.zeros((), device=device, requires_grad=True)
+
+    def visit(self, position: int, function: Function, args: Any, kwargs: Any) -> Any:
+        """Make one call; where the plan has a step, watch its output."""
+        step = self._plan.steps.get(position)
+        if step is None:
+            sources = self.sources_in(args, kwargs)
+            if sources:
+                return self.derive(function, args, kwargs, sources)
+            return self.call_plain(function, args, kwargs)
+        if function is not step.function:
+            raise PlanError(f"{name_of(function)} ran where {name_of(step.function)} was expected")
+        call = step.rule.bind(function, *args, **kwargs)
+        if isinstance(call, str):
+            raise PlanError(call)
+        sources = {role: s for role, t in call.operands.items() if (s := self.source(t))}
+        if not all(u.role in sources and u.parameter in sources[u.role].leaves for u in step.uses):
+            raise PlanError(f"{name_of(function)} was called with other parameters")
+        out = self.call_plain(function, args, kwargs)
+        call.axis = step.output_axis
+        self._check(step, call, out)
+        self._followed += 1
+        data = self._keep(step, call)
+        version = 0 if data is None else data._version
+        # The hook must not keep the call's own reference to the input alive.
+        call.data = None if data is None else data.new_empty(0).expand(*[0] * data.dim())
+        hook = partial(self._receive, step, call, sources, [data], version)
+        return watch(out, self.anchor, hook)
+
+    def _keep(self, step: Step, call: Call) -> Tensor | None:
+        needed = any(use.role in call.needs_data for use in step.uses)
+        return call.data.detach() if needed and call.data is not None else None
+
+    def _check(self, step: Step, call: Call, out: Tensor) -> None:
+        data = out if call.data is None else call.data
+        if not (
+            step.output_axis.fits(out.shape, self._samples)
+            and step.input_axis.fits(data.shape, self._samples)
+        ):
+            raise PlanError(f"{name_of(step.function)} has tensors of other shapes")
+
+    def finish(self) -> None:
+        """Check after the forward pass that every step of the plan was met."""
+        if self._followed != len(self._plan.steps):
+            raise PlanError("operators that were there in the probe did not run")
+
+    def backward(self, logits: Tensor, gradient: Tensor, last: bool) -> dict[str, Tensor]:
+        """Run one backward pass from the logit gradient ``[N, C]``: squared norms by parameter."""
+        self._norms = {}
+        self._waiting = defaultdict(list)
+        self._last_label = last
+        if logits.requires_grad:
+            torch.autograd.grad(
+                logits, [self.anchor], gradient.to(logits), retain_graph=not last, allow_unused=True
+            )
+        for name in list(self._waiting):  # uses whose output the logits do not depend on
+            self._combine(name)
+        return self._norms
+
+    def _receive(
+        self,
+        step: Step,
+        call: Call,
+        sources: Mapping[str, Source],
+        held: list[Tensor | None],
+        version: int,
+        d: Tensor,
+    ) -> None:
+        data = held[0]
+        if self._last_label:
+            held.clear()
+        if data is not None and data._version != version:
+            raise PlanError(f"the input of {name_of(step.function)} was overwritten")
+        x = None if data is None else step.input_axis.split(data, self._samples)
+        d = step.output_axis.split(d.detach(), self._samples)
+        added = [u for u in step.uses if self._plan.combine[u.parameter][0] == "add"]
+        if added:
+            norms = call.norms(x, d, list(dict.fromkeys(u.role for u in added)))
+            for use in added:
+                self._add(use.parameter, norms[use.role])
+                self._observe(use.parameter, call, x, d)
+        for use in step.uses:
+            strategy, count = self._plan.combine[use.parameter]
+            if strategy != "add":
+                waiting = self._waiting[use.parameter]
+                waiting.append(_Contribution(call, use.role, x, d, sources[use.role]))
+                self._observe(use.parameter, call, x, d)
+                if len(waiting) == count:
+                    self._combine(use.parameter)
+
+    def _observe(self, name: str, call: Call, x: Tensor | None, d: Tensor) -> None:
+        if self._observer is not None:
+            self._observer(name, call, x, d)
+
+    def _add(self, name: str, norm: Tensor) -> None:
+        self._norms[name] = self._norms[name] + norm if name in self._norms else norm
+
+    def _combine(self, name: str) -> None:
+        uses = self._waiting.pop(name)
+        if self._plan.combine[name][0] == "concatenate":
+            role, call = uses[0].role, uses[0].call
+            d = torch.cat([_flat(u.d) for u in uses], 1)
+            x = None
+            if uses[0].x is not None:
+                x = torch.cat([_flat(u.x) for u in uses if u.x is not None], 1)
+            self._add(name, call.norms(x, d, [role])[role])
+            return
+        numel = self._parameters[name].numel() + max(u.call.operands[u.role].numel() for u in uses)
+        chunk = max(1, GRADIENT_BYTES // (4 * numel))
+        parts = []
+        for i in range(0, self._samples, chunk):
+            total = sum(u.gradient(name, slice(i, i + chunk)) for u in uses)
+            assert isinstance(total, Tensor)
+            parts.append(torch.linalg.vector_norm(total.flatten(1), dim=1).square())
+        self._add(name, torch.cat(parts))
+
+
+def run(
+    plan: Plan,
+    forward: Forward,
+    x: Tensor,
+    parameters: Mapping[str, Parameter],
+    logit_gradients: Callable[[Tensor], Sequence[Tensor]],
+    observer: Observer | None = None,
+) -> tuple[Tensor, list[dict[str, Tensor]]]:
+    """Score one micro-batch: its logits, and for every label the norms by parameter name.
+
+    Raises:
+        PlanError: the model did something else than in the probe.
+    """
+    recorder = Recorder(plan, parameters, len(x), x.device, observer)
+    with recorder:
+        logits = forward(x)
+    recorder.finish()
+    gradients = logit_gradients(logits)
+    with torch.autocast(x.device.type, enabled=False):
+        norms = [
+            recorder.backward(logits, g, last=i == len(gradients) - 1)
+            for i, g in enumerate(gradients)
+        ]
+    return logits.detach(), norms
+
+
+def _flat(t: Tensor) -> Tensor:
+    """Bring ``[N, …, features]`` to ``[N, T, features]`` to concatenate tokens."""
+    return t.unsqueeze(1) if t.dim() == 2 else t.flatten(1, -2)
+
+
+__all__ = ["Observer", "Recorder", "flatten", "run"]

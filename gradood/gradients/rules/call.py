@@ -1,0 +1,66 @@
+"""What a rule is: one operator call, seen as a function of its parameters and of a batch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from gradood.gradients.axis import SampleAxis
+
+
+class Call(ABC):
+    """One call of one operator, in which parameters meet a batch.
+
+    ``operands`` maps a role, such as ``"weight"``, to the tensor that plays it. ``data`` is the
+    operator's other input, kept until the backward pass reaches the call; ``needs_data`` names the
+    roles whose gradient depends on it.
+
+    ``x`` and ``d`` below are ``data`` and the gradient of the operator's output with the samples
+    along dimension 0. Where the batch dimension was ``merged``, it held several entries a sample,
+    and those stand in the dimension's place. ``axis`` says where the samples lie in the output.
+    """
+
+    #: Whether repeated uses of an operand may be combined by concatenating ``[N, T, …]`` tokens.
+    concatenates: ClassVar[bool] = False
+    needs_data: ClassVar[frozenset[str]] = frozenset({"weight"})
+
+    operands: Mapping[str, Tensor]
+    data: Tensor | None
+    axis: SampleAxis
+
+    @property
+    def name(self) -> str:
+        """The rule's name, for ``explain``."""
+        return type(self).__name__.removesuffix("Call").lower()
+
+    @classmethod
+    @abstractmethod
+    def bind(cls, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Call | str:
+        """Read an operator's arguments; a string says why the rule does not cover them."""
+
+    def refuses(self, input_axis: SampleAxis, output_axis: SampleAxis) -> str | None:
+        """Say why samples that lie so in the input and the output are not covered."""
+        return None if input_axis == output_axis else "the samples change places in the operator"
+
+    @abstractmethod
+    def norms(self, x: Tensor | None, d: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:
+        """Squared norms ``[N]`` of the per-sample gradients of the operands in ``roles``."""
+
+    @abstractmethod
+    def gradient(self, x: Tensor | None, d: Tensor, role: str) -> Tensor:
+        """The per-sample gradients ``[N, *operand.shape]`` of one operand."""
+
+
+def tensors(**operands: Any) -> dict[str, Tensor]:
+    """Keep the operands that are tensors: a missing bias is None."""
+    return {role: t for role, t in operands.items() if isinstance(t, Tensor)}
+
+
+def batch_comes_first(input_axis: SampleAxis, output_axis: SampleAxis) -> str | None:
+    """Refuse samples that do not lie along dimension 0, for operators that name it the batch."""
+    if input_axis != output_axis or output_axis.dim != 0:
+        return "the samples do not lie along the operator's batch dimension"
+    return None

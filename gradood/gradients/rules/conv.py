@@ -1,0 +1,143 @@
+"""Convolutions and transposed convolutions in one, two and three dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gradood import ops
+from gradood.gradients.axis import SampleAxis
+from gradood.gradients.rules.call import Call, batch_comes_first, tensors
+from gradood.ops import reference
+
+
+class Geometry(NamedTuple):
+    """Sizes of a convolution, one entry a spatial dimension; padding is before the first element."""
+
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def prepend(self) -> Geometry:
+        """The same convolution over one more leading dimension, which it does not mix."""
+        one, zero = (1,), (0,)
+        return Geometry(
+            one + self.kernel_size,
+            one + self.stride,
+            zero + self.padding,
+            one + self.dilation,
+            self.groups,
+        )
+
+
+class ConvCall(Call):
+    """``y = x ∗ W + b``: the weight gradient correlates x with d, see ``reference.conv_gradient``.
+
+    Other padding modes reach this operator as an already padded input.
+    """
+
+    transposed: ClassVar[bool] = False
+
+    def __init__(self, x: Tensor, weight: Tensor, bias: Any, geometry: Geometry) -> None:
+        self.data = x
+        self.operands = tensors(weight=weight, bias=bias)
+        self.geometry = geometry
+
+    @classmethod
+    def bind(
+        cls,
+        function: Callable[..., Any],
+        input: Tensor,
+        weight: Tensor,
+        bias: Any = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Call | str:
+        nd = weight.dim() - 2
+        if input.dim() != nd + 2:
+            return "the input has no batch dimension"
+        kernel, dilation = tuple(weight.shape[2:]), _repeat(dilation, nd)
+        if padding == "valid":
+            padding = 0
+        elif padding == "same":
+            padding = tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True))
+        geometry = Geometry(kernel, _repeat(stride, nd), _repeat(padding, nd), dilation, groups)
+        return cls(input, weight, bias, geometry)
+
+    def refuses(self, input_axis: SampleAxis, output_axis: SampleAxis) -> str | None:
+        return batch_comes_first(input_axis, output_axis)
+
+    def norms(self, x: Tensor | None, d: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:
+        if "weight" not in roles:
+            x, d, _ = self._arrange(d, d)
+            return {"bias": ops.bias_sqnorm(d.flatten(2))}
+        assert x is not None
+        x, d, geometry = self._arrange(x, d)
+        bias = "bias" in roles
+        if not self.transposed:
+            weight_norm, bias_norm = ops.conv_sqnorm(x, d, *geometry, bias)
+            return {"weight": weight_norm, "bias": bias_norm}
+        weight_norm, _ = ops.conv_sqnorm(d, x, *geometry, False)
+        norms = {"weight": weight_norm}
+        if bias:
+            norms["bias"] = ops.bias_sqnorm(d.flatten(2))
+        return norms
+
+    def gradient(self, x: Tensor | None, d: Tensor, role: str) -> Tensor:
+        if role == "bias":
+            return self._arrange(d, d)[1].flatten(2).sum(2)
+        assert x is not None
+        x, d, geometry = self._arrange(x, d)
+        x = x.to(d.dtype)
+        pair = (d, x) if self.transposed else (x, d)
+        return reference.conv_gradient(*pair, *geometry).view(len(x), *self.operands["weight"].shape)
+
+    def _arrange(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor, Geometry]:
+        """Turn images merged into the batch, ``[N, m, C, *S]``, into one more spatial dimension."""
+        if not self.axis.merged:
+            return x, d, self.geometry
+        return x.transpose(1, 2), d.transpose(1, 2), self.geometry.prepend()
+
+
+class TransposedConvCall(ConvCall):
+    """The adjoint of a convolution: the same rule with the roles of x and d exchanged."""
+
+    transposed: ClassVar[bool] = True
+
+    @classmethod
+    def bind(
+        cls,
+        function: Callable[..., Any],
+        input: Tensor,
+        weight: Tensor,
+        bias: Any = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        output_padding: Any = 0,
+        groups: int = 1,
+        dilation: Any = 1,
+    ) -> Call | str:
+        return super().bind(function, input, weight, bias, stride, padding, dilation, groups)
+
+
+def _repeat(value: Any, count: int) -> tuple[int, ...]:
+    if isinstance(value, int):
+        return (value,) * count
+    return tuple(value) * count if len(value) == 1 else tuple(value)
+
+
+RULES: dict[Callable[..., Any], type[Call]] = {
+    torch.conv1d: ConvCall,
+    torch.conv2d: ConvCall,
+    torch.conv3d: ConvCall,
+    torch.conv_transpose1d: TransposedConvCall,
+    torch.conv_transpose2d: TransposedConvCall,
+    torch.conv_transpose3d: TransposedConvCall,
+}

@@ -1,0 +1,240 @@
+"""Normalisation layers: weight gradient ``Σ_t d x̂``, bias gradient ``Σ_t d``, per channel."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from gradood import ops
+from gradood.errors import ModelError
+from gradood.gradients.axis import SampleAxis
+from gradood.gradients.rules.call import Call, batch_comes_first, tensors
+
+
+class _NormCall(Call):
+    """Shared by every normalisation: both norms come from one pass over x and d."""
+
+    def __init__(self, x: Tensor, weight: Any, bias: Any) -> None:
+        self.data = x
+        self.operands = tensors(weight=weight, bias=bias)
+
+    def norms(self, x: Tensor | None, d: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:
+        d = self._arrange(d)
+        if "weight" not in roles:
+            return {"bias": ops.bias_sqnorm(self._channels_first(d))}
+        assert x is not None
+        weight, bias = self._fused(self._arrange(x), d)
+        return {"weight": weight, "bias": bias}
+
+    def gradient(self, x: Tensor | None, d: Tensor, role: str) -> Tensor:
+        shape = self.operands[role].shape
+        d = self._arrange(d)
+        if role == "weight":
+            assert x is not None
+            d = d * self._normalised(self._arrange(x).to(d.dtype))
+        return self._channels_first(d).sum(2).view(len(d), *shape)
+
+    @abstractmethod
+    def _arrange(self, t: Tensor) -> Tensor:
+        """Bring ``[N, …]`` into the layout of the fused operator."""
+
+    @abstractmethod
+    def _fused(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+        """Both squared norms."""
+
+    @abstractmethod
+    def _normalised(self, x: Tensor) -> Tensor:
+        """The normalised input x̂."""
+
+    def _channels_first(self, t: Tensor) -> Tensor:
+        return t
+
+
+class BatchNormCall(_NormCall):
+    """``x̂ = (x − running mean) / √(running variance + eps)``, in evaluation mode only."""
+
+    def __init__(self, x: Tensor, weight: Any, bias: Any, mean: Tensor, rstd: Tensor) -> None:
+        super().__init__(x, weight, bias)
+        self.mean, self.rstd = mean, rstd
+
+    @classmethod
+    def bind(
+        cls,
+        function: Callable[..., Any],
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Any = None,
+        bias: Any = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Call | str:
+        if training or running_mean is None or running_var is None:
+            raise ModelError(
+                "a batch norm layer uses the statistics of the batch, so a sample's gradient "
+                "depends on the other samples; call model.eval() first (layers with "
+                "track_running_stats=False need their statistics fixed)"
+            )
+        accumulate = torch.promote_types(running_var.dtype, torch.float32)
+        rstd = (running_var.detach().to(accumulate) + eps).rsqrt()
+        return cls(input, weight, bias, running_mean.detach().to(accumulate), rstd)
+
+    def refuses(self, input_axis: SampleAxis, output_axis: SampleAxis) -> str | None:
+        return batch_comes_first(input_axis, output_axis)
+
+    def _arrange(self, t: Tensor) -> Tensor:
+        return channels_first(t, self.axis.merged)
+
+    def _fused(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+        norms: tuple[Tensor, Tensor] = ops.batch_norm_sqnorm(x, d, self.mean, self.rstd)
+        return norms
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        return (x - self.mean[:, None]) * self.rstd[:, None]
+
+
+class GroupNormCall(_NormCall):
+    """``x̂`` over groups of channels; instance norm is one channel a group."""
+
+    def __init__(self, x: Tensor, weight: Any, bias: Any, groups: int, eps: float) -> None:
+        super().__init__(x, weight, bias)
+        self.groups, self.eps = groups, eps
+
+    @classmethod
+    def bind(
+        cls,
+        function: Callable[..., Any],
+        input: Tensor,
+        num_groups: int,
+        weight: Any = None,
+        bias: Any = None,
+        eps: float = 1e-5,
+    ) -> Call | str:
+        return cls(input, weight, bias, num_groups, eps)
+
+    def refuses(self, input_axis: SampleAxis, output_axis: SampleAxis) -> str | None:
+        if output_axis.merged:
+            return "groups are normalised for every image, and several belong to one sample"
+        return batch_comes_first(input_axis, output_axis)
+
+    def _arrange(self, t: Tensor) -> Tensor:
+        return channels_first(t, False)
+
+    def _fused(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+        norms: tuple[Tensor, Tensor] = ops.group_norm_sqnorm(x, d, self.groups, self.eps)
+        return norms
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        rows = x.reshape(len(x), self.groups, -1)
+        return functional.layer_norm(rows, rows.shape[2:], eps=self.eps).view_as(x)
+
+
+class InstanceNormCall(GroupNormCall):
+    """``x̂`` over the positions of every channel of every sample."""
+
+    @classmethod
+    def bind(  # type: ignore[override]
+        cls,
+        function: Callable[..., Any],
+        input: Tensor,
+        running_mean: Tensor | None = None,
+        running_var: Tensor | None = None,
+        weight: Any = None,
+        bias: Any = None,
+        use_input_stats: bool = True,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Call | str:
+        if not use_input_stats:
+            return BatchNormCall.bind(
+                function, input, running_mean, running_var, weight, bias, False, momentum, eps
+            )
+        return cls(input, weight, bias, input.shape[1], eps)
+
+
+class LayerNormCall(_NormCall):
+    """``x̂`` over the last dimensions, to zero mean and unit variance."""
+
+    rms = False
+
+    def __init__(self, x: Tensor, weight: Any, bias: Any, shape: Sequence[int], eps: float) -> None:
+        super().__init__(x, weight, bias)
+        self.dims, self.width, self.eps = len(shape), prod(shape), eps
+
+    @classmethod
+    def bind(
+        cls,
+        function: Callable[..., Any],
+        input: Tensor,
+        normalized_shape: Sequence[int],
+        weight: Any = None,
+        bias: Any = None,
+        eps: float = 1e-5,
+    ) -> Call | str:
+        if input.dim() <= len(normalized_shape):
+            return "the input has no batch dimension"
+        return cls(input, weight, bias, normalized_shape, eps)
+
+    def refuses(self, input_axis: SampleAxis, output_axis: SampleAxis) -> str | None:
+        assert self.data is not None
+        if output_axis.dim >= self.data.dim() - self.dims:
+            return "the samples lie along the features"
+        return super().refuses(input_axis, output_axis)
+
+    def _arrange(self, t: Tensor) -> Tensor:
+        return t.reshape(len(t), -1, self.width)
+
+    def _fused(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+        norms: tuple[Tensor, Tensor] = ops.layer_norm_sqnorm(x, d, self.eps, self.rms)
+        return norms
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        return functional.layer_norm(x, (self.width,), eps=self.eps)
+
+    def _channels_first(self, t: Tensor) -> Tensor:
+        return t.transpose(1, 2)
+
+
+class RMSNormCall(LayerNormCall):
+    """``x̂ = x / √(mean x² + eps)`` over the last dimensions."""
+
+    rms = True
+
+    @classmethod
+    def bind(  # type: ignore[override]
+        cls,
+        function: Callable[..., Any],
+        input: Tensor,
+        normalized_shape: Sequence[int],
+        weight: Any = None,
+        eps: float | None = None,
+    ) -> Call | str:
+        # PyTorch computes half-precision inputs in float32 and takes float32's eps for them.
+        dtype = torch.promote_types(input.dtype, torch.float32)
+        eps = torch.finfo(dtype).eps if eps is None else eps
+        return cls(input, weight, None, normalized_shape, eps)
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        return x * (x.square().mean(2, keepdim=True) + self.eps).rsqrt()
+
+
+def channels_first(t: Tensor, merged: bool) -> Tensor:
+    """View ``[N, C, …]``, or ``[N, m, C, …]`` where images were merged, as ``[N, C, T]``."""
+    t = t.transpose(1, 2) if merged else t
+    return t.flatten(2) if t.dim() > 2 else t.unsqueeze(2)
+
+
+RULES: dict[Callable[..., Any], type[Call]] = {
+    functional.batch_norm: BatchNormCall,
+    functional.group_norm: GroupNormCall,
+    functional.instance_norm: InstanceNormCall,
+    functional.layer_norm: LayerNormCall,
+    functional.rms_norm: RMSNormCall,
+}

@@ -1,0 +1,120 @@
+"""Tensors made from parameters alone: what they came from, and how to get back."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+_MARK = "_gradood_source"
+
+
+class Region(NamedTuple):
+    """The elements of a parameter that a view of it shows: each at most once."""
+
+    parameter: str
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The first and the last element, as offsets into the parameter's storage."""
+        reach = sum((n - 1) * s for n, s in zip(self.size, self.stride, strict=True))
+        return self.offset, self.offset + reach
+
+
+class Source:
+    """A parameter, or a tensor computed from parameters and constants only.
+
+    ``value`` is what the model sees: a plain tensor. ``live`` is the same value in an autograd
+    graph whose leaves, ``leaves`` by parameter name, share the parameters' storage: a gradient of
+    the value can be pulled back through it.
+    """
+
+    def __init__(
+        self, value: Tensor, live: Tensor, leaves: dict[str, Tensor], region: Region | None
+    ) -> None:
+        self.value = value
+        self.live = live
+        self.leaves = leaves
+        self.region = region
+
+    @classmethod
+    def of_parameter(cls, name: str, parameter: Parameter) -> Source:
+        """The source that is a parameter itself."""
+        plain = parameter.clone() if parameter.is_inference() else parameter.detach()
+        leaf = plain.detach().requires_grad_()
+        return cls(plain, leaf, {name: leaf}, _region(name, leaf, leaf))
+
+    @classmethod
+    def derived(cls, live: Tensor, parents: list[Source], isometric: bool) -> Source:
+        """The source that an operator made of ``parents``; its value carries the mark.
+
+        ``isometric`` operators copy or cast: they keep the elements that their parent shows.
+        """
+        leaves = {name: leaf for parent in parents for name, leaf in parent.leaves.items()}
+        region = None
+        if len(parents) == 1 and parents[0].region is not None:
+            (name, leaf), *others = leaves.items()
+            assert not others
+            region = parents[0].region if isometric else _region(name, leaf, live)
+        source = cls(live.detach(), live, leaves, region)
+        setattr(source.value, _MARK, source)
+        return source
+
+    def pull_back(self, gradient: Tensor, name: str) -> Tensor:
+        """Per-sample gradients ``[N, *value.shape]`` to those of a parameter, ``[N, *its shape]``."""
+        leaf = self.leaves[name]
+        if self.live is leaf:
+            return gradient
+        gradient = gradient.to(self.live.dtype)
+        options = {"retain_graph": True, "allow_unused": True}
+        try:
+            (pulled,) = torch.autograd.grad(
+                self.live, [leaf], gradient, is_grads_batched=True, **options
+            )
+        except RuntimeError:  # an operator without a batching rule: one sample at a time
+            rows = [torch.autograd.grad(self.live, [leaf], g, **options)[0] for g in gradient]
+            pulled = None if any(r is None for r in rows) else torch.stack(rows)
+        return gradient.new_zeros(len(gradient), *leaf.shape) if pulled is None else pulled
+
+
+def derived_source(tensor: Tensor) -> Source | None:
+    """The source behind a tensor that an earlier operator made of parameters, if it is one."""
+    return getattr(tensor, _MARK, None)
+
+
+def is_source(value: object) -> bool:
+    """Whether a value is a parameter or a tensor made of parameters."""
+    return isinstance(value, Tensor) and (
+        isinstance(value, Parameter) or derived_source(value) is not None
+    )
+
+
+def disjoint(a: Region, b: Region) -> bool:
+    """Whether two views of one parameter have no element in common."""
+    (a_first, a_last), (b_first, b_last) = a.bounds, b.bounds
+    if a_last < b_first or b_last < a_first:
+        return True
+    seen = torch.zeros(1 + max(a_last, b_last), dtype=torch.uint8)
+    for region in (a, b):
+        seen.as_strided(region.size, region.stride, region.offset).add_(1)
+    return bool((seen < 2).all())
+
+
+def _region(name: str, leaf: Tensor, view: Tensor) -> Region | None:
+    """What ``view`` shows of ``leaf``, if it is a view that shows no element twice."""
+    same = view.untyped_storage().data_ptr() == leaf.untyped_storage().data_ptr()
+    if not same or view.dtype != leaf.dtype or view.numel() == 0:
+        return None
+    size, stride = tuple(view.shape), tuple(view.stride())
+    reach = 1
+    for s, n in sorted(zip(stride, size, strict=True)):
+        if n > 1:
+            if s < reach:
+                return None
+            reach = s * n
+    return Region(name, view.storage_offset() - leaf.storage_offset(), size, stride)
