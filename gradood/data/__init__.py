@@ -7,9 +7,9 @@ from gradood.data.embedded import (
     embedded_labels,
     embedded_set,
 )
-from gradood.data.fashion_mnist import fashion_mnist, relabelled, split_by_class
-from gradood.data.glyphs import glyphs
+from gradood.data.fashion import fashion_mnist, relabelled, split_by_class
 from gradood.data.image_set import ImageSet, halve_by_group, without_duplicates
+from gradood.data.letters import glyphs
 from gradood.data.made import gaussian_noise, inverted, pixel_shuffled, rotated, uniform_noise
 from gradood.data.networks import ResNet, load_classifier
 from gradood.data.packaged import animals, digits, mnist

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from gradood.data.fashion_mnist import fashion_mnist
-from gradood.data.glyphs import glyphs
+from gradood.data.fashion import fashion_mnist
 from gradood.data.image_set import ImageSet, halve_by_group
+from gradood.data.letters import glyphs
 from gradood.data.made import gaussian_noise, inverted, pixel_shuffled, rotated, uniform_noise
 from gradood.data.packaged import animals, digits, mnist
 from gradood.data.photos import photo_patches

@@ -22,7 +22,7 @@ SIZE = 20
 """Font size in pixels: the widest letter of the heaviest of these fonts still fits into 28."""
 
 
-LICENCE = "drawn with fonts under OFL-1.1 and Apache-2.0, which leave drawings free"
+LICENCE = "CC0-1.0, drawn with fonts under OFL-1.1 and Apache-2.0, which leave drawings free"
 
 _SUFFIXES = {".ttf", ".otf"}
 

@@ -48,9 +48,14 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
     if len(content) < 4 or content[:3] != b"\0\0\x08":
         raise InputError(f"{path} is not an IDX file of unsigned bytes.")
     start = 4 + 4 * content[3]
-    shape = np.frombuffer(content[4:start], ">u4").astype(int)
-    if len(shape) != content[3] or len(content) - start != int(shape.prod()):
-        raise InputError(f"{path} is cut short or damaged: its header states shape {list(shape)}.")
+    if len(content) < start:
+        raise InputError(f"{path} is cut short: its header is incomplete.")
+    shape = np.frombuffer(content[4:start], ">u4").astype(np.int64)
+    if len(content) - start != shape.prod():
+        raise InputError(
+            f"{path} is cut short or damaged: its header states the shape {shape.tolist()}, and "
+            f"{len(content) - start} bytes follow."
+        )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
