@@ -92,7 +92,12 @@ def pgd(
         noise = (2 * torch.rand(x.shape, generator=generator) - 1) * epsilon
         start = (x + noise.to(x)).clamp(0, 1)
     step = epsilon / 4 if step_size is None else step_size
-    batches = zip(*(torch.split(tensor, batch_size) for tensor in (x, start, labels)), strict=True)
+    batches = zip(
+        torch.split(x, batch_size),
+        torch.split(start, batch_size),
+        torch.split(labels, batch_size),
+        strict=True,
+    )
     with torch.inference_mode(False):
         images = torch.cat([_ascend(model, *batch, epsilon, steps, step) for batch in batches])
         rounded = (images * 255).round() / 255

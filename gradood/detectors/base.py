@@ -6,7 +6,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,13 @@ from gradood.detectors import checkpoint
 from gradood.detectors.batches import InputSource, iterate_batches, track
 from gradood.detectors.threshold import conservative_threshold
 from gradood.errors import InputError, NotFittedError
+from gradood.gradients import GradientNorms
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+#: What detectors read: inputs, or what ``gradood.gradient_norms`` made of them.
+Source: TypeAlias = "InputSource | GradientNorms"
 
 
 class Detector(ABC):
@@ -60,6 +64,10 @@ class Detector(ABC):
     def _score_batch(self, batch: Tensor) -> Tensor:
         """Scores ``[n]`` of the inputs ``batch`` ``[n, ...]``, which is on the model's device."""
 
+    @abstractmethod
+    def _score_norms(self, norms: GradientNorms) -> Tensor:
+        """Scores ``[n]`` of n inputs whose gradient norms and logits are known."""
+
     def _settings(self) -> dict[str, Any]:
         """Keyword arguments that construct this detector again."""
         return {"nan_policy": self.nan_policy, "batch_size": self.batch_size}
@@ -82,28 +90,34 @@ class Detector(ABC):
             )
         return self._threshold
 
-    def score(self, x: InputSource) -> Tensor:
+    def score(self, x: Source) -> Tensor:
         """Score every input of ``x``; higher = more anomalous.
 
         Args:
             x: Tensor ``[N, ...]``, Dataset, DataLoader or iterable of batches; labels are ignored.
+                Or the ``GradientNorms`` of N inputs, made before with the same label, loss and
+                parameters: several detectors can share one pass through the model.
 
         Returns:
             float32 ``[N]`` on the model's device, in the order of ``x``.
 
         Raises:
             NotFittedError: Before ``fit``.
-            InputError: ``x`` cannot be read, or holds NaN or Inf under ``nan_policy="raise"``.
+            InputError: ``x`` cannot be read, holds NaN or Inf under ``nan_policy="raise"``, or is
+                ``GradientNorms`` of other parameters or labels.
         """
         self._require_fitted()
+        if isinstance(x, GradientNorms):
+            return self._score_norms(x)
         scores = [self._score_batch(batch) for batch in self._batches(x, "scoring")]
         return torch.cat(scores) if scores else torch.empty(0, device=self._device)
 
-    def calibrate(self, normal: InputSource, fpr: float = 0.05) -> Self:
+    def calibrate(self, normal: Source, fpr: float = 0.05) -> Self:
         """Set the threshold so that a new normal input is called anomalous with rate ``<= fpr``.
 
         Args:
-            normal: At least ``1 / fpr - 1`` normal inputs, disjoint from those ``fit`` saw.
+            normal: At least ``1 / fpr - 1`` normal inputs, disjoint from those ``fit`` saw; of any
+                kind that ``score`` takes.
             fpr: Accepted false positive rate, in (0, 1); see ``conservative_threshold``.
 
         Raises:
@@ -113,7 +127,7 @@ class Detector(ABC):
         self._threshold = conservative_threshold(self.score(normal), fpr)
         return self
 
-    def predict(self, x: InputSource) -> Tensor:
+    def predict(self, x: Source) -> Tensor:
         """Decide for every input of ``x``: bool ``[N]``, True = anomalous (score > threshold).
 
         Raises:

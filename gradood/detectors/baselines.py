@@ -3,38 +3,34 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from gradood.detectors.base import Detector
-from gradood.detectors.batches import InputSource
 from gradood.errors import InputError, ModelError
+from gradood.gradients import GradientNorms
+from gradood.gradients.api import logits_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from gradood.detectors.base import Source
 
 
 class LogitDetector(Detector):
     """A score computed from the logits; there is nothing to fit. Arguments as in ``Detector``."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        nan_policy: str = "raise",
-        batch_size: int = 256,
-        progress: bool | None = None,
-    ) -> None:
-        super().__init__(model, nan_policy=nan_policy, batch_size=batch_size, progress=progress)
+    def __init__(self, model: nn.Module, **options: Any) -> None:
+        super().__init__(model, **options)
         self._learned = {}
 
     @abstractmethod
     def _score_logits(self, logits: Tensor) -> Tensor:
         """Scores ``[n]`` of float64 logits ``[n, C]``."""
 
-    def fit(self, normal: InputSource | None = None) -> Self:
+    def fit(self, normal: Source | None = None) -> Self:
         """Do nothing but forget the threshold: the same call as for other detectors."""
         self._threshold = None
         return self
@@ -46,11 +42,17 @@ class LogitDetector(Detector):
         usable = batch.flatten(1).isfinite().all(1)
         if self.nan_policy == "raise" and not usable.all():
             rows = (~usable).nonzero().flatten().tolist()
-            raise InputError(f"inputs {rows[:10]} of a batch hold NaN or Inf")
-        logits = self.model(batch)
-        if not isinstance(logits, Tensor) or logits.ndim != 2:
-            raise ModelError(f"the model returns {type(logits).__name__}; expected logits [N, C]")
-        return torch.where(usable, self._score_logits(logits.double()).float(), torch.inf)
+            raise InputError(f"inputs {rows[:10]} of a batch hold NaN or Inf; remove them")
+        logits = logits_of(self.model(batch), len(batch))
+        return torch.where(usable, self._from_logits(logits), torch.inf)
+
+    def _score_norms(self, norms: GradientNorms) -> Tensor:
+        # Inputs flagged for NaN or Inf have NaN logits.
+        usable = norms.logits.isfinite().all(1).to(self._device)
+        return torch.where(usable, self._from_logits(norms.logits.to(self._device)), torch.inf)
+
+    def _from_logits(self, logits: Tensor) -> Tensor:
+        return self._score_logits(logits.double()).float()
 
 
 class MaxSoftmax(LogitDetector):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from gradood.errors import CheckpointError, InputError
 if TYPE_CHECKING:
     from gradood.detectors.base import Detector
 
-#: Every concrete detector by its class name: how ``load`` finds it.
+#: Every detector by its class name: how ``load`` finds it.
 REGISTRY: dict[str, type[Detector]] = {}
 
 _FORMAT = 1
@@ -85,12 +86,13 @@ def load(path: str | Path, model: nn.Module) -> Detector:
 def _rebuild(
     path: str | Path, header: Mapping[str, Any], state: Mapping[str, Tensor], model: nn.Module
 ) -> Detector:
-    if header["class"] not in REGISTRY:
+    classes = {name: cls for name, cls in REGISTRY.items() if not inspect.isabstract(cls)}
+    if header["class"] not in classes:
         raise CheckpointError(
-            f"{path} holds a {header['class']}, which this gradood does not have; it has "
-            f"{', '.join(sorted(REGISTRY))}. Import the module that defines it first"
+            f"{path} holds a {header['class']}, which is not among the known detectors: "
+            f"{', '.join(sorted(classes))}. If it is your own class, import its module first"
         )
-    detector = REGISTRY[header["class"]](
+    detector = classes[header["class"]](
         model, **{name: decode(value) for name, value in header["settings"].items()}
     )
     if state.keys() != detector.LEARNED:

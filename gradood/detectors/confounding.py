@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, linear
 
-from gradood.detectors.features import Standardiser
-from gradood.detectors.gradient import GradientDetector, NormSource
-from gradood.errors import InputError
+from gradood.detectors.features import Standardiser, log_norms, require_finite
+from gradood.detectors.gradient import GradientDetector
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from gradood.detectors.base import Source
 
 # Fixed, not searched: the same for every model and data set.
 _HIDDEN = 64
@@ -60,7 +61,7 @@ class ConfoundingDetector(GradientDetector):
     def _settings(self) -> dict[str, Any]:
         return super()._settings() | {"seed": self.seed}
 
-    def fit(self, normal: NormSource, anomalies: NormSource) -> Self:
+    def fit(self, normal: Source, anomalies: Source) -> Self:
         """Train on normal inputs and examples of anomalies; forgets the threshold.
 
         Args:
@@ -68,16 +69,13 @@ class ConfoundingDetector(GradientDetector):
             anomalies: Anomalous inputs of as many kinds as can be had, or their ``GradientNorms``.
 
         Raises:
-            InputError: Fewer than two normal inputs, no anomaly, or inputs that hold NaN or Inf.
+            InputError: Fewer than two normal inputs, normal inputs that are all alike, no anomaly,
+                or inputs that hold NaN or Inf.
         """
         self._forget()
-        normal_features = self._log_norms(normal, "fitting on normal inputs")
-        anomalous_features = self._log_norms(anomalies, "fitting on anomalies")
-        if not len(anomalous_features) or not anomalous_features.isfinite().all():
-            raise InputError(
-                "the anomalies to fit on are empty, or hold inputs whose gradient norms are not "
-                "finite; give finite examples of anomalies, or use a detector that needs none"
-            )
+        normal_features = log_norms(self._norms(normal, "fitting on normal inputs").values)
+        anomalous_features = log_norms(self._norms(anomalies, "fitting on anomalies").values)
+        require_finite(anomalous_features, "anomalies")
         standardise = Standardiser.fit(normal_features)
         network = self._train(standardise(normal_features), standardise(anomalous_features))
         self._learned = standardise._asdict() | network

@@ -30,6 +30,16 @@ def log_norms(values: Tensor) -> Tensor:
     return values.flatten(1).float().clamp_min(FLOOR).log()
 
 
+def require_finite(features: Tensor, what: str) -> None:
+    """Raise InputError, naming the rows, if ``features`` ``[N, F]`` of ``what`` are not finite."""
+    rows = (~features.isfinite().all(1)).nonzero().flatten().tolist()
+    if rows:
+        raise InputError(
+            f"the gradient norms of {len(rows)} of {len(features)} {what} are not finite (rows "
+            f"{rows[:10]}); remove these inputs before fitting"
+        )
+
+
 class Standardiser(NamedTuple):
     """``z = (f - mean) / std`` over the features that vary on normal data.
 
@@ -52,12 +62,7 @@ class Standardiser(NamedTuple):
         """
         if len(features) < 2:
             raise InputError(f"{len(features)} normal inputs are too few to fit on; give 2 or more")
-        unusable = (~features.isfinite().all(1)).nonzero().flatten().tolist()
-        if unusable:
-            raise InputError(
-                f"the gradient norms of normal inputs {unusable[:10]} are not finite; "
-                "remove these inputs before fitting"
-            )
+        require_finite(features, "normal inputs")
         std, mean = torch.std_mean(features.double(), 0)
         kept = std > CONSTANT
         if not kept.any():

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
-from gradood.detectors.features import Standardiser
-from gradood.detectors.gradient import GradientDetector, NormSource
+from gradood.detectors.features import Standardiser, log_norms
+from gradood.detectors.gradient import GradientDetector
 from gradood.errors import InputError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from gradood.detectors.base import Source
 
 _LOG = logging.getLogger("gradood")
 
@@ -57,7 +57,7 @@ class GradientGMM(GradientDetector):
     def _settings(self) -> dict[str, Any]:
         return super()._settings() | {"components": self.components, "seed": self.seed}
 
-    def fit(self, normal: NormSource) -> Self:
+    def fit(self, normal: Source) -> Self:
         """Fit the mixture to the normal log norms; forgets the threshold.
 
         Args:
@@ -68,7 +68,7 @@ class GradientGMM(GradientDetector):
                 all of them alike.
         """
         self._forget()
-        features = self._log_norms(normal, "fitting on normal inputs")
+        features = log_norms(self._norms(normal, "fitting on normal inputs").values)
         if len(features) < self.components:
             raise InputError(
                 f"{len(features)} normal inputs are too few for {self.components} Gaussians; "
@@ -85,7 +85,11 @@ class GradientGMM(GradientDetector):
         self._learned = standardise._asdict() | tensors
         return self
 
-    def _fit_mixture(self, features: np.ndarray[Any, np.dtype[np.float64]]) -> GaussianMixture:
+    def _fit_mixture(self, features: np.ndarray[Any, np.dtype[np.float64]]) -> Any:
+        # Imported late: scikit-learn takes a second, and a loaded detector does without.
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.mixture import GaussianMixture
+
         mixture = GaussianMixture(
             self.components, reg_covar=_REGULARISATION, max_iter=200, random_state=self.seed
         )

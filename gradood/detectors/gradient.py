@@ -1,31 +1,25 @@
-"""What detectors on gradient norms share: from inputs, or norms computed before, to features."""
+"""What detectors on gradient norms share: inputs -> norms -> standardised features -> score."""
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from gradood.detectors.base import Detector
-from gradood.detectors.batches import InputSource
 from gradood.detectors.features import Standardiser, log_norms
 from gradood.errors import InputError
 from gradood.gradients import GradientNorms, gradient_norms
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
-#: Inputs, or what ``gradood.gradient_norms`` made of them: then the model is not run again.
-NormSource: TypeAlias = "InputSource | GradientNorms"
+    from gradood.detectors.base import Source
 
 
 class GradientDetector(Detector):
     """A detector on standardised log squared gradient norms, one feature per parameter tensor.
-
-    Wherever a subclass takes inputs, it also takes the ``GradientNorms`` of these inputs, made with
-    the same label, loss and parameters, so that several detectors can share one pass.
 
     Args:
         model: Classifier in eval mode; see ``gradood.gradient_norms``.
@@ -58,34 +52,6 @@ class GradientDetector(Detector):
     def _score_features(self, features: Tensor) -> Tensor:
         """Scores ``[n]`` of standardised log norms ``[n, d]``."""
 
-    def score(self, x: NormSource) -> Tensor:
-        """Score every input of ``x``; higher = more anomalous.
-
-        Args:
-            x: Tensor ``[N, ...]``, Dataset, DataLoader, iterable of batches (labels are ignored),
-                or the ``GradientNorms`` of N inputs.
-
-        Returns:
-            float32 ``[N]`` on the model's device, in the order of ``x``.
-
-        Raises:
-            NotFittedError: Before ``fit``.
-            InputError: ``x`` cannot be read, holds NaN or Inf under ``nan_policy="raise"``, or is
-                ``GradientNorms`` of other parameters or labels.
-        """
-        if not isinstance(x, GradientNorms):
-            return super().score(x)
-        self._require_fitted()
-        return self._score_log_norms(self._checked_log(x))
-
-    def calibrate(self, normal: NormSource, fpr: float = 0.05) -> Self:
-        """See ``Detector.calibrate``; also takes ``GradientNorms``."""
-        return super().calibrate(normal, fpr)
-
-    def predict(self, x: NormSource) -> Tensor:
-        """See ``Detector.predict``; also takes ``GradientNorms``."""
-        return super().predict(x)
-
     def _settings(self) -> dict[str, Any]:
         # The names, and not the selection: a predicate cannot be saved.
         parameters = None if self._names is None else list(self._names)
@@ -100,16 +66,22 @@ class GradientDetector(Detector):
         """Begin a new ``fit``; if it fails, the detector is not fitted, rather than half."""
         self._learned = self._threshold = self._names = None
 
-    def _log_norms(self, source: NormSource, description: str) -> Tensor:
-        """Log norms ``[N, F]`` of all of ``source``, on the model's device."""
+    def _norms(self, source: Source, description: str) -> GradientNorms:
+        """Gradient norms of all of ``source``, on the model's device."""
         if isinstance(source, GradientNorms):
-            return self._checked_log(source)
-        rows = [self._log_norms_of(batch) for batch in self._batches(source, description)]
-        if not rows:
-            raise InputError("there are no inputs to fit on: the source yields no batch")
-        return torch.cat(rows)
+            parts = [self._checked(source)]
+        else:
+            parts = [self._norms_of(batch) for batch in self._batches(source, description)]
+        parts = [part for part in parts if len(part.values)]
+        if not parts:
+            raise InputError("there are no inputs to fit on: the source is empty")
+        return GradientNorms(
+            torch.cat([part.values for part in parts]).to(self._device),
+            parts[0].names,
+            torch.cat([part.logits for part in parts]).to(self._device),
+        )
 
-    def _log_norms_of(self, batch: Tensor) -> Tensor:
+    def _norms_of(self, batch: Tensor) -> GradientNorms:
         norms = gradient_norms(
             self.model,
             batch,
@@ -118,31 +90,32 @@ class GradientDetector(Detector):
             parameters=self.parameters,
             nan_policy=self.nan_policy,
         )
-        return self._checked_log(norms)
+        return self._checked(norms)
 
-    def _checked_log(self, norms: GradientNorms) -> Tensor:
-        """Log norms ``[N, F]``, provided that they are of the parameters and labels fitted on."""
-        names, features = tuple(norms.names), log_norms(norms.values).to(self._device)
+    def _checked(self, norms: GradientNorms) -> GradientNorms:
+        """``norms``, provided that they are of the parameters and labels fitted on."""
         if self._names is None:
-            self._names = names
-        if names != self._names:
-            differing = ", ".join(sorted(set(names) ^ set(self._names))[:5]) or "their order"
+            self._names = norms.names
+        if norms.names != self._names:
+            differing = ", ".join(sorted(set(norms.names) ^ set(self._names))[:5]) or "their order"
             raise InputError(
-                f"gradient norms of {len(names)} parameters were given, expected those of the "
-                f"{len(self._names)} parameters fitted on; the difference: {differing}"
+                f"gradient norms of {len(norms.names)} parameters were given, expected those of "
+                f"the {len(self._names)} parameters fitted on; the difference: {differing}"
             )
-        if self._learned is not None and features.shape[1] != len(self._learned["kept"]):
+        features = math.prod(norms.values.shape[1:])
+        if self._learned is not None and features != len(self._learned["kept"]):
             raise InputError(
-                f"gradient norms with {features.shape[1] // len(names)} labels were given, "
-                f"the detector was fitted on {len(self._learned['kept']) // len(names)}"
+                f"gradient norms with {features // len(norms.names)} labels were given, the "
+                f"detector was fitted on {len(self._learned['kept']) // len(norms.names)}"
             )
-        return features
+        return norms
 
     def _score_batch(self, batch: Tensor) -> Tensor:
-        return self._score_log_norms(self._log_norms_of(batch))
+        return self._score_norms(self._norms_of(batch))
 
-    def _score_log_norms(self, features: Tensor) -> Tensor:
+    def _score_norms(self, norms: GradientNorms) -> Tensor:
         learned = self._require_fitted()
+        features = log_norms(self._checked(norms).values.to(self._device))
         standardise = Standardiser(*(learned[name] for name in Standardiser._fields))
         usable = features.isfinite().all(1)
         # A flagged row must not reach the arithmetic, where Inf - Inf would make it NaN.

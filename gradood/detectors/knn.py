@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from gradood.detectors.features import Standardiser
-from gradood.detectors.gradient import GradientDetector, NormSource
-from gradood.detectors.whitening import whitening_matrix
+from gradood.detectors.features import Standardiser, log_norms
+from gradood.detectors.gradient import GradientDetector
+from gradood.detectors.whitening import covariance, whitening_matrix
 from gradood.errors import InputError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from gradood.detectors.base import Source
 
 #: Distances held at once, 256 MB in float32.
 _MAX_DISTANCES = 2**26
@@ -47,7 +49,7 @@ class GradientKNN(GradientDetector):
     def _settings(self) -> dict[str, Any]:
         return super()._settings() | {"neighbours": self.neighbours}
 
-    def fit(self, normal: NormSource) -> Self:
+    def fit(self, normal: Source) -> Self:
         """Learn the whitening and keep the whitened normal log norms; forgets the threshold.
 
         Args:
@@ -58,7 +60,7 @@ class GradientKNN(GradientDetector):
                 or all of them alike.
         """
         self._forget()
-        features = self._log_norms(normal, "fitting on normal inputs")
+        features = log_norms(self._norms(normal, "fitting on normal inputs").values)
         if len(features) < self.neighbours:
             raise InputError(
                 f"{len(features)} normal inputs have no {self.neighbours}-th nearest neighbour; "
@@ -66,7 +68,7 @@ class GradientKNN(GradientDetector):
             )
         standardise = Standardiser.fit(features)
         standardised = standardise(features)
-        whitening = whitening_matrix(standardised)
+        whitening = whitening_matrix(covariance(standardised.double())).to(standardised)
         learned = {"whitening": whitening, "bank": standardised @ whitening}
         self._learned = standardise._asdict() | learned
         return self

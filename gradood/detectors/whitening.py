@@ -1,4 +1,4 @@
-"""Whitening: make the normal features uncorrelated, with unit variance."""
+"""Whitening: linear maps that make features uncorrelated, with unit variance."""
 
 from __future__ import annotations
 
@@ -10,19 +10,17 @@ from torch import Tensor
 SHRINKAGE = 1e-2
 
 
-def whitening_matrix(features: Tensor) -> Tensor:
-    """``W = V diag(1 / sqrt(λ + s mean(λ)))``, so that ``‖(f - mean) W‖²`` is the Mahalanobis form.
+def covariance(features: Tensor) -> Tensor:
+    """Sample covariance ``[d, d]`` of ``features`` ``[N, d]``, N ≥ 2."""
+    return torch.cov(features.T).reshape(features.shape[1], features.shape[1])
 
-    ``V diag(λ) Vᵀ`` is the sample covariance and ``s`` is ``SHRINKAGE``.
 
-    Args:
-        features: ``[N, d]`` with N ≥ 2.
+def whitening_matrix(covariance: Tensor) -> Tensor:
+    """``W = V diag((λ + s mean(λ))^-½)``: ``‖f W‖²`` is the Mahalanobis form ``fᵀ Σ⁻¹ f``.
 
-    Returns:
-        ``[d, d]``, in ``features``' dtype and on its device; computed in float64.
+    ``V diag(λ) Vᵀ`` is ``covariance`` ``[d, d]``, best in float64, and ``s`` is ``SHRINKAGE``.
     """
-    covariance = torch.cov(features.double().T).reshape(features.shape[1], features.shape[1])
     eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
     scale = (eigenvalues.clamp_min(0) + SHRINKAGE * eigenvalues.mean()).rsqrt()
     whitening: Tensor = eigenvectors * scale
-    return whitening.to(features.dtype)
+    return whitening
