@@ -1,0 +1,84 @@
+// Which elements a convolution multiplies, as tables that are built once a call and that every
+// kernel follows. Strides, padding, dilation and memory layout are dealt with here and nowhere
+// else.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "tensor.h"
+
+namespace gradood {
+
+// x is [N, C, *S] and d [N, P, *T], both with three spatial axes; missing ones have size one.
+struct Convolution {
+  Tensor x, d;
+  int64_t kernel[3], stride[3], padding[3], dilation[3];
+  int64_t groups;
+
+  int64_t samples() const { return d.size[0]; }
+  int64_t inputs() const { return x.size[1] / groups; }   // channels a group
+  int64_t outputs() const { return d.size[1] / groups; }  // channels a group
+  int64_t taps() const { return kernel[0] * kernel[1] * kernel[2]; }
+};
+
+// Consecutive packed positions that lie `step` elements apart in memory; zeros if `offset` < 0.
+struct Run {
+  int64_t offset, step, count;
+};
+
+using Runs = std::vector<Run>;
+using Offsets = std::vector<int64_t>;
+
+// Output positions that are packed and multiplied at once, and the padded input under them.
+struct Block {
+  int64_t count[3];  // output positions along each axis
+  int64_t step[3];   // packed vectors of x between neighbouring outputs along each axis
+  int64_t d_positions, x_positions;
+  Runs d, x;
+  Offsets taps;     // packed positions from an output's first tap to each of its taps
+  Offsets columns;  // packed vectors from an output's first to each column of its row of x
+  Offsets pairs;    // of packed planes of x: the first tap of every (channel, tap) pair …
+  Runs corners;     // … and how it moves from output to output
+};
+
+// How the direct algorithm walks a convolution. Vector lanes hold channels of d and of x; with few
+// input channels a group, lanes of x hold (channel, tap) pairs, which wastes fewer of them. Large
+// images are cut into blocks along their first axis.
+struct DirectPlan {
+  int64_t inputs, outputs;  // channels a group
+  bool pairs;
+  int64_t d_vectors, x_vectors;      // lanes of a row of the gradient
+  int64_t d_positions, x_positions;  // of the largest block
+  Offsets d_lanes, x_lanes;          // elements from the first channel to each
+  std::vector<Block> blocks;
+
+  // A block packs at most `limit` floats, if one slice of the image does. Depthwise convolutions
+  // pack one vector of output channels at a time, each beside the input channel that it reads.
+  DirectPlan(const Convolution& c, bool depthwise, int64_t lanes, int64_t limit);
+  ~DirectPlan();
+};
+
+// Input pixels whose padded coordinates leave the same remainders when divided by the stride. Two
+// outputs see them under the same tap at the same distance, whatever the tap. Cells number the
+// coordinates after the division, on a grid that all phases and the output share.
+struct Phase {
+  Offsets pixels;  // elements
+  Offsets cells;   // of each pixel, increasing
+  Offsets shifts;  // cells from an output's own cell to each tap in this phase
+};
+
+struct PhasePlan {
+  int64_t inputs, outputs;      // channels a group
+  int64_t cells, output_count;  // cells of the grid and outputs on it
+  int64_t pixel_count;          // of the largest phase
+  Runs d_channels, x_channels;  // the walk over a group's channels
+  Offsets outputs_at;           // elements of d
+  Offsets output_cells;         // of each output, increasing
+  std::vector<Phase> phases;
+
+  explicit PhasePlan(const Convolution& c);
+  ~PhasePlan();
+};
+
+}  // namespace gradood

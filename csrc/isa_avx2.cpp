@@ -1,0 +1,22 @@
+// The kernels compiled for AVX2 and FMA.
+#include <cstdint>
+
+namespace {
+struct Isa {
+  static constexpr int lanes = 8, rows = 4, columns = 3;
+};
+}  // namespace
+
+#include "depthwise.h"
+#include "direct.h"
+#include "gram.h"
+#include "kernels.h"
+#include "norms.h"
+#include "sums.h"
+
+namespace gradood {
+
+const Kernels kAvx2 = {"avx2",     direct,     gram,       depthwise, outer,
+                       batch_norm, layer_norm, group_norm, embedding, bias};
+
+}  // namespace gradood

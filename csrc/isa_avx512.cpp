@@ -1,0 +1,22 @@
+// The kernels compiled for AVX-512 F, BW, DQ and VL.
+#include <cstdint>
+
+namespace {
+struct Isa {
+  static constexpr int lanes = 16, rows = 8, columns = 3;
+};
+}  // namespace
+
+#include "depthwise.h"
+#include "direct.h"
+#include "gram.h"
+#include "kernels.h"
+#include "norms.h"
+#include "sums.h"
+
+namespace gradood {
+
+const Kernels kAvx512 = {"avx512",   direct,     gram,       depthwise, outer,
+                         batch_norm, layer_norm, group_norm, embedding, bias};
+
+}  // namespace gradood

@@ -1,0 +1,22 @@
+// The kernels compiled for which every machine of this architecture runs.
+#include <cstdint>
+
+namespace {
+struct Isa {
+  static constexpr int lanes = 4, rows = 4, columns = 2;
+};
+}  // namespace
+
+#include "depthwise.h"
+#include "direct.h"
+#include "gram.h"
+#include "kernels.h"
+#include "norms.h"
+#include "sums.h"
+
+namespace gradood {
+
+const Kernels kBaseline = {"baseline", direct,     gram,       depthwise, outer,
+                           batch_norm, layer_norm, group_norm, embedding, bias};
+
+}  // namespace gradood

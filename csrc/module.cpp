@@ -1,0 +1,181 @@
+// gradood._cpu: the kernels for Python, on the stable ABI. A tensor is a tuple of integers
+// (address, dtype, sizes …, strides …); results are written to given addresses of float32.
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "kernels.h"
+
+namespace gradood {
+namespace {
+
+const Kernels* kernels = nullptr;
+
+// Reads a tuple of integers front to back. The first failure sticks, as a Python exception.
+class Reader {
+ public:
+  explicit Reader(PyObject* tuple) : tuple_(tuple), size_(PyTuple_Size(tuple)) {}
+
+  int64_t integer() {
+    if (next_ >= size_) {
+      if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "too few integers");
+      return 0;
+    }
+    return PyLong_AsLongLong(PyTuple_GetItem(tuple_, next_++));
+  }
+
+  template <class T>
+  T* address() {
+    return reinterpret_cast<T*>(integer());
+  }
+
+  void integers(int64_t* to, int count) {
+    for (int i = 0; i < count; ++i) to[i] = integer();
+  }
+
+  Tensor tensor(int dimensions) {
+    Tensor t{};
+    t.data = address<const char>();
+    t.dtype = static_cast<Dtype>(integer());
+    integers(t.size, dimensions);
+    integers(t.stride, dimensions);
+    return t;
+  }
+
+  Result result() {
+    Result r;
+    r.weight = address<float>();
+    r.bias = address<float>();
+    return r;
+  }
+
+  double real() {
+    if (next_ >= size_) return static_cast<double>(integer());
+    return PyFloat_AsDouble(PyTuple_GetItem(tuple_, next_++));
+  }
+
+ private:
+  PyObject* tuple_;
+  Py_ssize_t size_, next_ = 0;
+};
+
+// Runs a kernel without the interpreter's lock.
+template <class Call>
+PyObject* run(Call call) {
+  if (PyErr_Occurred()) return nullptr;
+  if (kernels == nullptr) {
+    PyErr_SetString(PyExc_RuntimeError, "call select() first");
+    return nullptr;
+  }
+  bool done;
+  Py_BEGIN_ALLOW_THREADS;
+  done = call();
+  Py_END_ALLOW_THREADS;
+  if (!done) return PyErr_NoMemory();
+  Py_RETURN_NONE;
+}
+
+using ConvolutionKernel = bool (*Kernels::*)(const Convolution&, Result, int64_t);
+
+template <ConvolutionKernel kernel>
+PyObject* convolution(PyObject*, PyObject* args) {
+  Reader read(args);
+  Convolution c;
+  c.x = read.tensor(5);
+  c.d = read.tensor(5);
+  read.integers(c.kernel, 3);
+  read.integers(c.stride, 3);
+  read.integers(c.padding, 3);
+  read.integers(c.dilation, 3);
+  c.groups = read.integer();
+  const Result result = read.result();
+  const int64_t threads = read.integer();
+  return run([&] { return (kernels->*kernel)(c, result, threads); });
+}
+
+PyObject* outer(PyObject*, PyObject* args) {
+  Reader read(args);
+  const Tensor x = read.tensor(3), d = read.tensor(3);
+  const Result result = read.result();
+  const int64_t threads = read.integer();
+  return run([&] { return kernels->outer(x, d, result, threads); });
+}
+
+PyObject* batch_norm(PyObject*, PyObject* args) {
+  Reader read(args);
+  const Tensor x = read.tensor(3), d = read.tensor(3);
+  const float* mean = read.address<const float>();
+  const float* rstd = read.address<const float>();
+  const Result result = read.result();
+  const int64_t threads = read.integer();
+  return run([&] { return kernels->batch_norm(x, d, mean, rstd, result, threads); });
+}
+
+PyObject* layer_norm(PyObject*, PyObject* args) {
+  Reader read(args);
+  const Tensor x = read.tensor(3), d = read.tensor(3);
+  const double eps = read.real();
+  const bool rms = read.integer() != 0;
+  const Result result = read.result();
+  const int64_t threads = read.integer();
+  return run([&] { return kernels->layer_norm(x, d, eps, rms, result, threads); });
+}
+
+PyObject* group_norm(PyObject*, PyObject* args) {
+  Reader read(args);
+  const Tensor x = read.tensor(3), d = read.tensor(3);
+  const int64_t groups = read.integer();
+  const double eps = read.real();
+  const Result result = read.result();
+  const int64_t threads = read.integer();
+  return run([&] { return kernels->group_norm(x, d, groups, eps, result, threads); });
+}
+
+PyObject* embedding(PyObject*, PyObject* args) {
+  Reader read(args);
+  const int64_t* indices = read.address<const int64_t>();
+  const Tensor d = read.tensor(3);
+  const int64_t padding = read.integer();
+  float* result = read.address<float>();
+  const int64_t threads = read.integer();
+  return run([&] { return kernels->embedding(indices, d, padding, result, threads); });
+}
+
+PyObject* bias(PyObject*, PyObject* args) {
+  Reader read(args);
+  const Tensor d = read.tensor(3);
+  float* result = read.address<float>();
+  const int64_t threads = read.integer();
+  return run([&] { return kernels->bias(d, result, threads); });
+}
+
+PyObject* select(PyObject*, PyObject* args) {
+  const char* name;
+  if (!PyArg_ParseTuple(args, "s", &name)) return nullptr;
+  const char* error;
+  const Kernels* chosen = choose_kernels(name, &error);
+  if (chosen == nullptr) return PyErr_Format(PyExc_ValueError, "%s: %s", name, error);
+  kernels = chosen;
+  return PyUnicode_FromString(chosen->isa);
+}
+
+PyMethodDef methods[] = {
+    {"select", select, METH_VARARGS,
+     "select(isa): use the kernels for an instruction set, or for 'auto' the best; its name."},
+    {"direct", convolution<&Kernels::direct>, METH_VARARGS, nullptr},
+    {"gram", convolution<&Kernels::gram>, METH_VARARGS, nullptr},
+    {"depthwise", convolution<&Kernels::depthwise>, METH_VARARGS, nullptr},
+    {"outer", outer, METH_VARARGS, nullptr},
+    {"batch_norm", batch_norm, METH_VARARGS, nullptr},
+    {"layer_norm", layer_norm, METH_VARARGS, nullptr},
+    {"group_norm", group_norm, METH_VARARGS, nullptr},
+    {"embedding", embedding, METH_VARARGS, nullptr},
+    {"bias", bias, METH_VARARGS, nullptr},
+    {nullptr, nullptr, 0, nullptr}};
+
+PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "_cpu", nullptr, 0, methods, nullptr, nullptr, nullptr, nullptr};
+
+}  // namespace
+}  // namespace gradood
+
+PyMODINIT_FUNC PyInit__cpu() { return PyModule_Create(&gradood::definition); }

@@ -1,0 +1,254 @@
+// Norm layers: the gradient of scale and shift are sums of d · x̂ and of d. One pass over memory.
+#pragma once
+
+#include <cfloat>
+
+#include "pack.h"
+#include "parallel.h"
+
+namespace gradood {
+namespace {
+
+constexpr int64_t kPiece = 512;  // floats of a row that are converted at once, where they must be
+
+struct Moments {
+  double dx, d;
+};
+
+// Σ_i d[i] (x[i] − centre) and Σ_i d[i] of adjacent floats.
+GRADOOD_INLINE Moments moments_of_floats(const float* x, const float* d, float centre,
+                                         int64_t count) {
+  const Vector c = broadcast(centre);
+  Vector dx[2] = {}, total[2] = {};
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= count; i += 2 * kLanes)
+    for (int u = 0; u < 2; ++u) {
+      const Vector v = load(d + i + u * kLanes);
+      total[u] += v;
+      dx[u] += v * (load(x + i + u * kLanes) - c);
+    }
+  for (; i < count; i += kLanes) {
+    const int64_t rest = count - i;
+    const Vector v = rest < kLanes ? load_first(d + i, rest) : load(d + i);
+    const Vector w = rest < kLanes ? load_first(x + i, rest) : load(x + i);
+    total[0] += v;
+    dx[0] += v * (w - c);
+  }
+  return {add_lanes(dx[0] + dx[1]), add_lanes(total[0] + total[1])};
+}
+
+// The same of one row in any layout.
+inline Moments moments(const Source& x, int64_t x_stride, const Source& d, int64_t d_stride,
+                       float centre, int64_t count) {
+  float x_buffer[kPiece], d_buffer[kPiece];
+  const bool whole =
+      x.dtype == Dtype::float32 && x_stride == 1 && d.dtype == Dtype::float32 && d_stride == 1;
+  Moments total{0, 0};
+  for (int64_t i = 0; i < count;) {
+    const int64_t n = whole || count - i < kPiece ? count - i : kPiece;
+    const Moments piece =
+        moments_of_floats(row_of(x.at(i * x_stride), x_stride, n, x_buffer),
+                          row_of(d.at(i * d_stride), d_stride, n, d_buffer), centre, n);
+    total.dx += piece.dx;
+    total.d += piece.d;
+    i += n;
+  }
+  return total;
+}
+
+// Adds Σ_c (scale_c Σ_t d x̂)² and Σ_c (Σ_t d)² of at most `kLanes · Vectors` adjacent channels c,
+// with x̂ = (x − centre) · factor; centre and factor belong to the channel, or to the position t if
+// they are `by_position`.
+//
+// Registers: both sums of every channel. The rest streams.
+template <int Vectors>
+inline void add_columns(const Source& x, int64_t x_stride, const Source& d, int64_t d_stride,
+                        int64_t positions, int64_t width, const float* centre, const float* factor,
+                        bool by_position, double* weight, double* bias) {
+  alignas(64) float x_buffer[kLanes * Vectors] = {}, d_buffer[kLanes * Vectors] = {};
+  Vector dx[Vectors] = {}, total[Vectors] = {}, c[Vectors], f[Vectors];
+  const bool full = width == kLanes * Vectors;
+  for (int v = 0; v < Vectors && !by_position; ++v) {
+    const int64_t rest = width - v * kLanes;
+    c[v] = rest >= kLanes ? load(centre + v * kLanes) : load_first(centre + v * kLanes, rest);
+    f[v] = rest >= kLanes ? load(factor + v * kLanes) : load_first(factor + v * kLanes, rest);
+  }
+  for (int64_t t = 0; t < positions; ++t) {
+    const float* x_row = row_of(x.at(t * x_stride), 1, width, x_buffer);
+    const float* d_row = row_of(d.at(t * d_stride), 1, width, d_buffer);
+    if (!full && x_row != x_buffer) {
+      std::memcpy(x_buffer, x_row, width * sizeof(float));
+      x_row = x_buffer;
+    }
+    if (!full && d_row != d_buffer) {
+      std::memcpy(d_buffer, d_row, width * sizeof(float));
+      d_row = d_buffer;
+    }
+    for (int v = 0; v < Vectors; ++v) {
+      const Vector w = load(d_row + v * kLanes);
+      total[v] += w;
+      if (by_position)
+        dx[v] += w * ((load(x_row + v * kLanes) - broadcast(centre[t])) * broadcast(factor[t]));
+      else
+        dx[v] += w * (load(x_row + v * kLanes) - c[v]);
+    }
+  }
+  for (int v = 0; v < Vectors; ++v) {
+    if (!by_position) dx[v] *= f[v];
+    float lanes[2 * kLanes];
+    store(lanes, dx[v]);
+    store(lanes + kLanes, total[v]);
+    const int64_t rest = width - v * kLanes, used = rest < kLanes ? rest : kLanes;
+    *weight += squares(lanes, used);
+    *bias += squares(lanes + kLanes, used);
+  }
+}
+
+struct View {
+  Source source;
+  int64_t row_stride, column_stride;
+};
+
+// add_columns over all channels of one sample; x and d have channels in adjacent columns.
+inline Moments column_squares(const View& x, const View& d, int64_t positions, int64_t channels,
+                              const float* centre, const float* factor, bool by_position) {
+  Moments total{0, 0};
+  auto add = [&](auto vectors, int64_t c, int64_t width) {
+    const int64_t shift = by_position ? 0 : c;
+    add_columns<decltype(vectors)::value>(x.source.at(c), x.row_stride, d.source.at(c),
+                                          d.row_stride, positions, width, centre + shift,
+                                          factor + shift, by_position, &total.dx, &total.d);
+  };
+  int64_t c = 0;
+  for (; c + 4 * kLanes <= channels; c += 4 * kLanes)
+    add(std::integral_constant<int, 4>(), c, 4 * kLanes);
+  for (; c < channels; c += kLanes)
+    add(std::integral_constant<int, 1>(), c, channels - c < kLanes ? channels - c : kLanes);
+  return total;
+}
+
+struct Statistics {
+  float mean, rstd;
+};
+
+// Mean (zero for rms) and reciprocal root of the variance + eps over `rows` × `columns` numbers.
+// Two passes; a third with scaled numbers where their squares leave the range of a float.
+inline Statistics statistics(const View& x, int64_t rows, int64_t columns, double eps, bool rms,
+                             float scale = 1) {
+  float buffer[kPiece];
+  double mean = 0, variance = 0;
+  const double count = static_cast<double>(rows) * columns;
+  for (int pass = rms ? 1 : 0; pass < 2; ++pass) {
+    const Vector m = broadcast(static_cast<float>(mean)), s = broadcast(scale);
+    double sums = 0;
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t i = 0; i < columns; i += kPiece) {
+        const int64_t n = columns - i < kPiece ? columns - i : kPiece;
+        const float* row =
+            row_of(x.source.at(r * x.row_stride + i * x.column_stride), x.column_stride, n, buffer);
+        Vector total[2] = {};
+        float rest = 0;
+        int64_t j = 0;
+        for (; j + kLanes <= n; j += kLanes) {
+          const Vector v = load(row + j) * s - m;
+          total[j / kLanes % 2] += pass == 0 ? v : v * v;
+        }
+        for (; j < n; ++j) {
+          const float v = row[j] * scale - static_cast<float>(mean);
+          rest += pass == 0 ? v : v * v;
+        }
+        sums += static_cast<double>(add_lanes(total[0] + total[1])) + rest;
+      }
+    (pass == 0 ? mean : variance) = sums / count;
+  }
+  if (!std::isfinite(variance) && scale == 1)
+    return statistics(x, rows, columns, eps, rms, 0x1p-70f);
+  const double rstd = scale / std::sqrt(variance + eps * scale * scale);
+  return {static_cast<float>(mean / scale), static_cast<float>(rstd)};
+}
+
+inline void finish(const Moments& m, Result result, int64_t n) {
+  result.weight[n] = static_cast<float>(m.dx);
+  result.bias[n] = static_cast<float>(m.d);
+}
+
+inline View view_of(const Tensor& t, int64_t n, bool transposed) {
+  return {t.sample(n), t.stride[transposed ? 2 : 1], t.stride[transposed ? 1 : 2]};
+}
+
+// x and d are [N, C, T]; mean and rstd [C].
+bool batch_norm(const Tensor& x, const Tensor& d, const float* mean, const float* rstd,
+                Result result, int64_t threads) {
+  const int64_t channels = x.size[1], positions = x.size[2];
+  const bool channels_last = x.stride[1] == 1 && d.stride[1] == 1 && channels > 1;
+  return for_each_sample(x.size[0], threads, 0, [&](int64_t n, float*) {
+    if (channels_last)
+      return finish(column_squares(view_of(x, n, true), view_of(d, n, true), positions, channels,
+                                   mean, rstd, false),
+                    result, n);
+    Moments total{0, 0};
+    for (int64_t c = 0; c < channels; ++c) {
+      const Moments m = moments(x.sample(n).at(c * x.stride[1]), x.stride[2],
+                                d.sample(n).at(c * d.stride[1]), d.stride[2], mean[c], positions);
+      total.dx += m.dx * rstd[c] * m.dx * rstd[c];
+      total.d += m.d * m.d;
+    }
+    finish(total, result, n);
+  });
+}
+
+// x and d are [N, T, Q], normalised over Q.
+bool layer_norm(const Tensor& x, const Tensor& d, double eps, bool rms, Result result,
+                int64_t threads) {
+  const int64_t rows = x.size[1], columns = x.size[2];
+  const bool x_copy = x.stride[2] != 1, d_copy = d.stride[2] != 1;
+  Arena size{nullptr};
+  for (int64_t floats : {rows, rows, x_copy * rows * columns, d_copy * rows * columns})
+    size.take(floats);
+  return for_each_sample(x.size[0], threads, size.used, [&](int64_t n, float* memory) {
+    Arena arena{memory};
+    float *mean = arena.take(rows), *rstd = arena.take(rows);
+    auto adjacent = [&](View v, bool copy) {
+      if (!copy) return v;
+      float* to = arena.take(rows * columns);
+      for (int64_t q = 0; q < columns; ++q)  // the layout at hand has rows close together
+        for (int64_t t = 0; t < rows; ++t)
+          to[t * columns + q] = widen_one(v.source.at(t * v.row_stride + q * v.column_stride));
+      return View{{reinterpret_cast<const char*>(to), Dtype::float32}, columns, 1};
+    };
+    const View xs = adjacent(view_of(x, n, false), x_copy);
+    const View ds = adjacent(view_of(d, n, false), d_copy);
+    for (int64_t t = 0; t < rows; ++t) {
+      const View row{xs.source.at(t * xs.row_stride), 0, 1};
+      const Statistics s = statistics(row, 1, columns, eps, rms);
+      mean[t] = s.mean;
+      rstd[t] = s.rstd;
+    }
+    finish(column_squares(xs, ds, rows, columns, mean, rstd, true), result, n);
+  });
+}
+
+// x and d are [N, C, T], normalised over each group of channels.
+bool group_norm(const Tensor& x, const Tensor& d, int64_t groups, double eps, Result result,
+                int64_t threads) {
+  const int64_t channels = x.size[1] / groups, positions = x.size[2];
+  return for_each_sample(x.size[0], threads, 0, [&](int64_t n, float*) {
+    Moments total{0, 0};
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t first = g * channels;
+      const Statistics s =
+          statistics({x.sample(n).at(first * x.stride[1]), x.stride[1], x.stride[2]}, channels,
+                     positions, eps, false);
+      for (int64_t c = first; c < first + channels; ++c) {
+        const Moments m = moments(x.sample(n).at(c * x.stride[1]), x.stride[2],
+                                  d.sample(n).at(c * d.stride[1]), d.stride[2], s.mean, positions);
+        total.dx += m.dx * s.rstd * m.dx * s.rstd;
+        total.d += m.d * m.d;
+      }
+    }
+    finish(total, result, n);
+  });
+}
+
+}  // namespace
+}  // namespace gradood

@@ -1,0 +1,131 @@
+// Copies any layout and dtype into float32 blocks whose lanes a kernel can load as one vector.
+#pragma once
+
+#include "geometry.h"
+#include "vector.h"
+
+namespace gradood {
+namespace {
+
+constexpr int64_t kBlockFloats = 1 << 18;  // packed at once: half of an L2 of 2 MB
+
+GRADOOD_INLINE float widen_one(const Source& s) {
+  if (s.dtype == Dtype::float32) return *reinterpret_cast<const float*>(s.data);
+  Halves h{};
+  h[0] = *reinterpret_cast<const uint16_t*>(s.data);
+  return s.dtype == Dtype::bfloat16 ? widen_bfloat16(h)[0] : widen_float16(h)[0];
+}
+
+template <Vector (*Widen)(Halves)>
+inline void widen_row(const char* in, int64_t count, float* out) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(out + i, Widen(load_as<Halves>(in + 2 * i)));
+  if (i == count) return;
+  Halves rest{};
+  std::memcpy(&rest, in + 2 * i, 2 * (count - i));
+  store_first(out + i, Widen(rest), count - i);
+}
+
+// out[i] = source[i · stride]
+inline void copy_row(const Source& s, int64_t stride, int64_t count, float* out) {
+  if (stride == 1 && s.dtype == Dtype::float32) {
+    std::memcpy(out, s.data, 4 * count);
+  } else if (stride == 1 && s.dtype == Dtype::bfloat16) {
+    widen_row<widen_bfloat16>(s.data, count, out);
+  } else if (stride == 1) {
+    widen_row<widen_float16>(s.data, count, out);
+  } else if (s.dtype == Dtype::float32) {
+    const float* in = reinterpret_cast<const float*>(s.data);
+    for (int64_t i = 0; i < count; ++i) out[i] = in[i * stride];
+  } else {
+    for (int64_t i = 0; i < count; ++i) out[i] = widen_one(s.at(i * stride));
+  }
+}
+
+// The numbers source[i · stride] as adjacent floats: where they stand if they are, else copied.
+inline const float* row_of(const Source& s, int64_t stride, int64_t count, float* buffer) {
+  if (s.dtype == Dtype::float32 && (stride == 1 || count == 1))
+    return reinterpret_cast<const float*>(s.data);
+  copy_row(s, stride, count, buffer);
+  return buffer;
+}
+
+// out[i · lanes …] = source[lane_offsets + step · i] for one vector of at most `kLanes` lanes.
+inline void pack_run(const Source& s, const int64_t* lanes, int64_t width, const Run& run,
+                     float* out) {
+  bool adjacent = true;
+  for (int64_t i = 1; i < width; ++i) adjacent &= lanes[i] == lanes[0] + i;
+  if (adjacent) {
+    float buffer[kLanes];
+    for (int64_t i = 0; i < run.count; ++i) {
+      const float* row = row_of(s.at(lanes[0] + run.offset + i * run.step), 1, width, buffer);
+      store(out + i * kLanes, width == kLanes ? load(row) : load_first(row, width));
+    }
+    return;
+  }
+  for (int64_t i = 0; i < run.count; i += kLanes) {  // one transposition in registers
+    const int64_t count = run.count - i < kLanes ? run.count - i : kLanes;
+    Vector rows[kLanes];
+    float buffer[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) {
+      rows[lane] = Vector{};
+      if (lane >= width) continue;
+      const Source start = s.at(lanes[lane] + run.offset + i * run.step);
+      const float* row = row_of(start, run.step, count, buffer);
+      rows[lane] = count == kLanes ? load(row) : load_first(row, count);
+    }
+    transpose(rows);
+#pragma GCC unroll 16
+    for (int lane = 0; lane < kLanes; ++lane)
+      if (lane < count) store(out + (i + lane) * kLanes, rows[lane]);
+  }
+}
+
+// out[l / lanes][position][l % lanes] = source[lane_offsets[l] + offset of position], the last
+// block of lanes filled with zeros.
+inline void pack_lanes(const Source& s, const int64_t* lane_offsets, int64_t lane_count,
+                       const Runs& runs, float* out) {
+  for (int64_t l = 0; l < lane_count; l += kLanes) {
+    const int64_t width = lane_count - l < kLanes ? lane_count - l : kLanes;
+    for (const Run& run : runs) {
+      if (run.offset < 0)
+        std::memset(out, 0, kLanes * run.count * sizeof(float));
+      else
+        pack_run(s, lane_offsets + l, width, run, out);
+      out += kLanes * run.count;
+    }
+  }
+}
+
+// out[position] = source[offset of position]
+inline void pack_row(const Source& s, const Runs& runs, float* out) {
+  for (const Run& run : runs) {
+    if (run.offset < 0)
+      std::memset(out, 0, run.count * sizeof(float));
+    else
+      copy_row(s.at(run.offset), run.step, run.count, out);
+    out += run.count;
+  }
+}
+
+// sums[lane] += Σ_position packed[position][lane]
+inline void add_positions(const float* packed, int64_t positions, float* sums) {
+  Vector total[4] = {};
+  int64_t i = 0;
+  for (; i + 4 <= positions; i += 4)
+    for (int u = 0; u < 4; ++u) total[u] += load(packed + (i + u) * kLanes);
+  for (; i < positions; ++i) total[0] += load(packed + i * kLanes);
+  store(sums, load(sums) + ((total[0] + total[1]) + (total[2] + total[3])));
+}
+
+// Σ a² of numbers whose squares may not fit a float.
+inline double squares(const float* a, int64_t count) {
+  double total = 0;
+  for (int64_t i = 0; i < count; ++i) total += static_cast<double>(a[i]) * a[i];
+  return total;
+}
+
+constexpr int64_t blocks_of_lanes(int64_t count) { return (count + kLanes - 1) / kLanes; }
+
+}  // namespace
+}  // namespace gradood

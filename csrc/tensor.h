@@ -1,0 +1,35 @@
+// What the kernels are given: addresses, sizes and strides, and nothing of PyTorch.
+#pragma once
+
+#include <cstdint>
+
+namespace gradood {
+
+enum class Dtype : int64_t { float32, bfloat16, float16 };
+
+// Numbers in memory. Offsets and strides count elements, so that they mean the same in any dtype.
+struct Source {
+  const char* data;
+  Dtype dtype;
+
+  Source at(int64_t offset) const {
+    return {data + offset * (dtype == Dtype::float32 ? 4 : 2), dtype};
+  }
+};
+
+// Dimension 0 runs over samples. Convolutions have [N, channels, 3 spatial], the rest [N, rows,
+// columns].
+struct Tensor : Source {
+  int64_t size[5];
+  int64_t stride[5];
+
+  Source sample(int64_t n) const { return at(n * stride[0]); }
+};
+
+// Where the squared norms go, one float a sample; bias is null when it is not wanted.
+struct Result {
+  float* weight;
+  float* bias;
+};
+
+}  // namespace gradood
