@@ -10,16 +10,18 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradood.gradients import GradientNorms, gradient_norms
+    from gradood.gradients import Explanation, GradientNorms, explain, gradient_norms
 
 __version__ = _version("gradood")
 
 #: Where each public name lives: imported when it is first used, so that ``import gradood`` is fast.
 _HOMES = {
+    "Explanation": "gradood.gradients",
     "GradientNorms": "gradood.gradients",
+    "explain": "gradood.gradients",
     "gradient_norms": "gradood.gradients",
 }
-__all__ = ["GradientNorms", "gradient_norms"]
+__all__ = ["Explanation", "GradientNorms", "explain", "gradient_norms"]
 
 
 def __getattr__(name: str) -> Any:

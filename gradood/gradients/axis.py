@@ -18,7 +18,7 @@ _ROUNDING = 1e-5
 
 
 class SampleAxis(NamedTuple):
-    """Dimension ``dim`` has ``outer · N · inner`` entries; entry i is of sample (i // inner) % N."""
+    """Dimension ``dim`` has ``outer · N · inner`` entries; entry i is of (i // inner) % N."""
 
     dim: int
     outer: int
@@ -52,23 +52,20 @@ def grown_dimension(two: torch.Size, three: torch.Size) -> int | None:
     return grown[0]
 
 
-def find_axis(dim: int, tensor: Tensor, changed: Tensor) -> SampleAxis | str:
-    """Find how dimension ``dim`` of ``tensor``, of three samples, holds them.
+def fitting_axes(dim: int, tensor: Tensor, changed: Tensor) -> set[SampleAxis]:
+    """Every way in which dimension ``dim`` of ``tensor``, of three samples, may hold them.
 
-    ``changed`` is the same tensor after the middle sample changed. Returns a reason when the
-    elements that changed contradict every arrangement, or agree with more than one.
+    ``changed`` is the same tensor after the middle sample changed: where they differ must belong to
+    that sample.
     """
     moved = differs(tensor, changed).movedim(dim, 0).flatten(1).any(1).cpu()
     entries = moved.shape[0] // 3
     place = torch.arange(moved.shape[0])
-    fitting = [
+    return {
         SampleAxis(dim, entries // inner, inner)
         for inner in range(1, entries + 1)
         if entries % inner == 0 and not bool(moved[(place // inner) % 3 != 1].any())
-    ]
-    if len(fitting) == 1:
-        return fitting[0]
-    return "samples influence one another" if not fitting else "the order of samples is unclear"
+    }
 
 
 def differs(a: Tensor, b: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
+from torch.nn import Parameter, functional
 from torch.overrides import TorchFunctionMode
 
 from gradood.gradients.rules import RULES
@@ -26,7 +26,7 @@ _EXPANDABLE = ("torch.nn.functional", "torch.functional")
 _CHECKS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 
 #: Operators that copy or cast, element for element.
-_ISOMETRIC: frozenset[Function] = frozenset(
+_ISOMETRIC: frozenset[Any] = frozenset(
     {Tensor.clone, torch.clone, Tensor.contiguous, Tensor.to, Tensor.type_as, Tensor.type}
     | {Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16}
 )
@@ -51,6 +51,8 @@ class OperatorMode(TorchFunctionMode):
         if not torch.is_grad_enabled():
             return function(*args, **kwargs)
         body = _body(function)
+        if function is functional.scaled_dot_product_attention and _biased(*args, **kwargs):
+            body = _attention
         if body is not None:
             with self:
                 return body(*args, **kwargs)
@@ -150,8 +152,8 @@ def watch(out: Tensor, anchor: Tensor, hook: Callable[[Tensor], None]) -> Tensor
         # In-place changes of a view rewrite its history, which would drop the hook.
         out = torch.ops.aten._unsafe_view.default(out, out.shape)
     if not out.requires_grad:
-        out = Anchor.apply(out, anchor)  # type: ignore[no-untyped-call]
-    out.register_hook(hook)  # type: ignore[no-untyped-call]
+        out = Anchor.apply(out, anchor)
+    out.register_hook(hook)
     return out
 
 
@@ -167,6 +169,30 @@ def flatten(value: Any) -> Iterator[Any]:
 def name_of(function: Function) -> str:
     """An operator's name, for people."""
     return getattr(function, "__name__", None) or str(function)
+
+
+def _biased(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any
+) -> bool:
+    return attn_mask is not None and attn_mask.dtype != torch.bool
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Attention in single operators, so that a bias made of parameters is seen to be added."""
+    if enable_gqa:
+        key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
+    scores = query @ key.transpose(-2, -1) * (scale or query.shape[-1] ** -0.5)
+    weights = functional.dropout((scores + attn_mask).softmax(-1), dropout_p, dropout_p > 0)
+    return weights @ value
 
 
 @cache

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from gradood.gradients.capture import Function, SourceMode, flatten, name_of, watch
+from gradood import ops
+from gradood.gradients.capture import Function, SourceMode, name_of, watch
 from gradood.gradients.plan import Forward, Plan, PlanError, Step
 from gradood.gradients.rules import Call
 from gradood.gradients.source import Source
 
-#: Called with a parameter's name and the call whose rule computes its norm; see ``explain``.
-Observer = Callable[[str, Call, Tensor | None, Tensor], None]
+#: Called with a parameter's name, the call whose rule computes its norm, the call's input and
+#: output gradient, and what served it; see ``explain``.
+Observer = Callable[[str, Call, Tensor | None, Tensor, ops.Served], None]
 
 #: Per-sample gradients that have to be materialised are, this many bytes at a time.
 GRADIENT_BYTES = 64 << 20
@@ -81,18 +83,18 @@ class Recorder(SourceMode):
         call = step.rule.bind(function, *args, **kwargs)
         if isinstance(call, str):
             raise PlanError(call)
-        sources = {role: s for role, t in call.operands.items() if (s := self.source(t))}
-        if not all(u.role in sources and u.parameter in sources[u.role].leaves for u in step.uses):
+        roles = {role: s for role, t in call.operands.items() if (s := self.source(t))}
+        if not all(u.role in roles and u.parameter in roles[u.role].leaves for u in step.uses):
             raise PlanError(f"{name_of(function)} was called with other parameters")
         out = self.call_plain(function, args, kwargs)
-        call.axis = step.output_axis
+        call.axis = step.axis
         self._check(step, call, out)
         self._followed += 1
         data = self._keep(step, call)
         version = 0 if data is None else data._version
         # The hook must not keep the call's own reference to the input alive.
         call.data = None if data is None else data.new_empty(0).expand(*[0] * data.dim())
-        hook = partial(self._receive, step, call, sources, [data], version)
+        hook = partial(self._receive, step, call, roles, [data], version)
         return watch(out, self.anchor, hook)
 
     def _keep(self, step: Step, call: Call) -> Tensor | None:
@@ -100,11 +102,8 @@ class Recorder(SourceMode):
         return call.data.detach() if needed and call.data is not None else None
 
     def _check(self, step: Step, call: Call, out: Tensor) -> None:
-        data = out if call.data is None else call.data
-        if not (
-            step.output_axis.fits(out.shape, self._samples)
-            and step.input_axis.fits(data.shape, self._samples)
-        ):
+        tensors = [out] if call.data is None else [out, call.data]
+        if not all(step.axis.fits(t.shape, self._samples) for t in tensors):
             raise PlanError(f"{name_of(step.function)} has tensors of other shapes")
 
     def finish(self) -> None:
@@ -139,26 +138,30 @@ class Recorder(SourceMode):
             held.clear()
         if data is not None and data._version != version:
             raise PlanError(f"the input of {name_of(step.function)} was overwritten")
-        x = None if data is None else step.input_axis.split(data, self._samples)
-        d = step.output_axis.split(d.detach(), self._samples)
+        x = None if data is None else step.axis.split(data, self._samples)
+        d = step.axis.split(d.detach(), self._samples)
         added = [u for u in step.uses if self._plan.combine[u.parameter][0] == "add"]
         if added:
-            norms = call.norms(x, d, list(dict.fromkeys(u.role for u in added)))
+            with ops.tracing(self._observer is not None) as served:
+                norms = call.norms(x, d, list(dict.fromkeys(u.role for u in added)))
             for use in added:
                 self._add(use.parameter, norms[use.role])
-                self._observe(use.parameter, call, x, d)
+                self._observe(use.parameter, call, x, d, *served)
         for use in step.uses:
             strategy, count = self._plan.combine[use.parameter]
             if strategy != "add":
                 waiting = self._waiting[use.parameter]
                 waiting.append(_Contribution(call, use.role, x, d, sources[use.role]))
-                self._observe(use.parameter, call, x, d)
+                self._observe(use.parameter, call, x, d, ops.Served("", "torch", strategy))
                 if len(waiting) == count:
                     self._combine(use.parameter)
 
-    def _observe(self, name: str, call: Call, x: Tensor | None, d: Tensor) -> None:
+    def _observe(
+        self, name: str, call: Call, x: Tensor | None, d: Tensor, *served: ops.Served
+    ) -> None:
         if self._observer is not None:
-            self._observer(name, call, x, d)
+            how = served[0] if served else ops.Served("", "torch", "reduce")
+            self._observer(name, call, x, d, how)
 
     def _add(self, name: str, norm: Tensor) -> None:
         self._norms[name] = self._norms[name] + norm if name in self._norms else norm
@@ -212,6 +215,3 @@ def run(
 def _flat(t: Tensor) -> Tensor:
     """Bring ``[N, …, features]`` to ``[N, T, features]`` to concatenate tokens."""
     return t.unsqueeze(1) if t.dim() == 2 else t.flatten(1, -2)
-
-
-__all__ = ["Observer", "Recorder", "flatten", "run"]

@@ -1,26 +1,26 @@
-"""Exact norms of whatever the rules do not cover: ``vmap(grad)`` in chunks, else sample by sample."""
+"""Exact norms of whatever the rules do not cover: ``vmap(grad)``, else sample by sample."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 from torch.nn import Parameter
 
+from gradood.gradients.state import observed
+from gradood.gradients.validation import logits_of
+
 _LOG = logging.getLogger("gradood")
 
 #: Per-sample gradients and activations of one chunk take about this much memory.
 CHUNK_BYTES = 256 << 20
 
-Logits = Callable[[object], Tensor]
-
 
 def vmap_norms(
     model: nn.Module,
-    logits_of: Logits,
     x: Tensor,
     parameters: Mapping[str, Parameter],
     logit_gradients: Sequence[Tensor],
@@ -35,18 +35,19 @@ def vmap_norms(
 
     def norms(sample: Tensor, gradients: Tensor) -> dict[str, Tensor]:
         def logits(values: dict[str, Tensor]) -> Tensor:
-            return logits_of(functional_call(model, values, (sample[None],)))[0]
+            return logits_of(functional_call(model, values, (sample[None],)), 1)[0]
 
-        out, pull = vjp(logits, values)
+        out, pull, *_ = vjp(logits, values)
         (pulled,) = vmap(pull)(gradients.to(out.dtype))
         return {name: g.flatten(1).square().sum(1) for name, g in pulled.items()}
 
     size = sum(p.numel() * p.element_size() for p in parameters.values())
     chunk = max(1, CHUNK_BYTES // (size * stacked.shape[1] + bytes_per_sample + 1))
-    parts = [
-        vmap(norms, randomness="different")(x[i : i + chunk], stacked[i : i + chunk])
-        for i in range(0, len(x), chunk)
-    ]
+    parts = []
+    for i in range(0, len(x), chunk):
+        with observed(model, []):
+            rows = slice(i, i + chunk)
+            parts.append(vmap(norms, randomness="different")(x[rows], stacked[rows]))
     return [
         {name: torch.cat([p[name][:, k] for p in parts]) for name in parameters}
         for k in range(len(logit_gradients))
@@ -55,19 +56,26 @@ def vmap_norms(
 
 def loop_norms(
     model: nn.Module,
-    logits_of: Logits,
     x: Tensor,
     parameters: Mapping[str, Parameter],
     logit_gradients: Sequence[Tensor],
+    pair: bool,
 ) -> list[dict[str, Tensor]]:
-    """Squared norms by parameter for every label, one sample and one backward at a time."""
+    """Squared norms by parameter for every label, one sample and one backward at a time.
+
+    ``pair`` runs every sample beside a copy of itself that the loss ignores, which is how batches
+    of one that PyTorch differentiates wrongly are avoided.
+    """
     norms = [
         {name: p.new_zeros(len(x), dtype=_norm_dtype(p)) for name, p in parameters.items()}
         for _ in logit_gradients
     ]
     leaves = {name: p.detach().clone().requires_grad_() for name, p in parameters.items()}
+    copies = 2 if pair else 1
     for n in range(len(x)):
-        logits = logits_of(functional_call(model, leaves, (x[n : n + 1],)))
+        rows = x[[n] * copies]
+        with observed(model, []):
+            logits = logits_of(functional_call(model, leaves, (rows,)), copies)[:1]
         if not logits.requires_grad:
             continue
         for k, gradients in enumerate(logit_gradients):
@@ -86,20 +94,19 @@ def loop_norms(
 
 def exact_norms(
     model: nn.Module,
-    logits_of: Logits,
     x: Tensor,
     parameters: Mapping[str, Parameter],
     logit_gradients: Sequence[Tensor],
     bytes_per_sample: int,
+    pair: bool,
 ) -> tuple[list[dict[str, Tensor]], str]:
     """Norms through ``vmap``, or through the loop where ``vmap`` cannot; and which it was."""
     try:
-        norms = vmap_norms(model, logits_of, x, parameters, logit_gradients, bytes_per_sample)
+        return vmap_norms(model, x, parameters, logit_gradients, bytes_per_sample), "vmap"
     except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
         reason = str(error).strip().partition("\n")[0]
         _LOG.info("vmap cannot run %s (%s): one sample at a time", type(model).__name__, reason)
-        return loop_norms(model, logits_of, x, parameters, logit_gradients), "loop"
-    return norms, "vmap"
+    return loop_norms(model, x, parameters, logit_gradients, pair), "loop"
 
 
 def _norm_dtype(t: Tensor) -> torch.dtype:

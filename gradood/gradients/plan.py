@@ -11,7 +11,7 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from gradood.errors import ModelError
-from gradood.gradients.axis import SampleAxis, differs, find_axis, grown_dimension
-from gradood.gradients.capture import Function, OperatorMode, SourceMode, flatten, name_of
+from gradood.gradients.axis import SampleAxis, differs, fitting_axes, grown_dimension
+from gradood.gradients.capture import Function, SourceMode, flatten, name_of
 from gradood.gradients.rules import RULES, Call
 from gradood.gradients.source import Region, disjoint
+from gradood.gradients.state import Written, observed
 
 Forward = Callable[[Tensor], Tensor]
+_Run = Callable[[SourceMode, Tensor], Tensor]
 
 
 class Use(NamedTuple):
@@ -44,8 +46,7 @@ class Step:
     function: Function
     rule: type[Call]
     uses: tuple[Use, ...]
-    input_axis: SampleAxis
-    output_axis: SampleAxis
+    axis: SampleAxis
 
 
 @dataclass
@@ -59,7 +60,7 @@ class Plan:
     #: gradients; and how many uses there are.
     combine: dict[str, tuple[str, int]] = field(default_factory=dict)
     bytes_per_sample: int = 0
-    written_buffers: tuple[str, ...] = ()
+    written: Written = Written()
 
 
 class PlanError(Exception):
@@ -85,18 +86,24 @@ def make_plan(
         ModelError: the samples of a batch influence one another.
     """
     rows = _probe_rows(x)
-    versions = {name: b._version for name, b in model.named_buffers()}
+    found: list[Written] = []  # what each pass wrote to the model
+
+    def run(mode: SourceMode, rows: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        with observed(model, found), mode:
+            return forward(rows)
+
     try:
         with torch.random.fork_rng(_devices(x)), _require_grad(parameters.values()):
-            grown = _grown_operators(forward, rows)
-            two = _probe(forward, rows[:2], parameters, grown)
-            three = _probe(forward, rows, parameters, grown)
-            changed = _probe(forward, _change_middle(rows), parameters, grown)
+            grown = _grown_operators(run, rows, parameters)
+            two = _probe(run, rows[:2], parameters, grown)
+            three = _probe(run, rows, parameters, grown)
+            changed = _probe(run, _change_middle(rows), parameters, grown)
     except PlanError as error:
         return Plan(uncovered=dict.fromkeys(parameters, str(error)))
     _check_independence(three.logits, changed.logits)
     plan = Plan(bytes_per_sample=three.bytes // 3)
-    plan.written_buffers = tuple(n for n, b in model.named_buffers() if b._version != versions[n])
+    plan.written = Written(*map(frozenset[str]().union, *found))
     plan.uncovered.update(three.hidden_uses())
     for meetings in zip(two.meetings, three.meetings, changed.meetings, strict=True):
         step = _step(*meetings)
@@ -109,16 +116,26 @@ def make_plan(
     return plan
 
 
-class _Shapes(OperatorMode):
+class _Shapes(SourceMode):
     """Record the shapes that every operator returns."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, parameters: Mapping[str, Parameter], rows: Tensor) -> None:
+        super().__init__(parameters)
         self.shapes: list[list[torch.Size]] = []
+        self._batch = {id(rows): rows}  # what depends on the rows, kept so that ids stay unique
 
     def visit(self, position: int, function: Function, args: Any, kwargs: Any) -> Any:
-        out = function(*args, **kwargs)
-        self.shapes.append([t.shape for t in flatten(out) if isinstance(t, Tensor)])
+        sources = self.sources_in(args, kwargs)
+        everything = flatten((args, tuple(kwargs.values())))
+        meets = any(id(value) in self._batch for value in everything)
+        if sources and not meets:
+            out = self.derive(function, args, kwargs, sources)
+        else:
+            out = self.call_plain(function, args, kwargs)
+        tensors = [t for t in flatten(out) if isinstance(t, Tensor)]
+        if meets:
+            self._batch.update((id(t), t) for t in tensors)
+        self.shapes.append([t.shape for t in tensors])
         return out
 
 
@@ -160,7 +177,9 @@ class _Probe(SourceMode):
         if isinstance(call, Call) and _changes_a_view(function, args):
             call = f"{name_of(function)} changes a view in place"
         roles = {} if isinstance(call, str) else dict(call.operands)
-        if not isinstance(call, str) and len({id(t) for t in roles.values()} & {id(t) for t in given}) < len({id(t) for t in given}):
+        if not isinstance(call, str) and len(
+            {id(t) for t in roles.values()} & {id(t) for t in given}
+        ) < len({id(t) for t in given}):
             call = f"a parameter is an argument of {name_of(function)} that no rule knows"
         if isinstance(call, str):
             roles = {f"argument {i}": t for i, t in enumerate(given)}
@@ -195,35 +214,33 @@ class _Probe(SourceMode):
             seen.add(node)
             name = names.get(id(getattr(node, "variable", None)))
             if name is not None:
-                found[name] = "used where no operator can be seen (a custom Function or TorchScript)"
+                found[name] = (
+                    "used where no operator can be seen (a custom Function or TorchScript)"
+                )
             stack += [parent for parent, _ in node.next_functions]
         return found
 
 
-def _grown_operators(forward: Forward, rows: Tensor) -> dict[int, bool]:
-    """By position, whether an operator's result grew with the batch.
-
-    The model may fill caches in its first pass, so the passes are tried once more.
-    """
-    for _ in range(2):
-        records = []
-        for batch in (rows[:2], rows):
-            torch.manual_seed(0)
-            with _Shapes() as shapes:
-                forward(batch)
-            records.append(shapes.shapes)
-        two, three = records
-        if len(two) == len(three):
-            return {i + 1: a != b for i, (a, b) in enumerate(zip(two, three, strict=True))}
-    raise PlanError("the operators that the model runs depend on the size of the batch")
+def _grown_operators(
+    run: _Run, rows: Tensor, parameters: Mapping[str, Parameter]
+) -> dict[int, bool]:
+    """By position, whether an operator's result grew with the batch."""
+    records = []
+    for batch in (rows[:2], rows):
+        shapes = _Shapes(parameters, batch)
+        run(shapes, batch)
+        records.append(shapes.shapes)
+    two, three = records
+    if len(two) != len(three):
+        raise PlanError("the operators that the model runs depend on the size of the batch")
+    return {i + 1: a != b for i, (a, b) in enumerate(zip(two, three, strict=True))}
 
 
 def _probe(
-    forward: Forward, rows: Tensor, parameters: Mapping[str, Parameter], grown: dict[int, bool]
+    run: _Run, rows: Tensor, parameters: Mapping[str, Parameter], grown: dict[int, bool]
 ) -> _Probe:
-    torch.manual_seed(0)
-    with _Probe(parameters, grown) as probe:
-        probe.logits = forward(rows)
+    probe = _Probe(parameters, grown)
+    probe.logits = run(probe, rows)
     if probe.count != len(grown):
         raise PlanError("the operators that the model runs change from call to call")
     return probe
@@ -238,31 +255,28 @@ def _step(two: _Meeting, three: _Meeting, changed: _Meeting) -> Step | str:
         return "the operators that the model runs change from call to call"
     assert isinstance(changed.call, Call)
     assert two.out is not None and three.out is not None and changed.out is not None
-    output_axis = _axis(two.out, three.out, changed.out)
-    if isinstance(output_axis, str):
-        return output_axis
-    input_axis: SampleAxis | str = output_axis
+    axes = [_axes(two.out, three.out, changed.out)]
     if call.data is not None:
         assert two.call.data is not None and changed.call.data is not None
-        input_axis = _axis(two.call.data, call.data, changed.call.data)
-        if isinstance(input_axis, str):
-            return input_axis
+        axes.append(_axes(two.call.data, call.data, changed.call.data))
         needed = any(use.role in call.needs_data for use in three.uses)
         if needed and call.data._version != three.version:
             return "the operator's input is overwritten later in the forward pass"
-    refusal = call.refuses(input_axis, output_axis)
-    if refusal is not None:
-        return refusal
-    return Step(
-        three.position, three.function, type(call), three.uses, input_axis, output_axis
-    )
+    if not all(axes):
+        return "the samples influence one another, or lie in no regular order"
+    # Every rule has the samples at one place in the input and the output: each narrows the other.
+    fitting = set.intersection(*axes)
+    if len(fitting) != 1:
+        return (
+            "the samples change places in the operator" if not fitting else "their order is unclear"
+        )
+    (axis,) = fitting
+    return call.refuses(axis) or Step(three.position, three.function, type(call), three.uses, axis)
 
 
-def _axis(two: Tensor, three: Tensor, changed: Tensor) -> SampleAxis | str:
+def _axes(two: Tensor, three: Tensor, changed: Tensor) -> set[SampleAxis]:
     dim = grown_dimension(two.shape, three.shape)
-    if dim is None:
-        return "no dimension grows with the batch"
-    return find_axis(dim, three, changed)
+    return set() if dim is None else fitting_axes(dim, three, changed)
 
 
 def _check_independence(logits: Tensor, changed: Tensor) -> None:
@@ -279,9 +293,7 @@ def _drop_uncovered(plan: Plan) -> None:
         if not uses:
             del plan.steps[position]
         elif uses != step.uses:
-            plan.steps[position] = Step(
-                position, step.function, step.rule, uses, step.input_axis, step.output_axis
-            )
+            plan.steps[position] = replace(step, uses=uses)
 
 
 def _combine(plan: Plan) -> None:
@@ -328,7 +340,9 @@ def _change_middle(rows: Tensor) -> Tensor:
         middle.logical_not_()
     else:
         rolled = middle.flatten().roll(1).view_as(middle)
-        moved = rolled if not torch.equal(rolled, middle) else torch.where(middle > 0, middle - 1, 1)
+        moved = (
+            rolled if not torch.equal(rolled, middle) else torch.where(middle > 0, middle - 1, 1)
+        )
         middle.copy_(moved)
     return changed
 
@@ -346,7 +360,9 @@ def _require_grad(parameters: Any) -> Iterator[None]:
     """Let frozen parameters show up in the graph, for as long as any probe needs it."""
     with _FLIP_LOCK:
         flipped = [
-            p for p in parameters if not p.is_inference() and (id(p) in _FLIPPED or not p.requires_grad)
+            p
+            for p in parameters
+            if not p.is_inference() and (id(p) in _FLIPPED or not p.requires_grad)
         ]
         for p in flipped:
             _FLIPPED[id(p)] = _FLIPPED.get(id(p), 0) + 1

@@ -40,7 +40,13 @@ class Source:
         self.value = value
         self.live = live
         self.leaves = leaves
-        self.region = region
+        self._region = region
+        self._version = live._version
+
+    @property
+    def region(self) -> Region | None:
+        """The elements of its one parameter that the value shows, if it shows them unchanged."""
+        return self._region if self.live._version == self._version else None
 
     @classmethod
     def of_parameter(cls, name: str, parameter: Parameter) -> Source:
@@ -66,19 +72,19 @@ class Source:
         return source
 
     def pull_back(self, gradient: Tensor, name: str) -> Tensor:
-        """Per-sample gradients ``[N, *value.shape]`` to those of a parameter, ``[N, *its shape]``."""
+        """Turn per-sample gradients ``[N, …]`` of the value into those of a parameter."""
         leaf = self.leaves[name]
         if self.live is leaf:
             return gradient
         gradient = gradient.to(self.live.dtype)
         options = {"retain_graph": True, "allow_unused": True}
         try:
-            (pulled,) = torch.autograd.grad(
+            pulled = torch.autograd.grad(
                 self.live, [leaf], gradient, is_grads_batched=True, **options
-            )
+            )[0]
         except RuntimeError:  # an operator without a batching rule: one sample at a time
             rows = [torch.autograd.grad(self.live, [leaf], g, **options)[0] for g in gradient]
-            pulled = None if any(r is None for r in rows) else torch.stack(rows)
+            pulled = None if rows[0] is None else torch.stack(rows)
         return gradient.new_zeros(len(gradient), *leaf.shape) if pulled is None else pulled
 
 
@@ -117,4 +123,4 @@ def _region(name: str, leaf: Tensor, view: Tensor) -> Region | None:
             if s < reach:
                 return None
             reach = s * n
-    return Region(name, view.storage_offset() - leaf.storage_offset(), size, stride)
+    return Region(name, int(view.storage_offset() - leaf.storage_offset()), size, stride)

@@ -37,7 +37,8 @@ def algorithm(op: str, *args: object) -> str:
         assert isinstance(x, Tensor) and isinstance(d, Tensor)
         return choice.linear(x.shape[1], x.shape[2], d.shape[2])
     if op == "conv_sqnorm":
-        return _conv_algorithm(*args[:5], args[6])  # type: ignore[arg-type]
+        x, d, kernel_size, stride, padding, _, groups, *_ = args
+        return _conv_algorithm(x, d, kernel_size, stride, padding, groups)  # type: ignore[arg-type]
     return "fused"
 
 
@@ -50,10 +51,12 @@ def linear_sqnorm(x: Tensor, d: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
     """See ``reference.linear_sqnorm``."""
     x, d = _promote(x, d)
     tokens, inputs, outputs = x.shape[1], x.shape[2], d.shape[2]
+    kind = choice.linear(tokens, inputs, outputs)
+    if kind == "outer":
+        bias_norm = _row_sqnorm(d[:, 0])
+        return _row_sqnorm(x[:, 0]) * bias_norm, bias_norm if bias else d.new_empty(0)
     bias_norm = _row_sqnorm(d.sum(1)) if bias else d.new_empty(0)
-    match choice.linear(tokens, inputs, outputs):
-        case "outer":
-            return _row_sqnorm(x[:, 0]) * _row_sqnorm(d[:, 0]), bias_norm
+    match kind:
         case "gram":
             step = 2 * tokens * tokens
             weight = _chunked(lambda a, b: _gram(a, b), step, x, d)
@@ -182,7 +185,8 @@ def _promote(x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _row_sqnorm(rows: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(rows, dim=1).square_()
+    norm: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return norm.square_()
 
 
 def _pair(stacked: Tensor) -> tuple[Tensor, Tensor]:
@@ -313,7 +317,7 @@ def _shift_gram(
     for a in range(kernel_size[0]):
         for b in range(kernel_size[1]):
             window = (rows(a, 0), rows(b, 1))
-            shifted = inputs[(slice(None), *window, *window)]
+            shifted = inputs[(slice(None),) + window + window]
             total = shifted.clone() if total is None else total.add_(shifted)
     assert total is not None
     return total.mul_(outputs).flatten(1).sum(1)

@@ -42,10 +42,7 @@ class BroadcastCall(Call):
         return _BINDERS[function](*args, **kwargs)
 
     def norms(self, x: Tensor | None, d: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:
-        return {
-            role: row_sqnorm(self.gradient(x, d, role))
-            for role in roles
-        }
+        return {role: row_sqnorm(self.gradient(x, d, role)) for role in roles}
 
     def gradient(self, x: Tensor | None, d: Tensor, role: str) -> Tensor:
         operand = self.operands[role]
@@ -56,15 +53,15 @@ class BroadcastCall(Call):
         if role == "subtrahend":
             return -gradient
         if self.divisor is not None:
-            return gradient / self.divisor.to(gradient.dtype).square().neg()
+            gradient = gradient / self.divisor.to(gradient.dtype).square().neg()
         return gradient
 
-    def refuses(self, input_axis: SampleAxis, output_axis: SampleAxis) -> str | None:
-        place = output_axis.dim - len(self.output)
+    def refuses(self, axis: SampleAxis) -> str | None:
+        place = axis.dim - len(self.output)
         for operand in self.operands.values():
             if operand.dim() >= -place and operand.shape[place] != 1:
                 return "the parameter has a size of its own along the samples"
-        return super().refuses(input_axis, output_axis)
+        return None
 
     def _sum_repeats(self, d: Tensor, shape: torch.Size) -> Tensor:
         """Sum ``d`` ``[N, …]`` over every dimension in which an operand of ``shape`` has size one.
@@ -93,14 +90,16 @@ class RepeatCall(Call):
 
     @classmethod
     def bind(cls, function: Callable[..., Any], operand: Tensor, *counts: Any) -> Call | str:
-        return cls(operand, counts[0] if len(counts) == 1 and not isinstance(counts[0], int) else counts)
+        return cls(
+            operand, counts[0] if len(counts) == 1 and not isinstance(counts[0], int) else counts
+        )
 
-    def refuses(self, input_axis: SampleAxis, output_axis: SampleAxis) -> str | None:
+    def refuses(self, axis: SampleAxis) -> str | None:
         operand = self.operands["term"]
-        place = output_axis.dim - len(self.counts)
+        place = axis.dim - len(self.counts)
         if operand.dim() >= -place and operand.shape[place] != 1:
             return "the parameter has a size of its own along the samples"
-        return "copies are merged into the batch" if output_axis.merged else None
+        return "copies are merged into the batch" if axis.merged else None
 
     def norms(self, x: Tensor | None, d: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:
         return {"term": row_sqnorm(self.gradient(x, d, "term"))}
@@ -119,7 +118,8 @@ class RepeatCall(Call):
 
 def row_sqnorm(gradient: Tensor) -> Tensor:
     """Squared norm of every sample's gradient, ``[N, …]`` to ``[N]``."""
-    return torch.linalg.vector_norm(gradient.flatten(1), dim=1).square()
+    norm: Tensor = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+    return norm.square()
 
 
 def _bind_sum(left: Any, right: Any, *, alpha: float = 1) -> Call | str:
@@ -186,7 +186,8 @@ def _bind_expand_as(operand: Tensor, other: Tensor) -> Call | str:
 
 
 def _common_shape(*values: Any) -> torch.Size:
-    return torch.broadcast_shapes(*(v.shape for v in values if isinstance(v, Tensor)))
+    shapes = [v.shape for v in values if isinstance(v, Tensor)]
+    return torch.Size(torch.broadcast_shapes(*shapes))
 
 
 _BINDERS: dict[Callable[..., Any], Callable[..., Call | str]] = {

@@ -20,7 +20,7 @@ class Call(ABC):
 
     ``x`` and ``d`` below are ``data`` and the gradient of the operator's output with the samples
     along dimension 0. Where the batch dimension was ``merged``, it held several entries a sample,
-    and those stand in the dimension's place. ``axis`` says where the samples lie in the output.
+    and those stand in the dimension's place. ``axis`` says where the samples lie in both.
     """
 
     #: Whether repeated uses of an operand may be combined by concatenating ``[N, T, …]`` tokens.
@@ -41,9 +41,9 @@ class Call(ABC):
     def bind(cls, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Call | str:
         """Read an operator's arguments; a string says why the rule does not cover them."""
 
-    def refuses(self, input_axis: SampleAxis, output_axis: SampleAxis) -> str | None:
-        """Say why samples that lie so in the input and the output are not covered."""
-        return None if input_axis == output_axis else "the samples change places in the operator"
+    def refuses(self, axis: SampleAxis) -> str | None:
+        """Say why samples that lie so, in the input and in the output, are not covered."""
+        return None
 
     @abstractmethod
     def norms(self, x: Tensor | None, d: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:
@@ -59,8 +59,6 @@ def tensors(**operands: Any) -> dict[str, Tensor]:
     return {role: t for role, t in operands.items() if isinstance(t, Tensor)}
 
 
-def batch_comes_first(input_axis: SampleAxis, output_axis: SampleAxis) -> str | None:
+def batch_comes_first(axis: SampleAxis) -> str | None:
     """Refuse samples that do not lie along dimension 0, for operators that name it the batch."""
-    if input_axis != output_axis or output_axis.dim != 0:
-        return "the samples do not lie along the operator's batch dimension"
-    return None
+    return "the samples do not lie along the operator's batch dimension" if axis.dim else None

@@ -15,7 +15,7 @@ from gradood.ops import reference
 
 
 class Geometry(NamedTuple):
-    """Sizes of a convolution, one entry a spatial dimension; padding is before the first element."""
+    """Sizes of a convolution by spatial dimension; padding is that before the first element."""
 
     kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
@@ -71,8 +71,8 @@ class ConvCall(Call):
         geometry = Geometry(kernel, _repeat(stride, nd), _repeat(padding, nd), dilation, groups)
         return cls(input, weight, bias, geometry)
 
-    def refuses(self, input_axis: SampleAxis, output_axis: SampleAxis) -> str | None:
-        return batch_comes_first(input_axis, output_axis)
+    def refuses(self, axis: SampleAxis) -> str | None:
+        return batch_comes_first(axis)
 
     def norms(self, x: Tensor | None, d: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:
         if "weight" not in roles:
@@ -96,8 +96,8 @@ class ConvCall(Call):
         assert x is not None
         x, d, geometry = self._arrange(x, d)
         x = x.to(d.dtype)
-        pair = (d, x) if self.transposed else (x, d)
-        return reference.conv_gradient(*pair, *geometry).view(len(x), *self.operands["weight"].shape)
+        x, d = (d, x) if self.transposed else (x, d)
+        return reference.conv_gradient(x, d, *geometry).view(len(x), *self.operands["weight"].shape)
 
     def _arrange(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor, Geometry]:
         """Turn images merged into the batch, ``[N, m, C, *S]``, into one more spatial dimension."""
@@ -112,7 +112,7 @@ class TransposedConvCall(ConvCall):
     transposed: ClassVar[bool] = True
 
     @classmethod
-    def bind(
+    def bind(  # type: ignore[override]
         cls,
         function: Callable[..., Any],
         input: Tensor,

@@ -33,7 +33,11 @@ class EmbeddingCall(Call):
             return cls._bind_embedding(*args, **kwargs)
         if function is Tensor.__getitem__:
             weight, index = args
-            if not isinstance(index, Tensor) or index.is_floating_point() or index.dtype == torch.bool:
+            if (
+                not isinstance(index, Tensor)
+                or index.is_floating_point()
+                or index.dtype == torch.bool
+            ):
                 return "only indexing by one integer tensor has a rule"
         else:
             weight, dim, index = args

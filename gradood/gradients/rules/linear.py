@@ -32,11 +32,11 @@ class LinearCall(Call):
             return "the input has no batch dimension"
         return cls(input, weight, bias)
 
-    def refuses(self, input_axis: SampleAxis, output_axis: SampleAxis) -> str | None:
+    def refuses(self, axis: SampleAxis) -> str | None:
         assert self.data is not None
-        if output_axis.dim == self.data.dim() - 1:
+        if axis.dim == self.data.dim() - 1:
             return "the samples lie along the features"
-        return super().refuses(input_axis, output_axis)
+        return None
 
     def norms(self, x: Tensor | None, d: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:
         d = tokens(d)

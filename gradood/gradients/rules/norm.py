@@ -86,8 +86,8 @@ class BatchNormCall(_NormCall):
         rstd = (running_var.detach().to(accumulate) + eps).rsqrt()
         return cls(input, weight, bias, running_mean.detach().to(accumulate), rstd)
 
-    def refuses(self, input_axis: SampleAxis, output_axis: SampleAxis) -> str | None:
-        return batch_comes_first(input_axis, output_axis)
+    def refuses(self, axis: SampleAxis) -> str | None:
+        return batch_comes_first(axis)
 
     def _arrange(self, t: Tensor) -> Tensor:
         return channels_first(t, self.axis.merged)
@@ -119,10 +119,10 @@ class GroupNormCall(_NormCall):
     ) -> Call | str:
         return cls(input, weight, bias, num_groups, eps)
 
-    def refuses(self, input_axis: SampleAxis, output_axis: SampleAxis) -> str | None:
-        if output_axis.merged:
+    def refuses(self, axis: SampleAxis) -> str | None:
+        if axis.merged:
             return "groups are normalised for every image, and several belong to one sample"
-        return batch_comes_first(input_axis, output_axis)
+        return batch_comes_first(axis)
 
     def _arrange(self, t: Tensor) -> Tensor:
         return channels_first(t, False)
@@ -182,11 +182,11 @@ class LayerNormCall(_NormCall):
             return "the input has no batch dimension"
         return cls(input, weight, bias, normalized_shape, eps)
 
-    def refuses(self, input_axis: SampleAxis, output_axis: SampleAxis) -> str | None:
+    def refuses(self, axis: SampleAxis) -> str | None:
         assert self.data is not None
-        if output_axis.dim >= self.data.dim() - self.dims:
+        if axis.dim >= self.data.dim() - self.dims:
             return "the samples lie along the features"
-        return super().refuses(input_axis, output_axis)
+        return None
 
     def _arrange(self, t: Tensor) -> Tensor:
         return t.reshape(len(t), -1, self.width)

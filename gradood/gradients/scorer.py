@@ -1,0 +1,188 @@
+"""Score a batch in micro-batches: by the plan where rules cover, by the fallback elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from gradood.errors import ModelError
+from gradood.gradients import engine, fallback
+from gradood.gradients.labels import Label, logit_gradient, target
+from gradood.gradients.plan import Plan, PlanError, make_plan
+from gradood.gradients.state import kept
+from gradood.gradients.validation import explain_dtype, logits_of
+
+_LOG = logging.getLogger("gradood")
+
+#: Activations of one micro-batch take about this much memory, or a quarter of what is free.
+MEMORY_BOUND = 1 << 30
+
+
+class Scorer:
+    """The arguments of one call that every micro-batch shares."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: dict[str, Parameter],
+        labels: Sequence[Label],
+        loss: str,
+        method: str,
+        observer: engine.Observer | None = None,
+    ) -> None:
+        self.model, self.parameters = model, parameters
+        self.labels, self.loss, self.method = labels, loss, method
+        self.observer = observer
+        self.fallback = "vmap" if method == "auto" else method
+        self._pair_lone = any(isinstance(m, _BatchNorm) for m in model.modules())
+
+    def score(self, x: Tensor, micro_batch: int | None) -> tuple[Tensor, Tensor]:
+        """Norms ``[N, K, L]`` and logits ``[N, C]``."""
+        plan = self.plan(x)
+        size = micro_batch or max(1, _memory_bound(x) // (plan.bytes_per_sample + 1))
+        parts = [
+            self._micro_batch(x, torch.arange(i, min(i + size, len(x)), device=x.device))
+            for i in range(0, len(x), size)
+        ]
+        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+    def plan(self, x: Tensor) -> Plan:
+        """The plan for this model, input and selection: kept from an earlier call, or made."""
+        if self.method in ("vmap", "loop"):
+            return Plan(uncovered=dict.fromkeys(self.parameters, f'method="{self.method}"'))
+        plans = _PLANS.setdefault(self.model, {})
+        key = self._key(x)
+        if key not in plans:
+            plans[key] = make_plan(self.model, self.forward, x, self.parameters)
+            for name, reason in plans[key].uncovered.items():
+                _LOG.info("%s: %s", name, reason)
+        plan = plans[key]
+        if self.method == "rules" and plan.uncovered:
+            name, reason = next(iter(plan.uncovered.items()))
+            raise ModelError(f'method="rules", but no rule covers {name}: {reason}')
+        return plan
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The model's logits, checked."""
+        try:
+            out = self.model(x)
+        except RuntimeError as error:
+            if "type" in str(error):
+                explain_dtype(x, error)
+            raise
+        return logits_of(out, len(x))
+
+    def _key(self, x: Tensor) -> tuple[Any, ...]:
+        device = x.device.type
+        return (
+            tuple(x.shape[1:]),
+            x.dtype,
+            x.device,
+            tuple(map(id, self.parameters.values())),
+            tuple(m.training for m in self.model.modules()),
+            torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
+        )
+
+    def _micro_batch(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        if len(rows) == 1 and self._pair_lone:
+            # The backward of batch norm in PyTorch 2.14 is wrong on the CPU for a batch of one with
+            # a gradient that is not contiguous: score the sample beside itself.
+            values, logits = self._micro_batch(x, rows.repeat(2))
+            return values[:1], logits[:1]
+        part = x if len(rows) == len(x) else x[rows]
+        try:
+            return self._with_plan(part, rows)
+        except PlanError:
+            # The model may have been edited since: probe once more, then do without rules.
+            _PLANS.get(self.model, {}).pop(self._key(x), None)
+        try:
+            return self._with_plan(part, rows)
+        except PlanError as error:
+            if self.method == "rules":
+                raise ModelError(f'method="rules", but {error}') from error
+            uncovered = dict.fromkeys(self.parameters, str(error))
+            _PLANS[self.model][self._key(x)] = Plan(uncovered=uncovered)
+            return self._with_plan(part, rows)
+
+    def _with_plan(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        plan = self.plan(x)
+        gradients: list[Tensor] = []
+
+        def logit_gradients(logits: Tensor) -> list[Tensor]:
+            for label in self.labels:
+                if isinstance(label, Tensor) and label.dim() == 2:
+                    label = label.to(rows.device)[rows]
+                gradients.append(logit_gradient(logits, target(label, logits), self.loss))
+            return gradients
+
+        with kept(self.model, plan.written):
+            if plan.steps:
+                logits, norms = engine.run(
+                    plan, self.forward, x, self.parameters, logit_gradients, self.observer
+                )
+            else:
+                with torch.no_grad():
+                    logits = self.forward(x)
+                logit_gradients(logits)
+                norms = [{} for _ in self.labels]
+            rest = {n: p for n, p in self.parameters.items() if n in plan.uncovered}
+            if rest:
+                exact = self._exact(x, rest, gradients, plan.bytes_per_sample)
+                norms = [{**a, **b} for a, b in zip(norms, exact, strict=True)]
+        return self._assemble(norms, logits), logits
+
+    def _exact(
+        self, x: Tensor, rest: Mapping[str, Parameter], gradients: Sequence[Tensor], size: int
+    ) -> list[dict[str, Tensor]]:
+        if self.method == "loop":
+            norms = fallback.loop_norms(self.model, x, rest, gradients, self._pair_lone)
+        elif self.method == "vmap":
+            norms = fallback.vmap_norms(self.model, x, rest, gradients, size)
+        else:
+            norms, self.fallback = fallback.exact_norms(
+                self.model, x, rest, gradients, size, self._pair_lone
+            )
+        return norms
+
+    def _assemble(self, norms: list[dict[str, Tensor]], logits: Tensor) -> Tensor:
+        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        values = logits.new_zeros(len(logits), len(norms), len(self.parameters), dtype=dtype)
+        for k, by_name in enumerate(norms):
+            for column, name in enumerate(self.parameters):
+                if name in by_name:
+                    values[:, k, column] = by_name[name]
+        return values
+
+
+_PLANS: WeakKeyDictionary[nn.Module, dict[Any, Plan]] = WeakKeyDictionary()
+_LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_LOCKS_LOCK = threading.Lock()
+
+
+@contextmanager
+def locked(model: nn.Module) -> Iterator[None]:
+    """One call at a time for a model: the fallback exchanges its parameters for a moment."""
+    with _LOCKS_LOCK:
+        lock = _LOCKS.setdefault(model, threading.RLock())
+    with lock:
+        yield
+
+
+def _memory_bound(x: Tensor) -> int:
+    if x.device.type == "cuda":
+        return min(8 * MEMORY_BOUND, torch.cuda.mem_get_info(x.device)[0] // 4)
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return MEMORY_BOUND
+    return min(MEMORY_BOUND, free // 4)

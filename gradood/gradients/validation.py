@@ -1,0 +1,132 @@
+"""Check what users hand in, and say what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from gradood.errors import InputError, ModelError
+from gradood.gradients.labels import LOSSES, Label
+
+METHODS = ("auto", "rules", "vmap", "loop")
+
+Selection = None | str | Sequence[str] | Callable[[str, Parameter], bool]
+
+
+def select_parameters(model: nn.Module, selection: Selection) -> dict[str, Parameter]:
+    """The selected parameters by name, in ``named_parameters`` order.
+
+    Raises:
+        InputError: a pattern selects nothing, or a parameter is complex or quantised.
+    """
+    everything = dict(model.named_parameters())
+    if selection is None:
+        chosen = everything
+    elif callable(selection):
+        chosen = {name: p for name, p in everything.items() if selection(name, p)}
+    else:
+        patterns = [selection] if isinstance(selection, str) else list(selection)
+        primary = {id(p): name for name, p in everything.items()}
+        wanted = set()
+        for pattern in patterns:
+            found = {
+                primary[id(p)]
+                for name, p in model.named_parameters(remove_duplicate=False)
+                if fnmatchcase(name, pattern)
+            }
+            if not found:
+                raise InputError(
+                    f"parameters={pattern!r} matches none of the {len(everything)} parameters; "
+                    f"the first is {next(iter(everything), None)!r}"
+                )
+            wanted |= found
+        chosen = {name: p for name, p in everything.items() if name in wanted}
+    for name, p in chosen.items():
+        if not p.is_floating_point():
+            raise InputError(f"parameter {name} is {p.dtype}; norms need real floating point")
+    return chosen
+
+
+def logits_of(out: object, samples: int) -> Tensor:
+    """The logits in a model's output: a tensor, or the ``logits`` of an object or mapping.
+
+    Raises:
+        ModelError: there are none, or they are not ``[samples, C]``.
+    """
+    if isinstance(out, Mapping):
+        out = out.get("logits")
+    elif not isinstance(out, Tensor):
+        out = getattr(out, "logits", out)
+    if not isinstance(out, Tensor):
+        raise ModelError(
+            f"the model returned {type(out).__name__}, not logits [N, C]; wrap it in a module that "
+            "returns the logits"
+        )
+    if out.dim() != 2 or len(out) != samples or not out.is_floating_point():
+        raise ModelError(
+            f"the model returned {list(out.shape)} {out.dtype} for {samples} samples, not floating-"
+            "point logits [N, C]; wrap it in a module that returns one row of logits a sample"
+        )
+    return out
+
+
+def as_labels(label: Label | Sequence[Label]) -> tuple[list[Label], bool]:
+    """The labels as a list, and whether the caller gave a list."""
+    if isinstance(label, (str, Tensor)):
+        return [label], False
+    labels = list(label)
+    if not labels or not all(isinstance(item, (str, Tensor)) for item in labels):
+        raise InputError("label is a string, a Tensor, or a list of these that is not empty")
+    return labels, True
+
+
+def check_arguments(
+    model: nn.Module, x: Tensor, loss: str, method: str, micro_batch: int | None, nan_policy: str
+) -> None:
+    """Refuse arguments of ``gradient_norms`` that mean nothing."""
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    if not isinstance(x, Tensor) or x.dim() == 0:
+        raise InputError("x must be a Tensor with the samples along dimension 0")
+    if loss not in LOSSES:
+        raise InputError(f"loss {loss!r} is not known; use one of {', '.join(LOSSES)}")
+    if method not in METHODS:
+        raise InputError(f"method {method!r} is not known; use one of {', '.join(METHODS)}")
+    if micro_batch is not None and micro_batch < 1:
+        raise InputError(f"micro_batch is the number of samples a pass, not {micro_batch}")
+    if nan_policy not in ("raise", "flag"):
+        raise InputError(f'nan_policy is "raise" or "flag", not {nan_policy!r}')
+
+
+def not_finite(x: Tensor, nan_policy: str) -> Tensor | None:
+    """Rows that hold NaN or Inf, or None if there are none."""
+    if not x.is_floating_point() or bool(x.sum(dtype=_wide(x)).isfinite()):
+        return None  # one NaN or Inf would have spoilt the sum
+    finite = x.isfinite().flatten(1).all(1) if x.dim() > 1 else x.isfinite()
+    if bool(finite.all()):
+        return None
+    if nan_policy == "flag":
+        return ~finite
+    rows = (~finite).nonzero().flatten().tolist()
+    shown = ", ".join(map(str, rows[:10])) + (", …" if len(rows) > 10 else "")
+    raise InputError(
+        f"x holds NaN or Inf in {len(rows)} of {len(x)} rows ({shown}); remove them, or pass "
+        'nan_policy="flag" to score them as infinitely anomalous'
+    )
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def explain_dtype(x: Tensor, error: Exception) -> None:
+    """Say what integer inputs lack where a model wants floating point."""
+    if not x.is_floating_point():
+        raise InputError(
+            f"x is {x.dtype}, and the model expects floating point; for images in 0…255 pass "
+            "x.float() / 255, or whatever the model was trained on"
+        ) from error

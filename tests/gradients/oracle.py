@@ -1,0 +1,58 @@
+"""The specification of every test here: plain autograd, one sample at a time, in float64."""
+
+import copy
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+def bce(logits, label):
+    return functional.binary_cross_entropy_with_logits(logits, label, reduction="sum")
+
+
+def reference_norms(model, x, label=None, loss=bce):
+    """Squared gradient norms [N, L] by a loop that shares nothing with the library.
+
+    Every sample runs on a fresh copy of the model, beside a copy of itself that the loss ignores:
+    the batch norm backward of PyTorch 2.14 is wrong for a batch of one.
+    """
+    rows = []
+    for n in range(len(x)):
+        fresh = copy.deepcopy(model).double()
+        for p in fresh.parameters():
+            p.requires_grad_()
+        pair = x[[n, n]].double() if x.is_floating_point() else x[[n, n]]
+        out = fresh(pair)
+        logits = getattr(out, "logits", out)[:1]
+        target = torch.ones_like(logits) if label is None else label[n : n + 1].double()
+        gradients = torch.autograd.grad(
+            loss(logits, target), list(fresh.parameters()), allow_unused=True
+        )
+        rows.append([0.0 if g is None else float(g.square().sum()) for g in gradients])
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def assert_norms(norms, expected, tolerance):
+    """Compare by column, relative to the column's largest norm; true zeros may be rounding."""
+    assert norms.values.shape == expected.shape
+    scale = expected.amax(0).clamp_min(1e-14 * expected.max())
+    error = (norms.values.double() - expected).abs() / scale
+    worst = int(error.amax(0).argmax())
+    assert error.max() <= tolerance, f"{norms.names[worst]}: {float(error.max()):.2e}"
+
+
+def randomise(model, seed=0):
+    """Give every parameter and statistic a generic value, so that no norm is zero by accident."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            spread = float(p.std()) if p.numel() > 1 else 0.0
+            noise = torch.randn(p.shape, generator=generator).to(p)
+            p.add_(noise * max(0.1 * spread, 0.02))
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None:
+                shape = module.running_mean.shape
+                module.running_mean.copy_(torch.randn(shape, generator=generator) * 0.1)
+                module.running_var.copy_(torch.rand(shape, generator=generator) + 0.5)
+    return model
