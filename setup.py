@@ -19,13 +19,21 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 COMMON = ["-std=c++17", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
 COMMON += ["-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
-UNITS = {"module": [], "cpu": [], "parallel": [], "geometry": [], "isa_baseline": []}
+UNITS = {
+    "module": [],
+    "cpu": [],
+    "parallel": [],
+    "geometry": [],
+    "tile_plan": [],
+    "isa_baseline": [],
+}
 if X86:
     COMMON += ["-DGRADOOD_X86"]
+    AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-vector-width=512".split()
     UNITS |= {
         "isa_avx2": ["-mavx2", "-mfma"],
-        "isa_avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma".split()
-        + ["-mprefer-vector-width=512"],
+        "isa_avx512": AVX512,
+        "isa_amx": [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
     }
 if SANITIZE:
     COMMON += ["-g", "-O1", f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer"]

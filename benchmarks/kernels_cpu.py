@@ -3,8 +3,8 @@
     python benchmarks/kernels_cpu.py [--threads 1] [--rounds 9] [--isa avx512] [--only conv]
                                      [--prototype FOLDER]
 
-Candidates take turns within a round, and medians are printed, in milliseconds (of processor time
-with one thread, which other processes disturb less; of wall time with more). GFLOP/s count two
+Candidates take turns within a round, and the best times are printed, in milliseconds: of processor
+time with one thread, which other processes disturb less, of wall time with more. GFLOP/s count two
 operations for each multiply-add of the direct algorithm, whichever algorithm ran. ``--prototype``
 names a folder that holds a built extension module ``r1kern`` to compare with.
 """
@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable
 from math import prod
-from statistics import median
 from typing import NamedTuple
 
 import torch
@@ -188,7 +187,7 @@ def milliseconds(calls: Calls, rounds: int) -> dict[str, float]:
             start = clock()
             call()
             times[name].append((clock() - start) * 1e3)
-    return {name: median(values) for name, values in times.items()}
+    return {name: min(values) for name, values in times.items()}
 
 
 def main() -> None:

@@ -56,6 +56,18 @@ Runs compress(const Offsets& offsets) {
   return runs;
 }
 
+// `cells` increases: one cell for each pixel, in the order of packing.
+Stretches stretches(const Offsets& cells) {
+  Stretches result;
+  for (int64_t i = 0; i < static_cast<int64_t>(cells.size()); ++i) {
+    if (!result.empty() && cells[i] == result.back().cell + result.back().count)
+      ++result.back().count;
+    else
+      result.push_back({i, cells[i], 1});
+  }
+  return result;
+}
+
 Block make_block(const Convolution& c, int axis, int64_t begin, int64_t end) {
   Block b{};
   int64_t d_start[3] = {}, x_start[3], extent[3];
@@ -164,12 +176,17 @@ PhasePlan::PhasePlan(const Convolution& original) {
     return i / c.stride[0] * pitch[0] + j / c.stride[1] * pitch[1] + k / c.stride[2];
   };
   cells = extent[0] * pitch[0];
-  outputs_at = elements(c.d, kOrigin, c.d.size + 2);
-  output_count = static_cast<int64_t>(outputs_at.size());
+  d_pixels = elements(c.d, kOrigin, c.d.size + 2);
+  d_runs = compress(d_pixels);
+  output_count = static_cast<int64_t>(d_pixels.size());
+  Offsets output_cells;
   each_point(kOrigin, c.d.size + 2, [&](int64_t i, int64_t j, int64_t k) {
     output_cells.push_back(i * pitch[0] + j * pitch[1] + k);
   });
+  d_cells = stretches(output_cells);
+  output_end = output_cells.back() + 1;
   phases.resize(c.stride[0] * c.stride[1] * c.stride[2]);
+  std::vector<Offsets> phase_cells(phases.size());
   each_point(kOrigin, c.kernel, [&](int64_t i, int64_t j, int64_t k) {
     const int64_t a0 = i * c.dilation[0], a1 = j * c.dilation[1], a2 = k * c.dilation[2];
     phases[phase_of(a0, a1, a2)].shifts.push_back(cell_of(a0, a1, a2));
@@ -179,14 +196,18 @@ PhasePlan::PhasePlan(const Convolution& original) {
     seen[a] = std::min(c.x.size[2 + a], extent[a] * c.stride[a] - c.padding[a]);
   each_point(kOrigin, seen, [&](int64_t i, int64_t j, int64_t k) {
     const int64_t a0 = i + c.padding[0], a1 = j + c.padding[1], a2 = k + c.padding[2];
-    Phase& phase = phases[phase_of(a0, a1, a2)];
-    if (phase.shifts.empty()) return;
-    phase.pixels.push_back(i * c.x.stride[2] + j * c.x.stride[3] + k * c.x.stride[4]);
-    phase.cells.push_back(cell_of(a0, a1, a2));
+    const int64_t phase = phase_of(a0, a1, a2);
+    phases[phase].pixels.push_back(i * c.x.stride[2] + j * c.x.stride[3] + k * c.x.stride[4]);
+    phase_cells[phase].push_back(cell_of(a0, a1, a2));
   });
   pixel_count = 0;
-  for (const Phase& phase : phases)
-    pixel_count = std::max<int64_t>(pixel_count, phase.pixels.size());
+  for (size_t i = 0; i < phases.size(); ++i) {
+    phases[i].runs = compress(phases[i].pixels);
+    phases[i].cells = stretches(phase_cells[i]);
+    pixel_count = std::max<int64_t>(pixel_count, phases[i].pixels.size());
+  }
+  auto useless = [](const Phase& phase) { return phase.shifts.empty() || phase.pixels.empty(); };
+  phases.erase(std::remove_if(phases.begin(), phases.end(), useless), phases.end());
 }
 
 PhasePlan::~PhasePlan() = default;

@@ -59,22 +59,34 @@ struct DirectPlan {
   ~DirectPlan();
 };
 
+// Neighbouring pixels of a row of packed ones that are neighbouring cells of a grid as well.
+struct Stretch {
+  int64_t pixel, cell, count;
+};
+
+using Stretches = std::vector<Stretch>;
+
 // Input pixels whose padded coordinates leave the same remainders when divided by the stride. Two
 // outputs see them under the same tap at the same distance, whatever the tap. Cells number the
-// coordinates after the division, on a grid that all phases and the output share.
+// coordinates after the division, on a grid that all phases and the output share, so that
+// neighbours in memory mostly are neighbours on the grid.
 struct Phase {
-  Offsets pixels;  // elements
-  Offsets cells;   // of each pixel, increasing
+  Offsets pixels;  // elements of x
+  Runs runs;       // the same
+  Stretches cells;
   Offsets shifts;  // cells from an output's own cell to each tap in this phase
 };
 
 struct PhasePlan {
   int64_t inputs, outputs;      // channels a group
-  int64_t cells, output_count;  // cells of the grid and outputs on it
+  int64_t cells;                // of the grid
+  int64_t output_count;         // outputs on it
+  int64_t output_end;           // one more than the last output's cell
   int64_t pixel_count;          // of the largest phase
   Runs d_channels, x_channels;  // the walk over a group's channels
-  Offsets outputs_at;           // elements of d
-  Offsets output_cells;         // of each output, increasing
+  Offsets d_pixels;             // elements of d
+  Runs d_runs;                  // the same
+  Stretches d_cells;
   std::vector<Phase> phases;
 
   explicit PhasePlan(const Convolution& c);

@@ -70,32 +70,27 @@ inline double gram_product(const float* x, int64_t inputs, const float* d, int64
   return total;
 }
 
-// Stores the upper triangle of aᵀa on the grid: to[cells[i] · pitch + cells[j]], i ≤ j.
-inline void gram_on_grid(const float* a, int64_t depth, const Offsets& cells, float* square,
-                         int64_t pitch, bool weighted, float* to) {
-  const int64_t count = static_cast<int64_t>(cells.size());
+// Stores the upper triangle of aᵀa on the grid, to[cell · pitch + other cell]; with weights, what a
+// pair of different cells counts twice is doubled.
+inline void gram_on_grid(const float* a, int64_t depth, int64_t count, const Stretches& cells,
+                         float* square, int64_t pitch, bool weighted, float* to) {
   const int64_t width = blocks_of_lanes(count) * kLanes;
   upper_tiles(count, [&](int64_t row, int64_t column, auto columns) {
     constexpr int kWidth = decltype(columns)::value;
     Tile<kWidth> tile;
     gram_tile(a, depth, row, column, tile);
     tile.each([&](Vector& v, int i) {
-      store(square + (row + i / kWidth) * width + (column + i % kWidth) * kLanes, v);
+      const int64_t first = (column + i % kWidth) * kLanes;
+      if (weighted)
+        v = row + kRows <= first ? v + v : v * symmetric_weight(row + i / kWidth, first);
+      store(square + (row + i / kWidth) * width + first, v);
     });
   });
-  for (int64_t i = 0; i < count; ++i) {
-    float* out = to + cells[i] * pitch;
-    const float* in = square + i * width;
-    for (int64_t j = i; j < count;) {  // runs of neighbouring cells
-      int64_t end = j + 1;
-      while (end < count && cells[end] == cells[j] + end - j) ++end;
-      std::memcpy(out + cells[j], in + j, (end - j) * sizeof(float));
-      j = end;
-    }
-    if (!weighted) continue;
-    for (int64_t j = 0; j < pitch; ++j) out[j] *= 2;
-    out[cells[i]] /= 2;
-  }
+  for (size_t i = 0; i < cells.size(); ++i)
+    for (int64_t r = 0; r < cells[i].count; ++r)
+      for (size_t j = i; j < cells.size(); ++j)
+        copy_floats(square + (cells[i].pixel + r) * width + cells[j].pixel, cells[j].count,
+                    to + (cells[i].cell + r) * pitch + cells[j].cell);
 }
 
 // Σ_{t ≤ s} D[t, s] Σ_shift X[t + shift, s + shift] over the cells of the grid.
@@ -103,19 +98,18 @@ inline void gram_on_grid(const float* a, int64_t depth, const Offsets& cells, fl
 // Registers: one vector of sums. L1: a row of D and the rows of X under its taps.
 inline double shifted_product(const PhasePlan& plan, const Phase& phase, const float* x_grid,
                               const float* d_grid, int64_t pitch) {
-  const int64_t end = plan.output_cells.back() + 1;
   double total = 0;
-  for (int64_t cell : plan.output_cells) {
-    const float* d_row = d_grid + cell * pitch;
-    Vector product = {};
-    for (int64_t j = cell; j < end; j += kLanes) {
-      Vector shifted = {};
-      for (int64_t shift : phase.shifts)
-        shifted += load(x_grid + (cell + shift) * pitch + j + shift);
-      product += shifted * load(d_row + j);
+  for (const Stretch& s : plan.d_cells)
+    for (int64_t cell = s.cell; cell < s.cell + s.count; ++cell) {
+      Vector product = {};
+      for (int64_t j = cell; j < plan.output_end; j += kLanes) {
+        Vector shifted = {};
+        for (int64_t shift : phase.shifts)
+          shifted += load(x_grid + (cell + shift) * pitch + j + shift);
+        product += shifted * load(d_grid + cell * pitch + j);
+      }
+      total += add_lanes(product);
     }
-    total += add_lanes(product);
-  }
   return total;
 }
 
@@ -152,8 +146,10 @@ inline double gram_of_packed(const PhasePlan& plan, bool plain, const Phase& pha
   const int64_t grid = (plan.cells * b.pitch + kLanes) * sizeof(float);
   std::memset(b.d_grid, 0, grid);
   std::memset(b.x_grid, 0, grid);
-  gram_on_grid(b.d, plan.outputs, plan.output_cells, b.square, b.pitch, true, b.d_grid);
-  gram_on_grid(b.x, plan.inputs, phase.cells, b.square, b.pitch, false, b.x_grid);
+  gram_on_grid(b.d, plan.outputs, plan.output_count, plan.d_cells, b.square, b.pitch, true,
+               b.d_grid);
+  gram_on_grid(b.x, plan.inputs, static_cast<int64_t>(phase.pixels.size()), phase.cells, b.square,
+               b.pitch, false, b.x_grid);
   return shifted_product(plan, phase, b.x_grid, b.d_grid, b.pitch);
 }
 
@@ -173,12 +169,11 @@ inline double gram_group(const PhasePlan& plan, bool plain, const Source& d, con
                          const GramBuffers& b, double* bias) {
   const int64_t d_vectors = blocks_of_lanes(plan.output_count);
   const int64_t d_count = d_vectors * kLanes * plan.outputs;
-  pack_lanes(d, plan.outputs_at.data(), plan.output_count, plan.d_channels, b.d);
+  pack_lanes(d, plan.d_pixels.data(), plan.output_count, plan.d_channels, b.d);
   if (bias != nullptr) *bias += bias_of_packed(b.d, plan.outputs, d_vectors);
   double total = 0, d_scale = 1;
   for (const Phase& phase : plan.phases) {
     const int64_t pixels = static_cast<int64_t>(phase.pixels.size());
-    if (pixels == 0) continue;
     pack_lanes(x, phase.pixels.data(), pixels, plan.x_channels, b.x);
     double norm = gram_of_packed(plan, plain, phase, b);
     if (!(std::fabs(norm) >= 1e-30 && std::fabs(norm) <= 1e30)) {

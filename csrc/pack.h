@@ -26,10 +26,16 @@ inline void widen_row(const char* in, int64_t count, float* out) {
   store_first(out + i, Widen(rest), count - i);
 }
 
+GRADOOD_INLINE void copy_floats(const float* in, int64_t count, float* out) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(out + i, load(in + i));
+  if (i < count) store_first(out + i, load_first(in + i, count - i), count - i);
+}
+
 // out[i] = source[i · stride]
 inline void copy_row(const Source& s, int64_t stride, int64_t count, float* out) {
   if (stride == 1 && s.dtype == Dtype::float32) {
-    std::memcpy(out, s.data, 4 * count);
+    copy_floats(reinterpret_cast<const float*>(s.data), count, out);
   } else if (stride == 1 && s.dtype == Dtype::bfloat16) {
     widen_row<widen_bfloat16>(s.data, count, out);
   } else if (stride == 1) {
@@ -120,9 +126,21 @@ inline void add_positions(const float* packed, int64_t positions, float* sums) {
 
 // Σ a² of numbers whose squares may not fit a float.
 inline double squares(const float* a, int64_t count) {
-  double total = 0;
-  for (int64_t i = 0; i < count; ++i) total += static_cast<double>(a[i]) * a[i];
-  return total;
+  constexpr int kHalf = kLanes / 2;
+  using Floats = VectorOf<float, kHalf>::Type;
+  using Doubles = VectorOf<double, kHalf>::Type;
+  Doubles total[2] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes)
+    for (int u = 0; u < 2; ++u) {
+      const Doubles v = __builtin_convertvector(load_as<Floats>(a + i + u * kHalf), Doubles);
+      total[u] += v * v;
+    }
+  double rest = 0;
+  for (; i < count; ++i) rest += static_cast<double>(a[i]) * a[i];
+  total[0] += total[1];
+  for (int u = 0; u < kHalf; ++u) rest += total[0][u];
+  return rest;
 }
 
 constexpr int64_t blocks_of_lanes(int64_t count) { return (count + kLanes - 1) / kLanes; }
