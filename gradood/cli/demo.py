@@ -27,7 +27,7 @@ def demo(
     ] = False,
     images: Annotated[
         int | None,
-        typer.Option(min=40, help="Use at most this many pictures of every set, for a quick look."),
+        typer.Option(min=80, help="Use at most this many pictures of every set, for a quick look."),
     ] = None,
 ) -> None:
     """Detect anomalous and adversarial pictures with the embedded classifier; makes an HTML page.

@@ -59,12 +59,13 @@ def track(
 
     ``show``: None shows the bar only when stderr is a terminal.
     """
-    if not (sys.stderr.isatty() if show is None else show):
+    terminal = sys.stderr.isatty()
+    if not (terminal if show is None else show):
         yield from batches
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     console = Console(stderr=True)
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=terminal) as progress:
         task = progress.add_task(description, total=_count(source))
         for batch in batches:
             yield batch

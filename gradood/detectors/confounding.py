@@ -82,16 +82,15 @@ class ConfoundingDetector(GradientDetector):
         return self
 
     def _train(self, normal: Tensor, anomalous: Tensor) -> dict[str, Tensor]:
-        # On the CPU: the network is tiny, and a seed gives the same one on every machine's GPU.
-        features = _clip(torch.cat([normal, anomalous])).cpu()
-        target = torch.cat([torch.zeros(len(normal)), torch.ones(len(anomalous))])
-        weight = torch.where(target > 0, 0.5 / len(anomalous), 0.5 / len(normal))
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
             torch.manual_seed(self.seed)
+            # On the CPU: the network is tiny, and a seed gives the same one wherever it is scored.
+            features = _clip(torch.cat([normal.cpu().clone(), anomalous.cpu().clone()]))
+            target = torch.cat([torch.zeros(len(normal)), torch.ones(len(anomalous))])
+            weight = torch.where(target > 0, 0.5 / len(anomalous), 0.5 / len(normal))
             hidden, output = nn.Linear(features.shape[1], _HIDDEN), nn.Linear(_HIDDEN, 1)
             weights = [hidden.weight, hidden.bias, output.weight, output.bias]
             optimizer = torch.optim.Adam(weights, lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
-            features = features.clone()  # out of a caller's inference_mode
             for _ in range(_STEPS):
                 log_odds = output(hidden(features).relu()).squeeze(1)
                 loss = binary_cross_entropy_with_logits(log_odds, target, weight, reduction="sum")

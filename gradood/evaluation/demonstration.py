@@ -53,7 +53,7 @@ _MADE = 100
 _BATCH = 256
 _KNOWN, _TEST = "fashion-mnist-train", "fashion-mnist"
 
-PAPER, PAPER_UNSEEN = "Confounding, set seen", "Confounding, set unseen"
+PAPER, PAPER_UNSEEN = "Paper's, set seen", "Paper's, set unseen"
 MAHALANOBIS, MAX_SOFTMAX, ENERGY = "Mahalanobis on norms", "Max-softmax", "Energy"
 #: What each detector is, for someone who has not read the papers.
 EXPLANATIONS = {

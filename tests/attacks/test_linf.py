@@ -1,0 +1,115 @@
+import pytest
+import torch
+from torch import nn
+
+from gradood.attacks import fgsm, pgd
+from gradood.data import embedded_classifier, embedded_images, embedded_labels
+from gradood.errors import InputError, ModelError
+
+EPSILON = 8 / 255
+ATTACKS = pytest.mark.parametrize("attack", [fgsm, pgd], ids=["fgsm", "pgd"])
+
+
+@pytest.fixture(scope="module")
+def model():
+    return embedded_classifier()
+
+
+@pytest.fixture(scope="module")
+def known(model):
+    """Forty test pictures that the classifier gets right, with their labels."""
+    x, labels = embedded_images("fashion-mnist")[:60], embedded_labels("fashion-mnist")[:60]
+    with torch.no_grad():
+        right = model(x).argmax(1) == labels
+    return x[right][:40], labels[right][:40]
+
+
+@ATTACKS
+@pytest.mark.parametrize("epsilon", [0.0, 2 / 255, EPSILON, 0.5])
+def test_images_stay_in_the_ball_and_in_range(attack, epsilon, model, known):
+    x, labels = known
+    result = attack(model, x, labels, epsilon=epsilon)
+    assert (result.images - x).abs().max() <= epsilon + 1e-6
+    assert (result.rounded - x).abs().max() <= epsilon + 0.5 / 255 + 1e-6
+    for images in (result.images, result.rounded):
+        assert images.min() >= 0 and images.max() <= 1
+    levels = result.rounded * 255
+    torch.testing.assert_close(levels, levels.round(), atol=1e-4, rtol=0)
+
+
+@ATTACKS
+def test_success_is_what_the_classifier_says(attack, model, known):
+    x, labels = known
+    result = attack(model, x, labels, epsilon=EPSILON)
+    with torch.no_grad():
+        assert torch.equal(result.success, model(result.images).argmax(1) != labels)
+        assert torch.equal(result.success_rounded, model(result.rounded).argmax(1) != labels)
+
+
+def test_attacks_fool_the_embedded_classifier_and_noise_does_not(model, known):
+    x, labels = known
+    stronger = pgd(model, x, labels, epsilon=EPSILON)
+    weaker = fgsm(model, x, labels, epsilon=EPSILON)
+    nothing = pgd(model, x, labels, epsilon=EPSILON, steps=0)
+    assert stronger.success_rounded.float().mean() > 0.9
+    assert weaker.success_rounded.float().mean() > 0.3
+    assert stronger.success.sum() > weaker.success.sum() > nothing.success.sum()
+
+
+def test_a_seed_gives_the_same_images_at_every_batch_size(model, known):
+    x, labels = known
+    one, other = (pgd(model, x, labels, steps=2, seed=3, batch_size=b).images for b in (40, 40))
+    assert torch.equal(one, other)
+    starts = [pgd(model, x, labels, steps=0, seed=3, batch_size=b).images for b in (7, 40)]
+    assert torch.equal(*starts)
+    assert not torch.equal(one, pgd(model, x, labels, steps=2, seed=4).images)
+
+
+def test_fgsm_on_a_linear_model_moves_along_the_weights():
+    model = nn.Linear(4, 2, bias=False).eval()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1.0, -1, 2, 0], [0, 0, 0, 0]]))
+    x = torch.full((1, 4), 0.5)
+    images = fgsm(model, x, torch.tensor([0]), epsilon=0.1).images
+    torch.testing.assert_close(images, torch.tensor([[0.4, 0.6, 0.4, 0.5]]))
+
+
+def test_a_confident_prediction_still_has_a_direction():
+    # softmax - 1 is exactly 0 in float32 here, and e^-60 in float64.
+    model = nn.Linear(1, 2, bias=False).eval()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[60.0], [0.0]]))
+    images = fgsm(model, torch.ones(1, 1) * 0.5, torch.tensor([0]), epsilon=0.1).images
+    torch.testing.assert_close(images, torch.tensor([[0.4]]))
+
+
+def test_model_and_inputs_come_back_untouched(model, known):
+    x, labels = known
+    before = x.clone()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.inference_mode():
+        pgd(model, x, labels, steps=1)
+    assert torch.equal(x, before)
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+def test_no_images_give_no_images(model):
+    result = pgd(model, torch.empty(0, 1, 28, 28), torch.empty(0, dtype=torch.int64))
+    assert result.images.shape == (0, 1, 28, 28) and result.success.shape == (0,)
+
+
+@ATTACKS
+def test_bad_input(attack, model, known):
+    x, labels = known
+    for images, classes, options, message in (
+        (x * 255, labels, {}, r"\[0, 1\]"),
+        ((x * 255).to(torch.uint8), labels, {}, "uint8"),
+        (x, labels[:3], {}, "labels"),
+        (x, labels.float(), {}, "int64"),
+        (x, labels, {"epsilon": -0.1}, "epsilon"),
+    ):
+        with pytest.raises(InputError, match=message):
+            attack(model, images, classes, **options)
+    with pytest.raises(ModelError, match="eval"):
+        attack(embedded_classifier().train(), x, labels)
