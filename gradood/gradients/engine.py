@@ -15,6 +15,7 @@ from gradood import ops
 from gradood.gradients.capture import Function, SourceMode, name_of, watch
 from gradood.gradients.plan import Forward, Plan, PlanError, Step
 from gradood.gradients.rules import Call
+from gradood.gradients.rules.broadcast import row_sqnorm
 from gradood.gradients.source import Source
 
 #: Called with a parameter's name, the call whose rule computes its norm, the call's input and
@@ -182,7 +183,7 @@ class Recorder(SourceMode):
         for i in range(0, self._samples, chunk):
             total = sum(u.gradient(name, slice(i, i + chunk)) for u in uses)
             assert isinstance(total, Tensor)
-            parts.append(torch.linalg.vector_norm(total.flatten(1), dim=1).square())
+            parts.append(row_sqnorm(total))
         self._add(name, torch.cat(parts))
 
 

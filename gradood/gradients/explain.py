@@ -131,11 +131,12 @@ def explain(
         x = x.clone() if x.is_inference() else x.detach()
         scorer = Scorer(model, chosen, ["all_hot"], "bce", method, observe)
         scorer.score(x[:2], None)
-        uncovered = scorer.plan(x[:2]).uncovered
+        plan = scorer.plan(x[:2])
     rows = []
     for name, p in chosen.items():
-        if name in uncovered:
-            rows.append(Row(name, tuple(p.shape), scorer.fallback, reason=uncovered[name]))
+        if name in plan.uncovered:
+            reason = plan.uncovered[name]
+            rows.append(Row(name, tuple(p.shape), plan.fallback, reason=reason))
         else:
             unused = Row(name, tuple(p.shape), "unused", reason="the logits do not depend on it")
             rows.append(seen.get(name, unused))

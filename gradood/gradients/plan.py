@@ -59,6 +59,8 @@ class Plan:
     #: How to combine the uses of a parameter: ``add`` norms, ``concatenate`` tokens, or ``sum``
     #: gradients; and how many uses there are.
     combine: dict[str, tuple[str, int]] = field(default_factory=dict)
+    #: How the uncovered ones are computed, ``vmap`` or ``loop``: chosen when first needed.
+    fallback: str = ""
     bytes_per_sample: int = 0
     written: Written = Written()
 
@@ -271,7 +273,9 @@ def _step(two: _Meeting, three: _Meeting, changed: _Meeting) -> Step | str:
             "the samples change places in the operator" if not fitting else "their order is unclear"
         )
     (axis,) = fitting
-    return call.refuses(axis) or Step(three.position, three.function, type(call), three.uses, axis)
+    return call.refuses(axis) or Step(
+        three.position, three.function, RULES[three.function], three.uses, axis
+    )
 
 
 def _axes(two: Tensor, three: Tensor, changed: Tensor) -> set[SampleAxis]:

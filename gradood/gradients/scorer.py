@@ -43,7 +43,6 @@ class Scorer:
         self.model, self.parameters = model, parameters
         self.labels, self.loss, self.method = labels, loss, method
         self.observer = observer
-        self.fallback = "vmap" if method == "auto" else method
         self._pair_lone = any(isinstance(m, _BatchNorm) for m in model.modules())
 
     def score(self, x: Tensor, micro_batch: int | None) -> tuple[Tensor, Tensor]:
@@ -59,7 +58,8 @@ class Scorer:
     def plan(self, x: Tensor) -> Plan:
         """The plan for this model, input and selection: kept from an earlier call, or made."""
         if self.method in ("vmap", "loop"):
-            return Plan(uncovered=dict.fromkeys(self.parameters, f'method="{self.method}"'))
+            uncovered = dict.fromkeys(self.parameters, f'method="{self.method}"')
+            return Plan(uncovered=uncovered, fallback=self.method)
         plans = _PLANS.setdefault(self.model, {})
         key = self._key(x)
         if key not in plans:
@@ -137,22 +137,18 @@ class Scorer:
                 norms = [{} for _ in self.labels]
             rest = {n: p for n, p in self.parameters.items() if n in plan.uncovered}
             if rest:
-                exact = self._exact(x, rest, gradients, plan.bytes_per_sample)
+                exact = self._exact(plan, x, rest, gradients)
                 norms = [{**a, **b} for a, b in zip(norms, exact, strict=True)]
         return self._assemble(norms, logits), logits
 
     def _exact(
-        self, x: Tensor, rest: Mapping[str, Parameter], gradients: Sequence[Tensor], size: int
+        self, plan: Plan, x: Tensor, rest: Mapping[str, Parameter], gradients: Sequence[Tensor]
     ) -> list[dict[str, Tensor]]:
-        if self.method == "loop":
-            norms = fallback.loop_norms(self.model, x, rest, gradients, self._pair_lone)
-        elif self.method == "vmap":
-            norms = fallback.vmap_norms(self.model, x, rest, gradients, size)
-        else:
-            norms, self.fallback = fallback.exact_norms(
-                self.model, x, rest, gradients, size, self._pair_lone
-            )
-        return norms
+        if not plan.fallback:
+            plan.fallback = fallback.choose(self.model, x, rest, gradients, self._pair_lone)
+        if plan.fallback == "loop":
+            return fallback.loop_norms(self.model, x, rest, gradients, self._pair_lone)
+        return fallback.vmap_norms(self.model, x, rest, gradients, plan.bytes_per_sample)
 
     def _assemble(self, norms: list[dict[str, Tensor]], logits: Tensor) -> Tensor:
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
@@ -160,7 +156,7 @@ class Scorer:
         for k, by_name in enumerate(norms):
             for column, name in enumerate(self.parameters):
                 if name in by_name:
-                    values[:, k, column] = by_name[name]
+                    values[:, k, column] = by_name[name].detach()
         return values
 
 

@@ -31,7 +31,7 @@ class Source:
 
     ``value`` is what the model sees: a plain tensor. ``live`` is the same value in an autograd
     graph whose leaves, ``leaves`` by parameter name, share the parameters' storage: a gradient of
-    the value can be pulled back through it.
+    the value can be pulled back through it. The value carries a mark that leads back here.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class Source:
         self.leaves = leaves
         self._region = region
         self._version = live._version
+        setattr(value, _MARK, self)
 
     @property
     def region(self) -> Region | None:
@@ -57,7 +58,7 @@ class Source:
 
     @classmethod
     def derived(cls, live: Tensor, parents: list[Source], isometric: bool) -> Source:
-        """The source that an operator made of ``parents``; its value carries the mark.
+        """The source that an operator made of ``parents``.
 
         ``isometric`` operators copy or cast: they keep the elements that their parent shows.
         """
@@ -67,9 +68,7 @@ class Source:
             (name, leaf), *others = leaves.items()
             assert not others
             region = parents[0].region if isometric else _region(name, leaf, live)
-        source = cls(live.detach(), live, leaves, region)
-        setattr(source.value, _MARK, source)
-        return source
+        return cls(live.detach(), live, leaves, region)
 
     def pull_back(self, gradient: Tensor, name: str) -> Tensor:
         """Turn per-sample gradients ``[N, …]`` of the value into those of a parameter."""

@@ -118,7 +118,7 @@ class RepeatCall(Call):
 
 def row_sqnorm(gradient: Tensor) -> Tensor:
     """Squared norm of every sample's gradient, ``[N, …]`` to ``[N]``."""
-    norm: Tensor = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+    norm: Tensor = torch.linalg.vector_norm(gradient.reshape(len(gradient), -1), dim=1)
     return norm.square()
 
 
