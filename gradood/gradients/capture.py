@@ -109,11 +109,13 @@ class SourceMode(OperatorMode):
         return wrap(out)
 
     def _plain(self, value: Any) -> Any:
-        if isinstance(value, Parameter):
+        if isinstance(value, Tensor):
             source = self._sources.get(id(value))
             if source is not None:
                 return source.value
-            return value.clone() if value.is_inference() else value.detach()
+            if value.is_inference():  # autograd cannot save these
+                return value.clone()
+            return value.detach() if isinstance(value, Parameter) else value
         if type(value) in (list, tuple):
             return type(value)(map(self._plain, value))
         return value

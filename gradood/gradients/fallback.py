@@ -36,7 +36,9 @@ def vmap_norms(
 
     def norms(sample: Tensor, gradients: Tensor) -> dict[str, Tensor]:
         def logits(values: dict[str, Tensor]) -> Tensor:
-            return logits_of(functional_call(model, values, (sample[None],)), 1)[0]
+            # A forward pass may write to buffers: here, to copies.
+            buffers = {name: b.clone() for name, b in model.named_buffers()}
+            return logits_of(functional_call(model, (values, buffers), (sample[None],)), 1)[0]
 
         out, pull, *_ = vjp(logits, values)
         (pulled,) = vmap(pull)(gradients.to(out.dtype))

@@ -19,7 +19,7 @@ from gradood.errors import ModelError
 from gradood.gradients import engine, fallback
 from gradood.gradients.labels import Label, logit_gradient, target
 from gradood.gradients.plan import Plan, PlanError, make_plan
-from gradood.gradients.state import kept
+from gradood.gradients.state import kept, observed
 from gradood.gradients.validation import explain_dtype, logits_of
 
 _LOG = logging.getLogger("gradood")
@@ -125,20 +125,20 @@ class Scorer:
                 gradients.append(logit_gradient(logits, target(label, logits), self.loss))
             return gradients
 
-        with kept(self.model, plan.written):
-            if plan.steps:
+        if plan.steps:
+            with kept(self.model, plan.written):
                 logits, norms = engine.run(
                     plan, self.forward, x, self.parameters, logit_gradients, self.observer
                 )
-            else:
-                with torch.no_grad():
-                    logits = self.forward(x)
-                logit_gradients(logits)
-                norms = [{} for _ in self.labels]
-            rest = {n: p for n, p in self.parameters.items() if n in plan.uncovered}
-            if rest:
-                exact = self._exact(plan, x, rest, gradients)
-                norms = [{**a, **b} for a, b in zip(norms, exact, strict=True)]
+        else:
+            with observed(self.model, []), torch.no_grad():
+                logits = self.forward(x)
+            logit_gradients(logits)
+            norms = [{} for _ in self.labels]
+        rest = {n: p for n, p in self.parameters.items() if n in plan.uncovered}
+        if rest:
+            exact = self._exact(plan, x, rest, gradients)
+            norms = [{**a, **b} for a, b in zip(norms, exact, strict=True)]
         return self._assemble(norms, logits), logits
 
     def _exact(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class Written(NamedTuple):
@@ -21,7 +21,7 @@ class _Snapshot:
 
     def __init__(self, model: nn.Module, buffers: Iterable[str], modules: Iterable[str]) -> None:
         self._buffers = {name: model.get_buffer(name) for name in buffers}
-        self._values = {name: (b._version, b.clone()) for name, b in self._buffers.items()}
+        self._values = {name: (_version(b), b.clone()) for name, b in self._buffers.items()}
         self._modules = {name: model.get_submodule(name) for name in modules}
         self._attributes = {name: _attributes(m) for name, m in self._modules.items()}
 
@@ -30,7 +30,7 @@ class _Snapshot:
         buffers, modules = set(), set()
         for name, buffer in self._buffers.items():
             version, value = self._values[name]
-            if buffer._version != version:
+            if _version(buffer) != version or (version is None and not buffer.equal(value)):
                 buffers.add(name)
                 buffer.detach().copy_(value)
         for name, module in self._modules.items():
@@ -58,6 +58,11 @@ def observed(model: nn.Module, found: list[Written]) -> Iterator[None]:
         yield
     finally:
         found.append(snapshot.restore())
+
+
+def _version(tensor: Tensor) -> int | None:
+    """How often a tensor was changed in place; inference tensors do not count."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def _attributes(module: nn.Module) -> dict[str, tuple[Any, dict[Any, Any] | None]]:
