@@ -1,6 +1,6 @@
 """Per-sample gradient norms of a model's parameters, without the gradients."""
 
 from gradood.gradients.api import GradientNorms, gradient_norms
-from gradood.gradients.explain import Explanation, Row, explain
+from gradood.gradients.explanation import Explanation, Row, explain
 
 __all__ = ["Explanation", "GradientNorms", "Row", "explain", "gradient_norms"]

@@ -114,7 +114,7 @@ class SourceMode(OperatorMode):
             if source is not None:
                 return source.value
             if value.is_inference():  # autograd cannot save these
-                return value.clone()
+                return value.detach().clone()
             return value.detach() if isinstance(value, Parameter) else value
         if type(value) in (list, tuple):
             return type(value)(map(self._plain, value))

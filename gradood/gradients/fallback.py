@@ -36,9 +36,8 @@ def vmap_norms(
 
     def norms(sample: Tensor, gradients: Tensor) -> dict[str, Tensor]:
         def logits(values: dict[str, Tensor]) -> Tensor:
-            # A forward pass may write to buffers: here, to copies.
-            buffers = {name: b.clone() for name, b in model.named_buffers()}
-            return logits_of(functional_call(model, (values, buffers), (sample[None],)), 1)[0]
+            tensors = {**_stand_ins(model), **values}
+            return logits_of(functional_call(model, tensors, (sample[None],)), 1)[0]
 
         out, pull, *_ = vjp(logits, values)
         (pulled,) = vmap(pull)(gradients.to(out.dtype))
@@ -79,7 +78,8 @@ def loop_norms(
     for n in range(len(x)):
         rows = x[[n] * copies]
         with observed(model, []):
-            logits = logits_of(functional_call(model, leaves, (rows,)), copies)[:1]
+            tensors = {**_stand_ins(model), **leaves}
+            logits = logits_of(functional_call(model, tensors, (rows,)), copies)[:1]
         if not logits.requires_grad:
             continue
         for k, gradients in enumerate(logit_gradients):
@@ -124,6 +124,12 @@ def choose(
                 _LOG.info("vmap is wrong for %s: one sample at a time", name)
                 return "loop"
     return "vmap"
+
+
+def _stand_ins(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of what a forward pass may write to, or autograd cannot save."""
+    parameters = {name: p for name, p in model.named_parameters() if p.is_inference()}
+    return {name: t.clone() for name, t in {**parameters, **dict(model.named_buffers())}.items()}
 
 
 def _norm_dtype(t: Tensor) -> torch.dtype:

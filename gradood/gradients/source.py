@@ -52,7 +52,8 @@ class Source:
     @classmethod
     def of_parameter(cls, name: str, parameter: Parameter) -> Source:
         """The source that is a parameter itself."""
-        plain = parameter.clone() if parameter.is_inference() else parameter.detach()
+        plain = parameter.detach()
+        plain = plain.clone() if plain.is_inference() else plain
         leaf = plain.detach().requires_grad_()
         return cls(plain, leaf, {name: leaf}, _region(name, leaf, leaf))
 
