@@ -113,3 +113,14 @@ def test_bad_input(attack, model, known):
             attack(model, images, classes, **options)
     with pytest.raises(ModelError, match="eval"):
         attack(embedded_classifier().train(), x, labels)
+
+
+def test_rounding_can_undo_an_attack():
+    # Class 0 while the pixel is above 127.8 levels: 0.4 levels down fool it, and round back.
+    model = nn.Linear(1, 2).eval()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[255.0], [0.0]]))
+        model.bias.copy_(torch.tensor([-127.8, 0.0]))
+    result = fgsm(model, torch.tensor([[128 / 255]]), torch.tensor([0]), epsilon=0.4 / 255)
+    assert result.success.tolist() == [True]
+    assert result.success_rounded.tolist() == [False]
