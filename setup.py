@@ -43,19 +43,33 @@ class BuildKernels(build_ext):
     """Compile every unit with the flags of its instruction set, several at a time."""
 
     def build_extension(self, ext: Extension) -> None:
-        note = Path(self.get_ext_fullpath(ext.name)).with_name("_cpu_missing.txt")
-        note.unlink(missing_ok=True)
         try:
             if MODE == "0":
                 raise RuntimeError("GRADOOD_BUILD_EXT=0 when gradood was built")
             self.compile_units(ext)
             super().build_extension(ext)
+            self.note(ext).unlink(missing_ok=True)
         except Exception as error:
             if MODE == "1":
                 raise
-            note.parent.mkdir(parents=True, exist_ok=True)
-            note.write_text(f"the C++ kernels were not built: {error}\n")
+            self.note(ext).parent.mkdir(parents=True, exist_ok=True)
+            self.note(ext).write_text(f"the C++ kernels were not built: {error}\n")
             self.warn(f"{ext.name} is left out: {error}")
+
+    def note(self, ext: Extension) -> Path:
+        """Where the package says why it has no kernels."""
+        return Path(self.get_ext_fullpath(ext.name)).with_name("_cpu_missing.txt")
+
+    def copy_extensions_to_source(self) -> None:
+        """For editable installs: put kernels or note into the source tree, and drop a stale one."""
+        (ext,) = self.extensions
+        built = Path(self.build_lib, self.get_ext_filename(self.get_ext_fullname(ext.name)))
+        reason = built.with_name("_cpu_missing.txt")
+        self.note(ext).unlink(missing_ok=True)
+        if not reason.exists():
+            return super().copy_extensions_to_source()
+        Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
+        self.copy_file(str(reason), str(self.note(ext)))
 
     def compile_units(self, ext: Extension) -> None:
         def compile_unit(name: str) -> list[str]:
@@ -73,17 +87,6 @@ class BuildKernels(build_ext):
         with ThreadPoolExecutor(JOBS) as pool:
             objects = list(pool.map(compile_unit, slowest_first))
         ext.extra_objects = [path for group in objects for path in group]
-
-    def copy_extensions_to_source(self) -> None:
-        built = [e for e in self.extensions if os.path.exists(self.get_ext_fullpath(e.name))]
-        built = [
-            e
-            for e in self.extensions
-            if os.path.exists(os.path.join(self.build_lib, self.get_ext_filename(e.name)))
-        ]
-        self.extensions, everything = built, self.extensions
-        super().copy_extensions_to_source()
-        self.extensions = everything
 
 
 EXTENSION = Extension(

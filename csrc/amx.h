@@ -29,21 +29,30 @@ class TileScope {
 // Where a block of products begins: up to three pieces of planes, up to two of pairs.
 struct Operands {
   Split planes[3];
-  int64_t pitch;  // of planes
+  int64_t pitch, step;  // numbers from a plane to the next, and from 32 positions to the next
   Split pairs[2];
 };
 
+// Asks for the rows of planes two steps ahead: 16 streams are more than the hardware follows.
+GRADOOD_INLINE void prefetch_rows(const uint16_t* planes, const Operands& o) {
+  for (int r = 0; r < kTileRows; ++r) __builtin_prefetch(planes + r * o.pitch + 2 * o.step);
+}
+
 // Tiles 0 … 3 += planes · pairs over `depth` positions, for 2 × 2 pieces of 16 rows.
 //
-// Registers: four sums, two pieces of either operand. Products of two low parts (2⁻¹⁸ relative) are
-// left out; the rest takes eight loads for twelve products. Planes and pairs stream from L2.
+// Registers: four sums, two pieces of either operand; eight loads for twelve products. Products of
+// two low parts (2⁻¹⁸ relative) are left out, except for those that are `Squares`: there they all
+// have one sign, and add up. Planes and pairs stream from L2.
+template <bool Squares = false>
 inline void multiply_2x2(const Operands& o, int64_t depth) {
   const int64_t pitch = o.pitch * 2;
   const bool planes_low = o.planes[0].low != nullptr, pairs_low = o.pairs[0].low != nullptr;
   for (int64_t k = 0; k < depth; k += kTileDepth) {
-    const int64_t p = k * kTileRows;
-    _tile_loadd(4, o.planes[0].high + k, pitch);
-    _tile_loadd(5, o.planes[1].high + k, pitch);
+    const int64_t p = k * kTileRows, q = k / kTileDepth * o.step;
+    prefetch_rows(o.planes[0].high + q, o);
+    if (planes_low) prefetch_rows(o.planes[0].low + q, o);
+    _tile_loadd(4, o.planes[0].high + q, pitch);
+    _tile_loadd(5, o.planes[1].high + q, pitch);
     if (pairs_low) {
       _tile_loadd(6, o.pairs[0].low + p, 64);
       _tile_loadd(7, o.pairs[1].low + p, 64);
@@ -59,8 +68,15 @@ inline void multiply_2x2(const Operands& o, int64_t depth) {
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
     if (!planes_low) continue;
-    _tile_loadd(4, o.planes[0].low + k, pitch);
-    _tile_loadd(5, o.planes[1].low + k, pitch);
+    _tile_loadd(4, o.planes[0].low + q, pitch);
+    _tile_loadd(5, o.planes[1].low + q, pitch);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+    if (!Squares) continue;
+    _tile_loadd(6, o.pairs[0].low + p, 64);
+    _tile_loadd(7, o.pairs[1].low + p, 64);
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(1, 4, 7);
     _tile_dpbf16ps(2, 5, 6);
@@ -73,10 +89,10 @@ inline void multiply_3x1(const Operands& o, int64_t depth) {
   const int64_t pitch = o.pitch * 2;
   const bool planes_low = o.planes[0].low != nullptr, pairs_low = o.pairs[0].low != nullptr;
   for (int64_t k = 0; k < depth; k += kTileDepth) {
-    const int64_t p = k * kTileRows;
-    _tile_loadd(4, o.planes[0].high + k, pitch);
-    _tile_loadd(5, o.planes[1].high + k, pitch);
-    _tile_loadd(6, o.planes[2].high + k, pitch);
+    const int64_t p = k * kTileRows, q = k / kTileDepth * o.step;
+    _tile_loadd(4, o.planes[0].high + q, pitch);
+    _tile_loadd(5, o.planes[1].high + q, pitch);
+    _tile_loadd(6, o.planes[2].high + q, pitch);
     if (pairs_low) {
       _tile_loadd(7, o.pairs[0].low + p, 64);
       _tile_dpbf16ps(0, 4, 7);
@@ -88,9 +104,9 @@ inline void multiply_3x1(const Operands& o, int64_t depth) {
     _tile_dpbf16ps(1, 5, 7);
     _tile_dpbf16ps(2, 6, 7);
     if (!planes_low) continue;
-    _tile_loadd(4, o.planes[0].low + k, pitch);
-    _tile_loadd(5, o.planes[1].low + k, pitch);
-    _tile_loadd(6, o.planes[2].low + k, pitch);
+    _tile_loadd(4, o.planes[0].low + q, pitch);
+    _tile_loadd(5, o.planes[1].low + q, pitch);
+    _tile_loadd(6, o.planes[2].low + q, pitch);
     _tile_dpbf16ps(0, 4, 7);
     _tile_dpbf16ps(1, 5, 7);
     _tile_dpbf16ps(2, 6, 7);

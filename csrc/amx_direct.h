@@ -2,6 +2,7 @@
 #pragma once
 
 #include "amx.h"
+#include "kernels.h"
 #include "moments.h"
 #include "parallel.h"
 
@@ -15,19 +16,14 @@ struct TileBuffers {
   TileBuffers(const TilePlan& plan, Arena& arena) {
     const int64_t x_planes = (plan.x_rows + kTileRows) * plan.pitch;
     const int64_t row_planes = (plan.pairs ? plan.channel_rows() : kTileRows) * plan.pitch;
-    x = take(arena, x_planes, plan.x_exact);
-    d = take(arena, plan.d_rows * plan.depth, plan.d_exact);
-    rows = take(arena, row_planes, plan.x_exact && plan.d_exact);
+    x = take_split(arena, x_planes, plan.x_exact);
+    d = take_split(arena, plan.d_rows * plan.depth, plan.d_exact);
+    rows = take_split(arena, row_planes, plan.x_exact && plan.d_exact);
     const int64_t pixels = plan.grid.pixel_count > plan.grid.output_count ? plan.grid.pixel_count
                                                                           : plan.grid.output_count;
     floats = arena.take(kTileRows * pixels);
     const int64_t tiles = (plan.column_count() + 3) * (plan.d_rows / kTileRows + 3);
     partial = arena.take(plan.chunk < plan.depth ? tiles * 2 * kTileFloats : 4 * kTileFloats);
-  }
-
-  static Split take(Arena& arena, int64_t numbers, bool exact) {
-    uint16_t* high = reinterpret_cast<uint16_t*>(arena.take(numbers / 2));
-    return {high, exact ? nullptr : reinterpret_cast<uint16_t*>(arena.take(numbers / 2))};
   }
 };
 
@@ -105,7 +101,7 @@ inline double tile_products(const TilePlan& plan, const TileBuffers& b) {
     const int64_t depth = last ? plan.depth - start : plan.chunk;
     float* partial = b.partial;
     auto block = [&](int64_t column, int64_t d_tile, auto multiply) {
-      Operands o{{}, plan.pitch, {}};
+      Operands o{{}, plan.pitch, kTileDepth, {}};
       for (int i = 0; i < 3; ++i) o.planes[i] = b.x.at(plan.columns[column + i] + start);
       for (int i = 0; i < 2; ++i)
         o.pairs[i] = b.d.at((d_tile + i) * kTileRows * plan.depth + start * kTileRows);
@@ -124,10 +120,19 @@ inline double tile_products(const TilePlan& plan, const TileBuffers& b) {
   return total;
 }
 
+// Products that fill less than this share of their tiles are left to vector instructions.
+bool fills_tiles(const Convolution& c, const TilePlan& plan) {
+  const double outputs = static_cast<double>(plan.grid.output_count) * plan.grid.outputs;
+  const double useful = outputs * plan.grid.inputs * c.taps();
+  const double rows = static_cast<double>(plan.column_count()) * kTileRows;
+  return useful > 0.25 * rows * plan.d_rows * plan.depth;
+}
+
 }  // namespace
 
 bool amx_direct(const Convolution& c, Result result, int64_t threads) {
   const TilePlan plan(c);
+  if (!fills_tiles(c, plan)) return kAvx512.direct(c, result, threads);
   Arena size{nullptr};
   TileBuffers(plan, size);
   return for_each_sample(c.samples(), threads, size.used, [&](int64_t n, float* memory) {

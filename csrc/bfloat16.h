@@ -6,6 +6,7 @@
 #pragma once
 
 #include "pack.h"
+#include "parallel.h"
 #include "tile_plan.h"
 
 namespace gradood {
@@ -19,6 +20,23 @@ struct Split {
 
   Split at(int64_t offset) const { return {high + offset, low == nullptr ? low : low + offset}; }
 };
+
+inline Split take_split(Arena& arena, int64_t numbers, bool exact) {
+  uint16_t* high = reinterpret_cast<uint16_t*>(arena.take(numbers / 2));
+  return {high, exact ? nullptr : reinterpret_cast<uint16_t*>(arena.take(numbers / 2))};
+}
+
+GRADOOD_INLINE Words round_to_bfloat16(Vector v) {  // in the low half of each word
+  return __builtin_convertvector((Halves)_mm512_cvtneps_pbh((__m512)v), Words);
+}
+
+// Words of two bfloat16 numbers each, the high and the low parts of two neighbours.
+GRADOOD_INLINE void split_pair(Vector first, Vector second, Vector& high, Vector& low) {
+  const Words a = round_to_bfloat16(first), b = round_to_bfloat16(second);
+  high = as_floats(a | b << 16);
+  const Vector a_rest = first - as_floats(a << 16), b_rest = second - as_floats(b << 16);
+  low = as_floats(round_to_bfloat16(a_rest) | round_to_bfloat16(b_rest) << 16);
+}
 
 GRADOOD_INLINE void store_split(Vector v, int64_t count, Split to) {
   const __mmask16 mask = static_cast<__mmask16>((1u << count) - 1);

@@ -37,6 +37,7 @@ Kernels with_tiles() {
   Kernels kernels = kAvx512;
   kernels.isa = "amx";
   kernels.direct = amx_direct;
+  kernels.gram = amx_gram;
   return kernels;
 }
 #endif

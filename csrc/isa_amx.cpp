@@ -8,4 +8,5 @@ struct Isa {
 }  // namespace
 
 #include "amx_direct.h"
+#include "amx_gram.h"
 #include "kernels.h"

@@ -27,6 +27,7 @@ extern const Kernels kBaseline, kAvx2, kAvx512;
 
 // With the tile unit: convolutions and linear layers; the other operators are those of kAvx512.
 bool amx_direct(const Convolution&, Result, int64_t threads);
+bool amx_gram(const Convolution&, Result, int64_t threads);
 
 // The best kernels for this machine, or those that `name` asks for; null, with the reason in
 // `error`, if there are none.

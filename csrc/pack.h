@@ -69,9 +69,19 @@ inline void pack_run(const Source& s, const int64_t* lanes, int64_t width, const
     }
     return;
   }
+  const bool in_place = s.dtype == Dtype::float32 && run.step == 1 && width == kLanes;
   for (int64_t i = 0; i < run.count; i += kLanes) {  // one transposition in registers
     const int64_t count = run.count - i < kLanes ? run.count - i : kLanes;
     Vector rows[kLanes];
+    if (in_place && count == kLanes) {
+      const float* start = reinterpret_cast<const float*>(s.data) + run.offset + i;
+#pragma GCC unroll 16
+      for (int lane = 0; lane < kLanes; ++lane) rows[lane] = load(start + lanes[lane]);
+      transpose(rows);
+#pragma GCC unroll 16
+      for (int lane = 0; lane < kLanes; ++lane) store(out + (i + lane) * kLanes, rows[lane]);
+      continue;
+    }
     float buffer[kLanes];
     for (int lane = 0; lane < kLanes; ++lane) {
       rows[lane] = Vector{};
@@ -81,9 +91,7 @@ inline void pack_run(const Source& s, const int64_t* lanes, int64_t width, const
       rows[lane] = count == kLanes ? load(row) : load_first(row, count);
     }
     transpose(rows);
-#pragma GCC unroll 16
-    for (int lane = 0; lane < kLanes; ++lane)
-      if (lane < count) store(out + (i + lane) * kLanes, rows[lane]);
+    for (int lane = 0; lane < count; ++lane) store(out + (i + lane) * kLanes, rows[lane]);
   }
 }
 

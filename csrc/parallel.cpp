@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <cstring>
 
 namespace gradood {
 namespace {
@@ -30,6 +31,7 @@ struct Team {
 void work(void* argument) {
   Team& team = *static_cast<Team*>(argument);
   float* scratch = team.memory + team.next_member++ * team.scratch;
+  std::memset(scratch, 0, team.scratch * sizeof(float));
   for (int64_t n = team.next_sample++; n < team.samples; n = team.next_sample++)
     team.task(team.context, n, scratch);
 }

@@ -8,8 +8,8 @@ namespace gradood {
 using Task = void (*)(void* context, int64_t sample, float* scratch);
 
 // Runs `task` for every sample on at most `threads` threads, each with its own `scratch` floats,
-// aligned to 64 bytes. Returns false when there is no memory for them. A task depends on its sample
-// alone, so results do not depend on the number of threads.
+// aligned to 64 bytes and zero before its first task. Returns false when there is no memory for
+// them. A task depends on its sample alone, so results do not depend on the number of threads.
 bool run_samples(int64_t samples, int64_t threads, int64_t scratch, void* context, Task task);
 
 // Hands out pieces of a scratch buffer. A first pass over a null buffer counts the floats needed.

@@ -1,0 +1,154 @@
+// What both Gram algorithms share: norms from inner products between positions,
+// Σ_{t,s} (x_t·x_s)(d_t·d_s), which never form the gradient.
+//
+// Convolutions: Σ_{t,s} D[t,s] Σ_δ X[t+δ, s+δ] with pixel Grams X = xᵀx and D = dᵀd, one X for each
+// phase of the stride: (Σ_phase S² C + T² P + T² taps) / 2 multiply-adds a sample.
+#pragma once
+
+#include "pack.h"
+#include "parallel.h"
+#include "tile_plan.h"
+
+namespace gradood {
+namespace {
+
+constexpr int64_t kSquareUnit = 32;  // rows and columns of a Gram matrix are padded to this
+
+struct GramBuffers {
+  float *d, *x;                     // packed, positions in lanes
+  float *square, *d_grid, *x_grid;  // a Gram matrix, and both spread out on the grid of cells
+  int64_t pitch;                    // of a grid
+
+  GramBuffers(const PhasePlan& plan, bool plain, Arena& arena) {
+    const int64_t outputs = round_up(plan.output_count, kSquareUnit);
+    const int64_t pixels = round_up(plan.pixel_count, kSquareUnit);
+    const int64_t larger = outputs > pixels ? outputs : pixels;
+    d = arena.take(outputs * plan.outputs);
+    x = arena.take(pixels * plan.inputs);
+    pitch = plan.cells + kLanes;
+    square = arena.take(plain ? 0 : larger * larger);
+    d_grid = arena.take(plain ? 0 : plan.cells * pitch + kLanes);
+    x_grid = arena.take(plain ? 0 : plan.cells * pitch + kLanes);
+  }
+};
+
+// Spreads the upper triangle of a Gram matrix of pixels over pairs of cells.
+inline void to_grid(const float* square, int64_t count, const Stretches& cells, int64_t pitch,
+                    float* grid) {
+  const int64_t width = round_up(count, kSquareUnit);
+  for (size_t i = 0; i < cells.size(); ++i)
+    for (int64_t r = 0; r < cells[i].count; ++r)
+      for (size_t j = i; j < cells.size(); ++j)
+        copy_floats(square + (cells[i].pixel + r) * width + cells[j].pixel, cells[j].count,
+                    grid + (cells[i].cell + r) * pitch + cells[j].cell);
+}
+
+// Σ_{t,s} D[t, s] Σ_shift X[t + shift, s + shift] over the cells of the grid, from upper triangles.
+//
+// Registers: one vector of sums. L1: a row of D and the rows of X under its taps.
+inline double shifted_product(const PhasePlan& plan, const Phase& phase, const float* x_grid,
+                              const float* d_grid, int64_t pitch) {
+  double total = 0;
+  for (const Stretch& s : plan.d_cells)
+    for (int64_t cell = s.cell; cell < s.cell + s.count; ++cell) {
+      const float* d_row = d_grid + cell * pitch;
+      const float* x_row = x_grid + cell * pitch;
+      Vector product = {};
+      for (int64_t j = cell; j < plan.output_end; j += kLanes) {
+        Vector shifted = {};
+        for (int64_t shift : phase.shifts) shifted += load(x_row + shift * (pitch + 1) + j);
+        product += shifted * load(d_row + j);
+      }
+      double diagonal = 0;  // a pair of different cells counts twice
+      for (int64_t shift : phase.shifts) diagonal += x_row[shift * (pitch + 1) + cell];
+      total += 2.0 * add_lanes(product) - diagonal * d_row[cell];
+    }
+  return total;
+}
+
+// Makes the largest magnitude about one and returns the power of two that it divided by.
+inline double normalise(float* a, int64_t count) {
+  float largest = 0;
+  for (int64_t i = 0; i < count; ++i) largest = std::fmax(largest, std::fabs(a[i]));
+  if (largest == 0 || !std::isfinite(largest)) return 1;
+  const int exponent = std::ilogb(largest);
+  for (int64_t i = 0; i < count; ++i) a[i] = std::scalbn(a[i], -exponent);
+  return std::scalbn(1.0, exponent);
+}
+
+// Σ_p (Σ_t d)² of d packed with positions in lanes.
+inline double bias_of_packed(const float* d, int64_t depth, int64_t vectors) {
+  double total = 0;
+  for (int64_t p = 0; p < depth; ++p) {
+    Vector row = {};
+    for (int64_t v = 0; v < vectors; ++v) row += load(d + (v * depth + p) * kLanes);
+    const double s = add_lanes(row);
+    total += s * s;
+  }
+  return total;
+}
+
+// Squared norm of one group's gradient. `Products` multiplies the packed positions:
+//   product(x, inputs, d, outputs, count)   Σ_{t,s} (x_t·x_s)(d_t·d_s)
+//   square(of_d, a, depth, count, to)       the upper triangle of aᵀa, rows padded to kSquareUnit
+template <class Products>
+double gram_group(const PhasePlan& plan, bool plain, const Products& products, const Source& d,
+                  const Source& x, const GramBuffers& b, double* bias) {
+  const int64_t d_vectors = blocks_of_lanes(plan.output_count);
+  pack_lanes(d, plan.d_pixels.data(), plan.output_count, plan.d_channels, b.d);
+  if (bias != nullptr) *bias += bias_of_packed(b.d, plan.outputs, d_vectors);
+  double total = 0, d_scale = 1;
+  bool d_on_grid = plain;
+  for (const Phase& phase : plan.phases) {
+    const int64_t pixels = static_cast<int64_t>(phase.pixels.size());
+    pack_lanes(x, phase.pixels.data(), pixels, plan.x_channels, b.x);
+    if (!plain && plan.phases.size() > 1)  // else it holds zeros, or the last sample's numbers
+      std::memset(b.x_grid, 0, plan.cells * b.pitch * sizeof(float));
+    auto norm_of_packed = [&] {
+      if (plain) return products.product(b.x, plan.inputs, b.d, plan.outputs, plan.output_count);
+      if (!d_on_grid) {
+        products.square(true, b.d, plan.outputs, plan.output_count, b.square);
+        to_grid(b.square, plan.output_count, plan.d_cells, b.pitch, b.d_grid);
+        d_on_grid = true;
+      }
+      products.square(false, b.x, plan.inputs, pixels, b.square);
+      to_grid(b.square, pixels, phase.cells, b.pitch, b.x_grid);
+      return shifted_product(plan, phase, b.x_grid, b.d_grid, b.pitch);
+    };
+    double norm = norm_of_packed();
+    if (!(std::fabs(norm) >= 1e-30 && std::fabs(norm) <= 1e30)) {
+      // Inner products may have left the range of a float although the norm does not.
+      d_scale *= normalise(b.d, d_vectors * kLanes * plan.outputs);
+      d_on_grid = plain;
+      const double scale = normalise(b.x, blocks_of_lanes(pixels) * kLanes * plan.inputs);
+      norm = norm_of_packed() * scale * scale;
+    }
+    total += norm * d_scale * d_scale;
+  }
+  return total;
+}
+
+template <class Products>
+bool gram_of(const Convolution& c, Result result, int64_t threads) {
+  const PhasePlan plan(c);
+  const bool plain = c.taps() == 1 && c.padding[0] == 0 && c.padding[1] == 0 && c.padding[2] == 0;
+  Arena size{nullptr};
+  GramBuffers(plan, plain, size);
+  Products(c, plan, size);
+  return for_each_sample(c.samples(), threads, size.used, [&](int64_t n, float* memory) {
+    Arena arena{memory};
+    const GramBuffers buffers(plan, plain, arena);
+    const Products products(c, plan, arena);
+    double weight = 0, bias = 0;
+    for (int64_t g = 0; g < c.groups; ++g)
+      weight +=
+          gram_group(plan, plain, products, c.d.sample(n).at(g * plan.outputs * c.d.stride[1]),
+                     c.x.sample(n).at(g * plan.inputs * c.x.stride[1]), buffers,
+                     result.bias == nullptr ? nullptr : &bias);
+    result.weight[n] = static_cast<float>(weight);
+    if (result.bias != nullptr) result.bias[n] = static_cast<float>(bias);
+  });
+}
+
+}  // namespace
+}  // namespace gradood
