@@ -190,7 +190,7 @@ def _row_sqnorm(rows: Tensor) -> Tensor:
 
 
 def _pair(stacked: Tensor) -> tuple[Tensor, Tensor]:
-    return stacked[0], stacked[1]
+    return stacked[0].clone(), stacked[1].clone()  # outputs of an operator must not share memory
 
 
 def _chunks(samples: int, elements: int, itemsize: int) -> Iterator[slice]:

@@ -1,0 +1,218 @@
+"""The C++ kernels equal the executable specification, for every instruction set of this machine."""
+
+import pytest
+import torch
+
+from gradood.errors import BackendError
+from gradood.ops import cpp_backend
+
+CONVOLUTIONS = ("direct", "gram", "depthwise")
+
+
+def instruction_sets():
+    available = []
+    for name in ("baseline", "avx2", "avx512", "amx"):
+        try:
+            cpp_backend.use_instruction_set(name)
+        except BackendError:
+            continue
+        available.append(name)
+    cpp_backend.use_instruction_set("auto")
+    return available
+
+
+INSTRUCTION_SETS = instruction_sets()
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def isa(request):
+    """Each instruction set in turn."""
+    assert cpp_backend.use_instruction_set(request.param) == request.param
+    yield request.param
+    cpp_backend.use_instruction_set("auto")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def run(case):
+    assert cpp_backend.reject(case.op, *case.arguments) is None
+    return getattr(cpp_backend, case.op)(*case.arguments)
+
+
+def permuted(t):
+    """The same tensor with its last dimension the slowest in memory."""
+    return t.movedim(-1, 0).contiguous().movedim(0, -1)
+
+
+def channels_last(t):
+    return t.movedim(1, -1).contiguous().movedim(-1, 1) if t.dim() > 2 else t
+
+
+def strided(t):
+    """The same tensor with gaps between its elements."""
+    wide = torch.full((*t.shape[:-1], 3 * t.shape[-1] + 1), torch.nan, dtype=t.dtype)
+    wide[..., 1::3] = t
+    return wide[..., 1::3]
+
+
+LAYOUTS = {
+    "contiguous": lambda t: t,
+    "channels last": channels_last,
+    "permuted": permuted,
+    "strided": strided,
+}
+#: Rounding of inputs is shared with the reference; sums differ by float32 rounding alone, which
+#: cancellation magnifies in sums near zero.
+TOLERANCE = 2e-5
+
+
+def test_a_bare_instruction_set_of_this_architecture_is_there():
+    assert "baseline" in INSTRUCTION_SETS
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_equals_the_reference(case, isa, layout, assert_close):
+    changed = case.map(LAYOUTS[layout])
+    assert_close(run(changed), case.expected(), TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_accumulates_in_float32(case, isa, dtype, assert_close):
+    half = case.map(lambda t: t.to(dtype))
+    assert_close(run(half), half.expected(), 1e-4)
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_every_algorithm_serves_every_convolution(cases, isa, kind, assert_close):
+    """Also those that the cost model would not choose."""
+    for name, case in cases.items():
+        if case.op != "conv_sqnorm":
+            continue
+        x, d, kernel, stride, padding, dilation, groups, _ = case.arguments
+        if kind == "depthwise" and groups != x.shape[1]:
+            continue
+        for change in (lambda t: t, channels_last):
+            got = cpp_backend._convolution(
+                kind, change(x), change(d), kernel, stride, padding, dilation, groups, True
+            )
+            assert_close(got, case.expected(), 1e-4 if name == "conv one of everything" else 3e-5)
+
+
+def test_mixed_dtypes(isa, assert_close, cases):
+    for case in cases.values():
+        if case.op in ("bias_sqnorm", "embedding_sqnorm"):
+            continue
+        x, d, *rest = case.arguments
+        for mixed in ((x.bfloat16(), d, *rest), (x, d.half(), *rest)):
+            changed = case._replace(arguments=mixed)
+            assert_close(run(changed), changed.expected(), 1e-4)
+
+
+def test_expanded_gradient(isa, cases, assert_close):
+    """As the backward of a mean gives it: stride zero."""
+    for name in ("conv strided", "conv depthwise", "conv pointwise", "conv few channels"):
+        x, d, *rest = cases[name].arguments
+        flat = d.mean(dim=tuple(range(2, d.dim())), keepdim=True).expand_as(d)
+        case = cases[name]._replace(arguments=(x, flat, *rest))
+        assert_close(run(case), case.expected(), TOLERANCE)
+    for name in ("linear (17, 41, 3)", "batch_norm (2, 41, 17)", "layer_norm (2, 41, 17)"):
+        x, d, *rest = cases[name].arguments
+        for flat in (d[:, :1].expand_as(d), d[..., :1].expand_as(d), d[:1].expand_as(d)):
+            case = cases[name]._replace(arguments=(x, flat, *rest))
+            assert_close(run(case), case.expected(), TOLERANCE)
+
+
+@pytest.mark.parametrize("samples", [0, 1, 5])
+def test_number_of_samples(cases, isa, samples, assert_close):
+    for case in cases.values():
+        changed = case._replace(
+            arguments=tuple(
+                a[[0] * samples]
+                if isinstance(a, torch.Tensor) and not (case.op == "batch_norm_sqnorm" and i > 1)
+                else a
+                for i, a in enumerate(case.arguments)
+            )
+        )
+        got = run(changed)
+        wanted = tuple(w[[0] * samples] for w in case.expected())
+        assert_close(got, wanted, TOLERANCE)
+
+
+def test_empty_sizes_give_zeros(isa):
+    got = cpp_backend.linear_sqnorm(torch.randn(3, 0, 4), torch.randn(3, 0, 5), True)
+    assert [t.tolist() for t in got] == [[0.0] * 3, [0.0] * 3]
+    d = torch.randn(3, 4, 5)
+    weight, bias = cpp_backend.linear_sqnorm(torch.randn(3, 4, 0), d, True)
+    assert weight.tolist() == [0.0] * 3
+    torch.testing.assert_close(bias, d.sum(1).square().sum(1))
+    weight, bias = cpp_backend.linear_sqnorm(torch.randn(3, 4, 0), d, False)
+    assert weight.shape == (3,) and bias.shape == (0,)
+    assert cpp_backend.bias_sqnorm(torch.randn(2, 3, 0)).tolist() == [0.0, 0.0]
+    empty = torch.randn(2, 0, 4)
+    assert cpp_backend.embedding_sqnorm(torch.zeros(2, 0, dtype=torch.long), empty, -1).sum() == 0
+    assert [t.tolist() for t in cpp_backend.layer_norm_sqnorm(empty, empty, 1e-5, False)] == [
+        [0.0, 0.0]
+    ] * 2
+
+
+@pytest.mark.parametrize("scale", [1e-15, 1e15])
+def test_no_overflow_where_the_result_fits(cases, isa, scale, assert_close):
+    """x and 1/x scaled against each other, so that inner products of one alone overflow."""
+    for name, case in cases.items():
+        if case.op not in ("conv_sqnorm", "linear_sqnorm"):
+            continue
+        x, d, *rest = case.arguments
+        scaled = case._replace(arguments=(x * scale**1.3, d / scale**1.3, *rest[:-1], False))
+        assert_close(run(scaled), scaled.expected(), 3e-5 if "one" not in name else 1e-3)
+
+
+def test_norm_layers_of_large_numbers(isa, assert_close, cases):
+    for name in ("layer_norm (2, 41, 17)", "rms_norm (2, 41, 17)", "group_norm 8 groups"):
+        x, d, *rest = cases[name].arguments
+        case = cases[name]._replace(arguments=(x * 1e25, d, *rest))
+        assert_close(run(case), case.expected(), TOLERANCE)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("which", [0, 1])
+def test_bad_numbers_stay_in_their_row(cases, isa, value, which):
+    for name, case in cases.items():
+        if case.op in ("bias_sqnorm", "embedding_sqnorm") or "one of everything" in name:
+            continue
+        clean = run(case)
+        arguments = list(case.arguments)
+        arguments[which] = arguments[which].clone()
+        index = tuple(size // 2 for size in arguments[which].shape[1:])
+        arguments[which][(1, *index)] = value
+        changed = case._replace(arguments=tuple(arguments))
+        dirty = run(changed)
+        seen = not torch.isfinite(changed.expected()[0][1])  # strides may pass over a pixel
+        assert seen == (not torch.isfinite(dirty[0][1])), name
+        torch.testing.assert_close(dirty[0][0], clean[0][0], rtol=0, atol=0)
+        torch.testing.assert_close(dirty[1][0], clean[1][0], rtol=0, atol=0)
+
+
+def test_result_does_not_depend_on_the_batch(cases, isa):
+    """Not by a single bit: a sample's sums are its own."""
+    for name in ("conv strided", "conv depthwise", "linear (64, 48, 96)", "linear (150, 130, 140)"):
+        x, d, *rest = cases[name].arguments
+        together = run(cases[name])[0]
+        alone = run(cases[name]._replace(arguments=(x[1:], d[1:], *rest)))[0]
+        assert together[1] == alone[0]
+
+
+def test_unknown_instruction_set_is_an_error():
+    with pytest.raises(BackendError, match="sse9.*unset it"):
+        cpp_backend.use_instruction_set("sse9")
+    assert cpp_backend.instruction_set() in INSTRUCTION_SETS
+
+
+def test_float64_is_left_to_pytorch():
+    d = torch.randn(2, 3, 4, dtype=torch.float64)
+    assert "float64" in cpp_backend.reject("bias_sqnorm", d)
