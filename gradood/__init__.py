@@ -10,18 +10,54 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gradood.detectors import (
+        ConfoundingDetector,
+        Detector,
+        Energy,
+        GradientGMM,
+        GradientKNN,
+        GradientMahalanobis,
+        MaxSoftmax,
+        load,
+    )
+    from gradood.evaluation import Metrics, evaluate
     from gradood.gradients import Explanation, GradientNorms, explain, gradient_norms
 
 __version__ = _version("gradood")
 
 #: Where each public name lives: imported when it is first used, so that ``import gradood`` is fast.
 _HOMES = {
+    "ConfoundingDetector": "gradood.detectors",
+    "Detector": "gradood.detectors",
+    "Energy": "gradood.detectors",
     "Explanation": "gradood.gradients",
+    "GradientGMM": "gradood.detectors",
+    "GradientKNN": "gradood.detectors",
+    "GradientMahalanobis": "gradood.detectors",
     "GradientNorms": "gradood.gradients",
+    "MaxSoftmax": "gradood.detectors",
+    "Metrics": "gradood.evaluation",
+    "evaluate": "gradood.evaluation",
     "explain": "gradood.gradients",
     "gradient_norms": "gradood.gradients",
+    "load": "gradood.detectors",
 }
-__all__ = ["Explanation", "GradientNorms", "explain", "gradient_norms"]
+__all__ = [
+    "ConfoundingDetector",
+    "Detector",
+    "Energy",
+    "Explanation",
+    "GradientGMM",
+    "GradientKNN",
+    "GradientMahalanobis",
+    "GradientNorms",
+    "MaxSoftmax",
+    "Metrics",
+    "evaluate",
+    "explain",
+    "gradient_norms",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:

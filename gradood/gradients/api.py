@@ -93,7 +93,8 @@ def gradient_norms(
     chosen = select_parameters(model, parameters)
     if len(x) == 0:
         shape = (0, len(labels), len(chosen)) if several else (0, len(chosen))
-        return GradientNorms(x.new_empty(shape, dtype=torch.float32), tuple(chosen), x.new_empty(0))
+        values = x.new_empty(shape, dtype=torch.float32)
+        return GradientNorms(values, tuple(chosen), x.new_empty(0, 0))
     bad = not_finite(x, nan_policy)
     with torch.inference_mode(False), torch.enable_grad(), locked(model):
         x = x.clone() if x.is_inference() else x.detach()

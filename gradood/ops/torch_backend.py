@@ -89,7 +89,7 @@ def conv_sqnorm(
     geometry = (tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation))
     match kind:
         case "depthwise":
-            step = x[0].numel() + d[0].numel()
+            step = 8 * (x[0].numel() + d[0].numel())
             weight = _chunked(lambda a, b: _depthwise(a, b, *geometry), step, x, d)
         case "shift_gram":
             padded = prod(size + k - 1 for size, k in zip(x.shape[2:], kernel_size, strict=True))
@@ -277,6 +277,13 @@ def _depthwise(
 ) -> Tensor:
     n, channels, output = x.shape[0], x.shape[1], d.shape[2:]
     x = _pad_to_output(x, output, kernel_size, stride, padding, dilation)
+    if x.dtype == torch.float32 and x.device.type == "cpu" and len(kernel_size) == 2:
+        # One convolution of every channel of every sample with its own gradient: the library's
+        # depthwise kernel, which exists in float32, is several times faster than the taps below.
+        planes = x.reshape(1, n * channels, *x.shape[2:])
+        filters = d.reshape(-1, 1, *output)
+        taps = torch.conv2d(planes, filters, stride=dilation, dilation=stride, groups=n * channels)
+        return _row_sqnorm(taps[..., : kernel_size[0], : kernel_size[1]].reshape(n, -1))
     windows = _windows(x, output, kernel_size, stride, dilation)
     nd = len(kernel_size)
     windows = windows.permute(*range(2, 2 + nd), 0, 1, *range(2 + nd, 2 + 2 * nd))

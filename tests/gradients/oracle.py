@@ -51,7 +51,10 @@ def randomise(model, seed=0):
             noise = torch.randn(p.shape, generator=generator).to(p)
             p.add_(noise * max(0.1 * spread, 0.02))
         for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None:
+            if (
+                isinstance(module, nn.modules.batchnorm._BatchNorm)
+                and module.running_var is not None
+            ):
                 shape = module.running_mean.shape
                 module.running_mean.copy_(torch.randn(shape, generator=generator) * 0.1)
                 module.running_var.copy_(torch.rand(shape, generator=generator) + 0.5)

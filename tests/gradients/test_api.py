@@ -273,7 +273,9 @@ def test_callers_may_have_gradients_off(model, x):
 
 def test_two_threads_score_two_models(x):
     torch.manual_seed(0)
-    models = [nn.Sequential(nn.Flatten(), nn.Linear(147, n), nn.ReLU(), nn.Linear(n, 5)) for n in (8, 9)]
+    models = [
+        nn.Sequential(nn.Flatten(), nn.Linear(147, n), nn.ReLU(), nn.Linear(n, 5)) for n in (8, 9)
+    ]
     expected = [gradood.gradient_norms(m, x).values for m in models]
     wrong = []
 
@@ -350,7 +352,9 @@ def test_operators_that_change_from_call_to_call_fall_back(caplog):
 
         def forward(self, x):
             self.calls[0] += 1
-            return self.b(torch.tanh(self.a(x)).clone() if self.calls[0] % 2 else torch.tanh(self.a(x)))
+            return self.b(
+                torch.tanh(self.a(x)).clone() if self.calls[0] % 2 else torch.tanh(self.a(x))
+            )
 
     model, data = Moody().eval(), torch.randn(3, 4)
     with caplog.at_level(logging.INFO, "gradood"):
@@ -435,7 +439,10 @@ BAD = {
     "policy": (lambda m, x: (m, x), {"nan_policy": "ignore"}, InputError, "flag"),
     "pattern": (lambda m, x: (m, x), {"parameters": "head.*"}, InputError, "matches none"),
     "max norm": (
-        lambda m, x: (nn.Sequential(nn.Embedding(5, 3, max_norm=1.0), nn.Flatten()), x[:, 0, 0].long() * 0),
+        lambda m, x: (
+            nn.Sequential(nn.Embedding(5, 3, max_norm=1.0), nn.Flatten()),
+            x[:, 0, 0].long() * 0,
+        ),
         {},
         ModelError,
         "max_norm",

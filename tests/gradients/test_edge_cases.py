@@ -41,6 +41,7 @@ for groups, inner in ((1, 6), (2, 6), (4, 8), (4, 4)):
     for stride, padding, dilation, kernel in (
         (1, 1, 1, 3), (2, 0, 1, 3), (1, 2, 2, 3), (3, 1, 1, 2), (1, 0, 1, 1), (2, 0, 1, 1),
     ):  # fmt: skip
+
         def conv2d(g=groups, c=inner, s=stride, p=padding, d=dilation, k=kernel):
             layer = nn.Conv2d(4, c, k, s, p, d, g)
             size = layer(torch.zeros(1, 4, 9, 7)).numel()
@@ -67,6 +68,7 @@ def conv_on_large_images_uses_the_gram():
 
 
 for mode in ("circular", "reflect", "replicate"):
+
     def padding_mode(mode=mode):
         layer = nn.Conv2d(3, 4, 3, padding=2, padding_mode=mode)
         return head(4 * 8 * 7, layer), torch.randn(3, 3, 6, 5)
@@ -74,6 +76,7 @@ for mode in ("circular", "reflect", "replicate"):
     CASES[f"padding_mode_{mode}"] = padding_mode
 
 for kernel in (2, 3, 4, 5):
+
     def same(kernel=kernel):
         layer = nn.Conv2d(3, 4, kernel, padding="same", dilation=2)
         return head(4 * 6 * 5, layer), torch.randn(3, 3, 6, 5)
@@ -87,6 +90,7 @@ def padding_valid():
 
 
 for groups, stride, extra, dilation in ((1, 1, 0, 1), (2, 2, 1, 1), (4, 3, 2, 1), (1, 2, 1, 2)):
+
     def transposed(g=groups, s=stride, e=extra, d=dilation):
         layer = nn.ConvTranspose2d(4, 8, 3, s, 1, e, g, dilation=d)
         size = layer(torch.zeros(1, 4, 5, 4)).numel()
@@ -165,7 +169,9 @@ def a_weight_and_its_transpose():
 def disjoint_views_of_one_parameter():
     def forward(m, x):
         q, k, v = m.w.chunk(3)
-        return m.out(functional.linear(torch.tanh(functional.linear(x, q)) * functional.linear(x, k), v))
+        return m.out(
+            functional.linear(torch.tanh(functional.linear(x, q)) * functional.linear(x, k), v)
+        )
 
     return Apply(forward, w=torch.randn(18, 6), out=nn.Linear(6, 4)), torch.randn(4, 6)
 
@@ -173,7 +179,9 @@ def disjoint_views_of_one_parameter():
 @case
 def interleaved_views_of_one_parameter():
     def forward(m, x):
-        return m.out(torch.tanh(functional.linear(x, m.w[:, ::2])) + functional.linear(x, m.w[:, 1::2]))
+        return m.out(
+            torch.tanh(functional.linear(x, m.w[:, ::2])) + functional.linear(x, m.w[:, 1::2])
+        )
 
     return Apply(forward, w=torch.randn(5, 12), out=nn.Linear(5, 4)), torch.randn(4, 6)
 
@@ -193,7 +201,9 @@ def a_view_changed_in_place_after_a_copy():
         bias[2:4].zero_()
         return m.out(torch.tanh(functional.linear(x, m.w, bias)))
 
-    return Apply(forward, w=torch.randn(6, 6), b=torch.randn(6), out=nn.Linear(6, 4)), torch.randn(4, 6)
+    return Apply(forward, w=torch.randn(6, 6), b=torch.randn(6), out=nn.Linear(6, 4)), torch.randn(
+        4, 6
+    )
 
 
 @case
@@ -224,7 +234,9 @@ def embedding_scaled_by_frequency():
 
 @case
 def table_indexed_by_the_batch():
-    model = Apply(lambda m, x: m.out(m.table[x].mean(1)), table=torch.randn(9, 6), out=nn.Linear(6, 4))
+    model = Apply(
+        lambda m, x: m.out(m.table[x].mean(1)), table=torch.randn(9, 6), out=nn.Linear(6, 4)
+    )
     return model, torch.randint(0, 9, (4, 5))
 
 
@@ -329,7 +341,9 @@ def weight_norm():
 
 @case
 def spectral_norm():
-    return nn.Sequential(parametrizations.spectral_norm(nn.Linear(6, 5)), nn.Linear(5, 4)), torch.randn(3, 6)
+    return nn.Sequential(
+        parametrizations.spectral_norm(nn.Linear(6, 5)), nn.Linear(5, 4)
+    ), torch.randn(3, 6)
 
 
 @case
@@ -382,7 +396,13 @@ def scale_in_place():
         y += m.shift
         return m.out(y)
 
-    model = Apply(forward, lin=nn.Linear(6, 5), scale=torch.randn(5), shift=torch.randn(5), out=nn.Linear(5, 4))
+    model = Apply(
+        forward,
+        lin=nn.Linear(6, 5),
+        scale=torch.randn(5),
+        shift=torch.randn(5),
+        out=nn.Linear(5, 4),
+    )
     return model, torch.randn(4, 6)
 
 
@@ -394,7 +414,9 @@ def relu_in_place_after_every_layer():
 
 @case
 def relu_in_place_after_a_linear_layer_on_tokens():
-    return head(15, nn.Linear(6, 5), nn.ReLU(True), nn.Linear(5, 5), nn.ReLU(True)), torch.randn(3, 3, 6)
+    return head(15, nn.Linear(6, 5), nn.ReLU(True), nn.Linear(5, 5), nn.ReLU(True)), torch.randn(
+        3, 3, 6
+    )
 
 
 @case
@@ -416,7 +438,9 @@ def residual_added_in_place():
         z += y
         return m.out(z.relu_())
 
-    return Apply(forward, a=nn.Linear(6, 5), b=nn.Linear(5, 5), out=nn.Linear(5, 4)), torch.randn(4, 6)
+    return Apply(forward, a=nn.Linear(6, 5), b=nn.Linear(5, 5), out=nn.Linear(5, 4)), torch.randn(
+        4, 6
+    )
 
 
 @case
@@ -480,7 +504,9 @@ def samples_along_the_columns():
         y = torch.tanh(m.a(x)).t()  # [features, N]
         return m.out((y + m.shift).t())
 
-    return Apply(forward, a=nn.Linear(6, 5), shift=torch.randn(5, 1), out=nn.Linear(5, 4)), torch.randn(3, 6)
+    return Apply(
+        forward, a=nn.Linear(6, 5), shift=torch.randn(5, 1), out=nn.Linear(5, 4)
+    ), torch.randn(3, 6)
 
 
 @case
@@ -534,7 +560,9 @@ def part_under_no_grad():
             y = m.a(x)
         return m.out(torch.tanh(m.b(y)) + y.detach())
 
-    return Apply(forward, a=nn.Linear(6, 5), b=nn.Linear(5, 5), out=nn.Linear(5, 4)), torch.randn(4, 6)
+    return Apply(forward, a=nn.Linear(6, 5), b=nn.Linear(5, 5), out=nn.Linear(5, 4)), torch.randn(
+        4, 6
+    )
 
 
 class _Square(torch.autograd.Function):

@@ -60,7 +60,9 @@ def hf_bert():
 
 
 def hf_distilbert():
-    config = transformers.DistilBertConfig(dim=48, hidden_dim=64, n_layers=2, n_heads=4, num_labels=5)
+    config = transformers.DistilBertConfig(
+        dim=48, hidden_dim=64, n_layers=2, n_heads=4, num_labels=5
+    )
     return transformers.DistilBertForSequenceClassification(config), torch.randint(1, 99, (2, 11))
 
 
@@ -115,7 +117,9 @@ def test_norms_of_known_models(name):
     assert not explanation.fallbacks, str(explanation)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "convnext_atto", "hf_vit", "hf_bert"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenet_v3_small", "convnext_atto", "hf_vit", "hf_bert"]
+)
 def test_norms_of_known_models_in_float32(name):
     model, x = build(name)
     norms = gradood.gradient_norms(model, x)

@@ -1,0 +1,29 @@
+"""What the package promises before anything is computed."""
+
+import subprocess
+import sys
+
+import pytest
+
+import gradood
+
+
+def test_every_public_name_is_there():
+    assert sorted(gradood.__all__) == sorted(gradood._HOMES)
+    for name in gradood.__all__:
+        assert getattr(gradood, name).__doc__, name
+    assert set(gradood.__all__) <= set(dir(gradood))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        gradood.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("module", ["gradood", "gradood.cli"])
+def test_import_is_lazy(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_kernels_folder_is_no_top_level_module():
+    code = "import importlib.util as u, gradood.kernels; assert u.find_spec('kernels') is None"
+    result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
