@@ -9,7 +9,7 @@ namespace {
 
 // Adds Σ_c (scale_c Σ_t d x̂)² and Σ_c (Σ_t d)² of at most `kLanes · Vectors` adjacent channels c,
 // with x̂ = (x − centre) · factor; centre and factor belong to the channel, or to the position t if
-// they are `by_position`.
+// they are `by_position`. Without a centre, only the second sum is meant.
 //
 // Registers: both sums of every channel. The rest streams.
 template <int Vectors>
@@ -19,7 +19,8 @@ inline void add_columns(const Source& x, int64_t x_stride, const Source& d, int6
   alignas(64) float x_buffer[kLanes * Vectors] = {}, d_buffer[kLanes * Vectors] = {};
   Vector dx[Vectors] = {}, total[Vectors] = {}, c[Vectors], f[Vectors];
   const bool full = width == kLanes * Vectors;
-  for (int v = 0; v < Vectors && !by_position; ++v) {
+  for (int v = 0; v < Vectors && centre == nullptr; ++v) c[v] = f[v] = Vector{};
+  for (int v = 0; v < Vectors && centre != nullptr && !by_position; ++v) {
     const int64_t rest = width - v * kLanes;
     c[v] = rest >= kLanes ? load(centre + v * kLanes) : load_first(centre + v * kLanes, rest);
     f[v] = rest >= kLanes ? load(factor + v * kLanes) : load_first(factor + v * kLanes, rest);
@@ -65,7 +66,7 @@ inline Moments column_squares(const View& x, const View& d, int64_t positions, i
                               const float* centre, const float* factor, bool by_position) {
   Moments total{0, 0};
   auto add = [&](auto vectors, int64_t c, int64_t width) {
-    const int64_t shift = by_position ? 0 : c;
+    const int64_t shift = by_position || centre == nullptr ? 0 : c;
     add_columns<decltype(vectors)::value>(x.source.at(c), x.row_stride, d.source.at(c),
                                           d.row_stride, positions, width, centre + shift,
                                           factor + shift, by_position, &total.dx, &total.d);
