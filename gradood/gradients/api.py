@@ -91,7 +91,7 @@ def gradient_norms(
     labels, several = as_labels(label)
     check_arguments(model, x, loss, method, micro_batch, nan_policy)
     chosen = select_parameters(model, parameters)
-    if len(x) == 0:
+    if x.shape[0] == 0:
         shape = (0, len(labels), len(chosen)) if several else (0, len(chosen))
         values = x.new_empty(shape, dtype=torch.float32)
         return GradientNorms(values, tuple(chosen), x.new_empty(0, 0))

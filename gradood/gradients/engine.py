@@ -34,7 +34,7 @@ class _Contribution:
         operand = call.operands[role]
         kept = d.numel() + (0 if x is None else x.numel())
         self.ready: Tensor | None = None
-        if len(d) * operand.numel() <= kept and not call.concatenates:
+        if d.shape[0] * operand.numel() <= kept and not call.concatenates:
             self.ready = call.gradient(x, d, role)
             self.x = None
             self.d = d.new_empty(0)
@@ -143,11 +143,16 @@ class Recorder(SourceMode):
         d = step.axis.split(d.detach(), self._samples)
         added = [u for u in step.uses if self._plan.combine[u.parameter][0] == "add"]
         if added:
-            with ops.tracing(self._observer is not None) as served:
-                norms = call.norms(x, d, list(dict.fromkeys(u.role for u in added)))
+            roles = list(dict.fromkeys(u.role for u in added))
+            if self._observer is None:
+                norms = call.norms(x, d, roles)
+            else:
+                with ops.tracing() as served:
+                    norms = call.norms(x, d, roles)
+                for use in added:
+                    self._observe(use.parameter, call, x, d, *served)
             for use in added:
                 self._add(use.parameter, norms[use.role])
-                self._observe(use.parameter, call, x, d, *served)
         for use in step.uses:
             strategy, count = self._plan.combine[use.parameter]
             if strategy != "add":
@@ -200,7 +205,7 @@ def run(
     Raises:
         PlanError: the model did something else than in the probe.
     """
-    recorder = Recorder(plan, parameters, len(x), x.device, observer)
+    recorder = Recorder(plan, parameters, x.shape[0], x.device, observer)
     with recorder:
         logits = forward(x)
     recorder.finish()

@@ -46,7 +46,7 @@ def vmap_norms(
     size = sum(p.numel() * p.element_size() for p in parameters.values())
     chunk = max(1, CHUNK_BYTES // (size * stacked.shape[1] + bytes_per_sample + 1))
     parts = []
-    for i in range(0, len(x), chunk):
+    for i in range(0, x.shape[0], chunk):
         with observed(model, []), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "There is a performance drop")  # it is a fallback
             rows = slice(i, i + chunk)
@@ -70,12 +70,12 @@ def loop_norms(
     of one that PyTorch differentiates wrongly are avoided.
     """
     norms = [
-        {name: p.new_zeros(len(x), dtype=_norm_dtype(p)) for name, p in parameters.items()}
+        {name: p.new_zeros(x.shape[0], dtype=_norm_dtype(p)) for name, p in parameters.items()}
         for _ in logit_gradients
     ]
     leaves = {name: p.detach().clone().requires_grad_() for name, p in parameters.items()}
     copies = 2 if pair else 1
-    for n in range(len(x)):
+    for n in range(x.shape[0]):
         rows = x[[n] * copies]
         with observed(model, []):
             tensors = {**_stand_ins(model), **leaves}

@@ -43,15 +43,18 @@ class Scorer:
         self.model, self.parameters = model, parameters
         self.labels, self.loss, self.method = labels, loss, method
         self.observer = observer
-        self._pair_lone = any(isinstance(m, _BatchNorm) for m in model.modules())
+        self._modules = list(model.modules())
+        self._pair_lone = any(isinstance(m, _BatchNorm) for m in self._modules)
+        self._key: tuple[Any, ...] = ()
 
     def score(self, x: Tensor, micro_batch: int | None) -> tuple[Tensor, Tensor]:
         """Norms ``[N, K, L]`` and logits ``[N, C]``."""
+        self._key = self._describe(x)
         plan = self.plan(x)
         size = micro_batch or max(1, _memory_bound(x) // (plan.bytes_per_sample + 1))
         parts = [
-            self._micro_batch(x, torch.arange(i, min(i + size, len(x)), device=x.device))
-            for i in range(0, len(x), size)
+            self._micro_batch(x, torch.arange(i, min(i + size, x.shape[0]), device=x.device))
+            for i in range(0, x.shape[0], size)
         ]
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
@@ -61,12 +64,12 @@ class Scorer:
             uncovered = dict.fromkeys(self.parameters, f'method="{self.method}"')
             return Plan(uncovered=uncovered, fallback=self.method)
         plans = _PLANS.setdefault(self.model, {})
-        key = self._key(x)
-        if key not in plans:
-            plans[key] = make_plan(self.model, self.forward, x, self.parameters)
-            for name, reason in plans[key].uncovered.items():
+        if self._key not in plans:
+            plan = make_plan(self.model, self.forward, x, self.parameters)
+            plans[self._key] = plan
+            for name, reason in plan.uncovered.items():
                 _LOG.info("%s: %s", name, reason)
-        plan = plans[key]
+        plan = plans[self._key]
         if self.method == "rules" and plan.uncovered:
             name, reason = next(iter(plan.uncovered.items()))
             raise ModelError(f'method="rules", but no rule covers {name}: {reason}')
@@ -80,38 +83,39 @@ class Scorer:
             if "type" in str(error):
                 explain_dtype(x, error)
             raise
-        return logits_of(out, len(x))
+        return logits_of(out, x.shape[0])
 
-    def _key(self, x: Tensor) -> tuple[Any, ...]:
+    def _describe(self, x: Tensor) -> tuple[Any, ...]:
+        """What a plan depends on."""
         device = x.device.type
         return (
             tuple(x.shape[1:]),
             x.dtype,
             x.device,
             tuple(map(id, self.parameters.values())),
-            tuple(m.training for m in self.model.modules()),
+            tuple(m.training for m in self._modules),
             torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
         )
 
     def _micro_batch(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        if len(rows) == 1 and self._pair_lone:
+        if rows.shape[0] == 1 and self._pair_lone:
             # The backward of batch norm in PyTorch 2.14 is wrong on the CPU for a batch of one with
             # a gradient that is not contiguous: score the sample beside itself.
             values, logits = self._micro_batch(x, rows.repeat(2))
             return values[:1], logits[:1]
-        part = x if len(rows) == len(x) else x[rows]
+        part = x if rows.shape[0] == x.shape[0] else x[rows]
         try:
             return self._with_plan(part, rows)
         except PlanError:
             # The model may have been edited since: probe once more, then do without rules.
-            _PLANS.get(self.model, {}).pop(self._key(x), None)
+            _PLANS.get(self.model, {}).pop(self._key, None)
         try:
             return self._with_plan(part, rows)
         except PlanError as error:
             if self.method == "rules":
                 raise ModelError(f'method="rules", but {error}') from error
             uncovered = dict.fromkeys(self.parameters, str(error))
-            _PLANS[self.model][self._key(x)] = Plan(uncovered=uncovered)
+            _PLANS[self.model][self._key] = Plan(uncovered=uncovered)
             return self._with_plan(part, rows)
 
     def _with_plan(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,7 +156,7 @@ class Scorer:
 
     def _assemble(self, norms: list[dict[str, Tensor]], logits: Tensor) -> Tensor:
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        values = logits.new_zeros(len(logits), len(norms), len(self.parameters), dtype=dtype)
+        values = logits.new_zeros(logits.shape[0], len(norms), len(self.parameters), dtype=dtype)
         for k, by_name in enumerate(norms):
             for column, name in enumerate(self.parameters):
                 if name in by_name:

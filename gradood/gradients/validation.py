@@ -114,7 +114,7 @@ def not_finite(x: Tensor, nan_policy: str) -> Tensor | None:
     rows = (~finite).nonzero().flatten().tolist()
     shown = ", ".join(map(str, rows[:10])) + (", …" if len(rows) > 10 else "")
     raise InputError(
-        f"x holds NaN or Inf in {len(rows)} of {len(x)} rows ({shown}); remove them, or pass "
+        f"x holds NaN or Inf in {len(rows)} of {x.shape[0]} rows ({shown}); remove them, or pass "
         'nan_policy="flag" to score them as infinitely anomalous'
     )
 

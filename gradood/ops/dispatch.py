@@ -44,12 +44,9 @@ _TRACES = _Traces()
 
 
 @contextmanager
-def tracing(enabled: bool = True) -> Iterator[list[Served]]:
+def tracing() -> Iterator[list[Served]]:
     """Collect every operator call that this thread makes inside the block."""
     served: list[Served] = []
-    if not enabled:
-        yield served
-        return
     _TRACES.active.append(served)
     try:
         yield served

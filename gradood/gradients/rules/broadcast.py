@@ -75,7 +75,7 @@ class BroadcastCall(Call):
         repeated = [i + 1 for i, size in enumerate(padded) if size == 1]
         accumulate = torch.promote_types(d.dtype, torch.float32)
         d = d.sum(repeated, dtype=accumulate) if repeated else d.to(accumulate)
-        return d.reshape(len(d), *shape)
+        return d.reshape(d.shape[0], *shape)
 
 
 class RepeatCall(Call):
@@ -109,16 +109,16 @@ class RepeatCall(Call):
         padded = [1] * (len(self.counts) - len(shape)) + list(shape)
         sizes = [n for pair in zip(self.counts, padded, strict=True) for n in pair]
         del sizes[2 * self.axis.dim : 2 * self.axis.dim + 2]
-        d = d.reshape(len(d), *sizes)
+        d = d.reshape(d.shape[0], *sizes)
         copies = list(range(1, d.dim(), 2))
         accumulate = torch.promote_types(d.dtype, torch.float32)
         d = d.sum(copies, dtype=accumulate) if copies else d.to(accumulate)
-        return d.reshape(len(d), *shape)
+        return d.reshape(d.shape[0], *shape)
 
 
 def row_sqnorm(gradient: Tensor) -> Tensor:
     """Squared norm of every sample's gradient, ``[N, …]`` to ``[N]``."""
-    norm: Tensor = torch.linalg.vector_norm(gradient.reshape(len(gradient), -1), dim=1)
+    norm: Tensor = torch.linalg.vector_norm(gradient.reshape(gradient.shape[0], -1), dim=1)
     return norm.square()
 
 

@@ -97,7 +97,9 @@ class ConvCall(Call):
         x, d, geometry = self._arrange(x, d)
         x = x.to(d.dtype)
         x, d = (d, x) if self.transposed else (x, d)
-        return reference.conv_gradient(x, d, *geometry).view(len(x), *self.operands["weight"].shape)
+        return reference.conv_gradient(x, d, *geometry).view(
+            x.shape[0], *self.operands["weight"].shape
+        )
 
     def _arrange(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor, Geometry]:
         """Turn images merged into the batch, ``[N, m, C, *S]``, into one more spatial dimension."""

@@ -75,13 +75,13 @@ class EmbeddingCall(Call):
         indices, d = self._arrange(x, d)
         d = d.masked_fill((indices == self.padding_idx)[..., None], 0)
         weight = self.operands["weight"]
-        total = d.new_zeros(len(d), len(weight), d.shape[2])
+        total = d.new_zeros(d.shape[0], len(weight), d.shape[2])
         total.scatter_add_(1, indices[..., None].expand_as(d), d)
-        return total.view(len(d), *weight.shape)
+        return total.view(d.shape[0], *weight.shape)
 
     def _arrange(self, x: Tensor | None, d: Tensor) -> tuple[Tensor, Tensor]:
         assert x is not None
-        indices = x.reshape(len(x), -1)
+        indices = x.reshape(x.shape[0], -1)
         indices = indices.where(indices >= 0, indices + len(self.operands["weight"]))
         d = d.reshape(*indices.shape, -1)
         if self.by_frequency:

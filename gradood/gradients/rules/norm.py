@@ -38,7 +38,7 @@ class _NormCall(Call):
         if role == "weight":
             assert x is not None
             d = d * self._normalised(self._arrange(x).to(d.dtype))
-        return self._channels_first(d).sum(2).view(len(d), *shape)
+        return self._channels_first(d).sum(2).view(d.shape[0], *shape)
 
     @abstractmethod
     def _arrange(self, t: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ class GroupNormCall(_NormCall):
         return norms
 
     def _normalised(self, x: Tensor) -> Tensor:
-        rows = x.reshape(len(x), self.groups, -1)
+        rows = x.reshape(x.shape[0], self.groups, -1)
         return functional.layer_norm(rows, rows.shape[2:], eps=self.eps).view_as(x)
 
 
