@@ -73,8 +73,12 @@ def load(name: str) -> tuple[ModuleType | None, str | None]:
     """Import the backend ``name``: the module, or the reason why it cannot be used."""
     try:
         module = importlib.import_module(_MODULES[name])
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if error.name == _MODULES[name]:
+            return None, "not part of this version of gradood"
         return None, f"not installed ({error})"
+    except ImportError as error:
+        return None, f"does not load ({error})"
     reason = module.unavailable()
     return (module, None) if reason is None else (None, reason)
 
