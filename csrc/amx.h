@@ -90,6 +90,8 @@ inline void multiply_3x1(const Operands& o, int64_t depth) {
   const bool planes_low = o.planes[0].low != nullptr, pairs_low = o.pairs[0].low != nullptr;
   for (int64_t k = 0; k < depth; k += kTileDepth) {
     const int64_t p = k * kTileRows, q = k / kTileDepth * o.step;
+    prefetch_rows(o.planes[0].high + q, o);
+    if (planes_low) prefetch_rows(o.planes[0].low + q, o);
     _tile_loadd(4, o.planes[0].high + q, pitch);
     _tile_loadd(5, o.planes[1].high + q, pitch);
     _tile_loadd(6, o.planes[2].high + q, pitch);

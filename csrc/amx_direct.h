@@ -9,16 +9,18 @@
 namespace gradood {
 namespace {
 
+// Every task writes the same places of its scratch: what stays zero pads images, rows and channels.
 struct TileBuffers {
-  Split x, d, rows;
+  Split x, d, x_planes, d_planes;
   float *floats, *partial;
 
   TileBuffers(const TilePlan& plan, Arena& arena) {
-    const int64_t x_planes = (plan.x_rows + kTileRows) * plan.pitch;
-    const int64_t row_planes = (plan.pairs ? plan.channel_rows() : kTileRows) * plan.pitch;
-    x = take_split(arena, x_planes, plan.x_exact);
+    const int64_t phases = static_cast<int64_t>(plan.grid.phases.size());
+    x = take_split(arena, (plan.x_rows + kTileRows) * plan.pitch, plan.x_exact);
     d = take_split(arena, plan.d_rows * plan.depth, plan.d_exact);
-    rows = take_split(arena, row_planes, plan.x_exact && plan.d_exact);
+    x_planes =
+        plan.pairs ? take_split(arena, phases * plan.channel_rows() * plan.pitch, plan.x_exact) : x;
+    d_planes = take_split(arena, kTileRows * plan.depth, plan.d_exact);
     const int64_t pixels = plan.grid.pixel_count > plan.grid.output_count ? plan.grid.pixel_count
                                                                           : plan.grid.output_count;
     floats = arena.take(kTileRows * pixels);
@@ -27,34 +29,25 @@ struct TileBuffers {
   }
 };
 
-inline void zero(Split to, int64_t numbers) {
-  std::memset(to.high, 0, numbers * sizeof(uint16_t));
-  if (to.low != nullptr) std::memset(to.low, 0, numbers * sizeof(uint16_t));
-}
-
 // d as pairs; returns Σ_p (Σ_t d)².
 inline double pack_pairs(const TilePlan& plan, const Source& d, int64_t stride,
                          const TileBuffers& to) {
   const PhasePlan& grid = plan.grid;
-  const Split planes{to.rows.high, plan.d_exact ? nullptr : to.rows.low};
   double bias = 0;
-  for (int64_t p = 0; p < plan.d_rows; p += kTileRows) {
+  for (int64_t p = 0; p < grid.outputs; p += kTileRows) {
     const int64_t rest = grid.outputs - p, width = rest < kTileRows ? rest : kTileRows;
     const float* rows[kTileRows];
-    pixel_rows(d.at(p * stride), stride, width, grid.d_runs, to.floats, grid.output_count, rows);
-    for (int64_t r = 0; r < kTileRows; ++r) {
-      const Split plane = planes.at(r * plan.depth);
-      if (r >= width) {
-        zero(plane, plan.depth);
-        continue;
-      }
-      split_row(rows[r], grid.d_cells, plan.depth, plane);
+    const bool in_place = pixel_rows(d.at(p * stride), stride, width, grid.d_runs, to.floats,
+                                     grid.output_count, rows);
+    for (int64_t r = 0; r < width; ++r) {
+      if (in_place && r + 2 < width) prefetch_row(rows[r + 2], grid.output_count);
+      split_row(rows[r], grid.d_cells, to.d_planes.at(r * plan.depth));
       const double s = moments_of_floats(rows[r], rows[r], 0, grid.output_count).d;
       bias += s * s;
     }
     const Split pairs = to.d.at(p * plan.depth);
-    planes_to_pairs(planes.high, plan.depth, plan.depth, pairs.high);
-    if (pairs.low != nullptr) planes_to_pairs(planes.low, plan.depth, plan.depth, pairs.low);
+    planes_to_pairs(to.d_planes.high, plan.depth, width, pairs.high);
+    if (!plan.d_exact) planes_to_pairs(to.d_planes.low, plan.depth, width, pairs.low);
   }
   return bias;
 }
@@ -63,30 +56,27 @@ inline double pack_pairs(const TilePlan& plan, const Source& d, int64_t stride,
 inline void pack_planes(const TilePlan& plan, const Source& x, int64_t stride,
                         const TileBuffers& to) {
   const PhasePlan& grid = plan.grid;
-  int64_t plane = 0;
+  int64_t plane = 0, copies = 0;
   for (const Phase& phase : grid.phases) {
-    const Split planes = plan.pairs ? to.rows : to.x.at(plane * plan.pitch);
     for (int64_t c = 0; c < grid.inputs; c += kTileRows) {
       const int64_t rest = grid.inputs - c, width = rest < kTileRows ? rest : kTileRows;
       const float* rows[kTileRows];
-      pixel_rows(x.at(c * stride), stride, width, phase.runs, to.floats, grid.pixel_count, rows);
-      for (int64_t r = 0; r < width; ++r)
-        split_row(rows[r], phase.cells, plan.pitch, planes.at((c + r) * plan.pitch));
-    }
-    if (!plan.pairs) {
-      const int64_t unused = plan.channel_rows() - grid.inputs;
-      zero(planes.at(grid.inputs * plan.pitch), unused * plan.pitch);
-      plane += plan.channel_rows();
-      continue;
-    }
-    for (int64_t c = 0; c < grid.inputs; ++c)
-      for (int64_t shift : phase.shifts) {
-        const Split from = planes.at(c * plan.pitch + shift), copy = to.x.at(plane++ * plan.pitch);
-        std::memcpy(copy.high, from.high, plan.depth * sizeof(uint16_t));
-        if (copy.low != nullptr) std::memcpy(copy.low, from.low, plan.depth * sizeof(uint16_t));
+      const bool in_place = pixel_rows(x.at(c * stride), stride, width, phase.runs, to.floats,
+                                       grid.pixel_count, rows);
+      for (int64_t r = 0; r < width; ++r) {
+        if (in_place && r + 2 < width) prefetch_row(rows[r + 2], grid.pixel_count);
+        split_row(rows[r], phase.cells, to.x_planes.at((plane + c + r) * plan.pitch));
       }
+    }
+    for (int64_t c = 0; c < grid.inputs && plan.pairs; ++c)
+      for (int64_t shift : phase.shifts) {
+        const Split from = to.x_planes.at((plane + c) * plan.pitch + shift);
+        const Split copy = to.x.at(copies++ * plan.pitch);
+        std::memcpy(copy.high, from.high, plan.depth * sizeof(uint16_t));
+        if (!plan.x_exact) std::memcpy(copy.low, from.low, plan.depth * sizeof(uint16_t));
+      }
+    plane += plan.channel_rows();
   }
-  zero(to.x.at(plane * plan.pitch), (plan.x_rows + kTileRows - plane) * plan.pitch);
 }
 
 // ‖G‖² of packed planes and pairs.

@@ -23,21 +23,19 @@ inline void split_positions(const float* a, int64_t depth, int64_t count, const 
   int64_t piece = 0;
   for (int64_t t = 0; t < tiles; ++t)
     for (int64_t k = 0; k < to.depth; k += kTileDepth, piece += kTileWords) {
-      Vector high[kTileRows], low[kTileRows];
-      for (int r = 0; r < kTileRows; ++r) {
-        const int64_t channel = k + 2 * r;
-        const bool there = t * kTileRows < count;
-        const float* at = a + (t * depth + channel) * kLanes;
-        split_pair(there && channel < depth ? load(at) : Vector{},
-                   there && channel + 1 < depth ? load(at + kLanes) : Vector{}, high[r], low[r]);
+      const int64_t there = t * kTileRows < count ? depth - k : 0;
+      const float* at = a + (t * depth + k) * kLanes;
+      const Split pairs = to.pairs.at(piece), planes = to.planes.at(piece);
+#pragma GCC unroll 4
+      for (int64_t c = 0; c < kTileDepth; c += 2) {
+        Vector high, low;
+        split<alternate>(c < there ? load(at + c * kLanes) : Vector{},
+                         c + 1 < there ? load(at + (c + 1) * kLanes) : Vector{}, high, low);
+        std::memcpy(pairs.high + c * kTileRows, &high, sizeof high);
+        if (pairs.low != nullptr) std::memcpy(pairs.low + c * kTileRows, &low, sizeof low);
       }
-      auto keep = [&](Vector(&words)[kTileRows], uint16_t* pairs, uint16_t* planes) {
-        for (int r = 0; r < kTileRows; ++r) std::memcpy(pairs + r * kTileDepth, &words[r], 64);
-        transpose(words);
-        for (int r = 0; r < kTileRows; ++r) std::memcpy(planes + r * kTileDepth, &words[r], 64);
-      };
-      keep(high, to.pairs.high + piece, to.planes.high + piece);
-      if (to.pairs.low != nullptr) keep(low, to.pairs.low + piece, to.planes.low + piece);
+      transpose_piece(pairs.high, kTileDepth, kTileRows, planes.high);
+      if (pairs.low != nullptr) transpose_piece(pairs.low, kTileDepth, kTileRows, planes.low);
     }
 }
 

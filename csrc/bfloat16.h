@@ -26,30 +26,34 @@ inline Split take_split(Arena& arena, int64_t numbers, bool exact) {
   return {high, exact ? nullptr : reinterpret_cast<uint16_t*>(arena.take(numbers / 2))};
 }
 
-GRADOOD_INLINE Words round_to_bfloat16(Vector v) {  // in the low half of each word
-  return __builtin_convertvector((Halves)_mm512_cvtneps_pbh((__m512)v), Words);
+// A float whose upper half is `v` rounded to bfloat16 (half away from zero), its lower half not
+// cleared. The converting instructions take several times as long.
+GRADOOD_INLINE Words rounded(Vector v) { return load_as<Words>(&v) + 0x8000; }
+
+constexpr uint32_t kUpper = 0xffff0000;
+
+// The upper halves of two vectors, alternating.
+GRADOOD_INLINE Words alternate(Words even, Words odd) { return even >> 16 | (odd & kUpper); }
+
+// The upper halves of two vectors, one after the other.
+GRADOOD_INLINE Words concatenate(Words first, Words second) {
+  const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+  const __m512i packed = _mm512_packus_epi32((__m512i)(first >> 16), (__m512i)(second >> 16));
+  return (Words)_mm512_permutexvar_epi64(order, packed);
 }
 
-// Words of two bfloat16 numbers each, the high and the low parts of two neighbours.
-GRADOOD_INLINE void split_pair(Vector first, Vector second, Vector& high, Vector& low) {
-  const Words a = round_to_bfloat16(first), b = round_to_bfloat16(second);
-  high = as_floats(a | b << 16);
-  const Vector a_rest = first - as_floats(a << 16), b_rest = second - as_floats(b << 16);
-  low = as_floats(round_to_bfloat16(a_rest) | round_to_bfloat16(b_rest) << 16);
-}
-
-GRADOOD_INLINE void store_split(Vector v, int64_t count, Split to) {
-  const __mmask16 mask = static_cast<__mmask16>((1u << count) - 1);
-  const __m256i high = (__m256i)_mm512_cvtneps_pbh((__m512)v);
-  _mm256_mask_storeu_epi16(to.high, mask, high);
-  if (to.low == nullptr) return;
-  const Vector rest = v - widen_bfloat16((Halves)high);
-  _mm256_mask_storeu_epi16(to.low, mask, (__m256i)_mm512_cvtneps_pbh((__m512)rest));
+// The high and low parts of two vectors, brought together by `join`.
+template <Words (*join)(Words, Words)>
+GRADOOD_INLINE void split(Vector a, Vector b, Vector& high, Vector& low) {
+  const Words a_high = rounded(a), b_high = rounded(b);
+  high = as_floats(join(a_high, b_high));
+  low = as_floats(
+      join(rounded(a - as_floats(a_high & kUpper)), rounded(b - as_floats(b_high & kUpper))));
 }
 
 // Floats of up to 16 channels at a list of pixels, one row a channel: in place where they are
-// adjacent in memory, else copied to `buffer`, 16 rows of `pitch`.
-inline void pixel_rows(const Source& s, int64_t stride, int64_t width, const Runs& pixels,
+// adjacent in memory (then it returns true), else copied to `buffer`, 16 rows of `pitch`.
+inline bool pixel_rows(const Source& s, int64_t stride, int64_t width, const Runs& pixels,
                        float* buffer, int64_t pitch, const float** rows) {
   const bool in_place = s.dtype == Dtype::float32 && pixels.size() == 1 && pixels[0].step == 1;
   for (int64_t i = 0; i < width; ++i) {
@@ -57,7 +61,7 @@ inline void pixel_rows(const Source& s, int64_t stride, int64_t width, const Run
                        : buffer + i * pitch;
     if (!in_place && stride != 1) pack_row(s.at(i * stride), pixels, buffer + i * pitch);
   }
-  if (in_place || stride != 1) return;
+  if (in_place || stride != 1) return in_place;
   int64_t position = 0;
   float row[kLanes];
   for (const Run& run : pixels)
@@ -73,29 +77,47 @@ inline void pixel_rows(const Source& s, int64_t stride, int64_t width, const Run
         store_first(buffer + c * pitch + position, block[c], count);
       position += count;
     }
+  return false;
 }
 
-// to[cell] = row[pixel], zeros between the stretches and up to `length`.
-inline void split_row(const float* row, const Stretches& stretches, int64_t length, Split to) {
-  std::memset(to.high, 0, length * sizeof(uint16_t));
-  if (to.low != nullptr) std::memset(to.low, 0, length * sizeof(uint16_t));
+// to[cell] = row[pixel]; what lies between the stretches is left alone.
+inline void split_row(const float* row, const Stretches& stretches, Split to) {
   for (const Stretch& s : stretches)
-    for (int64_t i = 0; i < s.count; i += kLanes) {
-      const int64_t rest = s.count - i < kLanes ? s.count - i : kLanes;
+    for (int64_t i = 0; i < s.count; i += 2 * kLanes) {
+      const int64_t rest = s.count - i;
       const float* from = row + s.pixel + i;
-      store_split(rest == kLanes ? load(from) : load_first(from, rest), rest, to.at(s.cell + i));
+      const Split at = to.at(s.cell + i);
+      Vector high, low;
+      if (rest >= 2 * kLanes) {
+        split<concatenate>(load(from), load(from + kLanes), high, low);
+        std::memcpy(at.high, &high, sizeof high);
+        if (at.low != nullptr) std::memcpy(at.low, &low, sizeof low);
+        continue;
+      }
+      const Vector first = rest >= kLanes ? load(from) : load_first(from, rest);
+      const Vector second = rest > kLanes ? load_first(from + kLanes, rest - kLanes) : Vector{};
+      split<concatenate>(first, second, high, low);
+      const __mmask32 mask = static_cast<__mmask32>((1ull << rest) - 1);
+      _mm512_mask_storeu_epi16(at.high, mask, (__m512i)high);
+      if (at.low != nullptr) _mm512_mask_storeu_epi16(at.low, mask, (__m512i)low);
     }
 }
 
-// Exchanges planes and pairs of 16 rows: 32-bit words [16][depth / 2] to tiles of [16][16].
-inline void planes_to_pairs(const uint16_t* planes, int64_t pitch, int64_t depth, uint16_t* pairs) {
-  for (int64_t k = 0; k < depth; k += kTileDepth) {
-    Vector words[kTileRows];
-    for (int r = 0; r < kTileRows; ++r) words[r] = load_as<Vector>(planes + r * pitch + k);
-    transpose(words);
-    for (int r = 0; r < kTileRows; ++r) std::memcpy(pairs + (r * kTileDepth), &words[r], 64);
-    pairs += kTileWords;
-  }
+// Exchanges planes and pairs of 16 rows × 32 positions: a transposition of 32-bit words. Rows from
+// `width` on are zero.
+inline void transpose_piece(const uint16_t* from, int64_t pitch, int64_t width, uint16_t* to) {
+  Vector words[kTileRows];
+#pragma GCC unroll 16
+  for (int r = 0; r < kTileRows; ++r)
+    words[r] = r < width ? load_as<Vector>(from + r * pitch) : Vector{};
+  transpose(words);
+#pragma GCC unroll 16
+  for (int r = 0; r < kTileRows; ++r) std::memcpy(to + r * kTileDepth, &words[r], sizeof words[r]);
+}
+
+inline void planes_to_pairs(const uint16_t* planes, int64_t depth, int64_t width, uint16_t* pairs) {
+  for (int64_t k = 0; k < depth; k += kTileDepth, pairs += kTileWords)
+    transpose_piece(planes + k, depth, width, pairs);
 }
 
 }  // namespace

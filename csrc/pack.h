@@ -32,6 +32,24 @@ GRADOOD_INLINE void copy_floats(const float* in, int64_t count, float* out) {
   if (i < count) store_first(out + i, load_first(in + i, count - i), count - i);
 }
 
+// Asks for a row that is needed soon: the hardware follows no stream across the end of a page.
+GRADOOD_INLINE void prefetch_row(const float* row, int64_t count) {
+  for (int64_t i = 0; i < count; i += 16) __builtin_prefetch(row + i);
+}
+
+template <int... I>
+GRADOOD_INLINE Vector even_lanes(Vector a, Vector b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (2 * I)...);
+}
+
+// The first `count` ≤ lanes of every second number; reads nothing beyond the last of them.
+GRADOOD_INLINE Vector load_even(const float* p, int64_t count) {
+  const int64_t span = 2 * count - 1;
+  const Vector low = span >= kLanes ? load(p) : load_first(p, span);
+  const Vector high = span > kLanes ? load_first(p + kLanes, span - kLanes) : Vector{};
+  return even_lanes(low, high, std::make_integer_sequence<int, kLanes>());
+}
+
 // out[i] = source[i · stride]
 inline void copy_row(const Source& s, int64_t stride, int64_t count, float* out) {
   if (stride == 1 && s.dtype == Dtype::float32) {
@@ -40,6 +58,13 @@ inline void copy_row(const Source& s, int64_t stride, int64_t count, float* out)
     widen_row<widen_bfloat16>(s.data, count, out);
   } else if (stride == 1) {
     widen_row<widen_float16>(s.data, count, out);
+  } else if (stride == 2 && s.dtype == Dtype::float32) {
+    const float* in = reinterpret_cast<const float*>(s.data);
+    for (int64_t i = 0; i < count; i += kLanes) {
+      const int64_t rest = count - i < kLanes ? count - i : kLanes;
+      const Vector v = load_even(in + 2 * i, rest);
+      rest == kLanes ? store(out + i, v) : store_first(out + i, v, rest);
+    }
   } else if (s.dtype == Dtype::float32) {
     const float* in = reinterpret_cast<const float*>(s.data);
     for (int64_t i = 0; i < count; ++i) out[i] = in[i * stride];
