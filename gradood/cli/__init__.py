@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from gradood.cli.bench import bench
 from gradood.cli.demo import demo
 from gradood.cli.info import info
 from gradood.errors import GradoodError
@@ -38,6 +39,7 @@ def _options(
     """Is this input anomalous for my network?"""
 
 
+app.command()(bench)
 app.command()(demo)
 app.command()(info)
 

@@ -1,0 +1,88 @@
+"""One measurement in a process of its own: what is asked, what comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from gradood.benchmarking.workloads import Workload
+
+#: For times, the allocator keeps what it has, so that no method pays for pages that another
+#: returned; for memory it returns at once what is freed, so that resident pages are live ones.
+_ALLOCATOR = {
+    "time": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34)},
+    "memory": {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"},
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """Measure the methods on the workload.
+
+    Attributes:
+        task: ``"time"``, or ``"memory"`` for exactly one method.
+        rounds: how often each method has its turn; ``slow_rounds`` for slow ones.
+    """
+
+    task: str
+    workload: Workload
+    methods: tuple[str, ...]
+    threads: int = 1
+    autocast: bool = False
+    rounds: int = 7
+    slow_rounds: int = 3
+
+    @classmethod
+    def from_json(cls, text: str) -> Job:
+        """The job that ``json.dumps(asdict(job))`` wrote."""
+        fields: dict[str, Any] = json.loads(text)
+        fields["workload"] = Workload(**fields["workload"])
+        return cls(**{**fields, "methods": tuple(fields["methods"])})
+
+
+@dataclass
+class Outcome:
+    """What one method did.
+
+    Attributes:
+        seconds: a call, one entry a round.
+        peak: bytes above model and input.
+        error, missing, wrong, parameters: as in ``check.Verdict``; None and empty unchecked.
+        trouble: why there is no measurement.
+    """
+
+    method: str
+    seconds: list[float] = field(default_factory=list)
+    peak: int | None = None
+    error: float | None = None
+    missing: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    parameters: int = 0
+    trouble: str = ""
+
+
+def run(job: Job) -> list[Outcome]:
+    """Run the job in a fresh interpreter; a process that dies is every method's trouble."""
+    process = subprocess.run(
+        [sys.executable, "-m", "gradood.benchmarking.worker"],
+        input=json.dumps(asdict(job)),
+        env=environment(job, os.environ),
+        capture_output=True,
+        text=True,
+    )
+    if process.returncode != 0:
+        last = (process.stderr.strip().splitlines() or ["no message"])[-1]
+        trouble = f"process ended with status {process.returncode}: {last}"
+        return [Outcome(name, trouble=trouble) for name in job.methods]
+    return [Outcome(**fields) for fields in json.loads(process.stdout.splitlines()[-1])]
+
+
+def environment(job: Job, inherited: Mapping[str, str]) -> dict[str, str]:
+    """The environment that holds threads and allocator fixed."""
+    fixed = {"OMP_NUM_THREADS": str(job.threads), "OMP_WAIT_POLICY": "passive"}
+    return {**inherited, **fixed, **_ALLOCATOR[job.task]}

@@ -1,0 +1,172 @@
+"""Run the measurements of a table and turn outcomes into rows."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+from gradood.benchmarking import machine
+from gradood.benchmarking.job import Job, Outcome, run
+from gradood.benchmarking.records import Row
+from gradood.benchmarking.registry import (
+    ACTIVATION_ONLY,
+    FORWARD_BACKWARD,
+    METHODS,
+    method,
+)
+from gradood.benchmarking.timing import paired_ratio, percentile
+from gradood.benchmarking.workloads import Workload
+from gradood.ops import cpp_backend
+
+#: Told what is about to be measured.
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a table is made of.
+
+    Attributes:
+        workloads: each gets a process for every thread count and precision.
+        methods: names; the passes that ratios need are added.
+        threads: OpenMP thread counts.
+        rounds: at least, for every method; ``slow_rounds`` for the slow ones.
+        memory: measure peak memory too.
+        autocast: measure under bfloat16 autocast too.
+    """
+
+    workloads: Sequence[Workload]
+    methods: Sequence[str] = tuple(METHODS)
+    threads: Sequence[int] = (1,)
+    rounds: int = 7
+    slow_rounds: int = 3
+    memory: bool = True
+    autocast: bool = False
+
+
+def measure(settings: Settings, progress: Progress = lambda text: None) -> Iterator[list[Row]]:
+    """The rows of one workload, thread count and precision at a time."""
+    names = with_references(settings.methods)
+    for workload in settings.workloads:
+        peaks: dict[str, Outcome] = {}
+        if settings.memory:
+            progress(f"{workload.model}: peak memory of {len(names)} methods")
+            peaks = _peaks(workload, names)
+        for threads in settings.threads:
+            for autocast in (False, True) if settings.autocast else (False,):
+                timed = tuple(n for n in names if method(n).casts or not autocast)
+                progress(f"{workload.model}: {describe(threads, autocast)}, {len(timed)} methods")
+                job = Job(
+                    "time",
+                    workload,
+                    timed,
+                    threads,
+                    autocast,
+                    settings.rounds,
+                    settings.slow_rounds,
+                )
+                load = machine.load()
+                outcomes = run(job)
+                yield rows(job, outcomes, {} if autocast else peaks, load)
+
+
+def with_references(names: Sequence[str]) -> tuple[str, ...]:
+    """The methods and what their ratios are taken to, in the registry's order."""
+    wanted = {ACTIVATION_ONLY, FORWARD_BACKWARD, *names}
+    for name in wanted:
+        method(name)
+    return tuple(name for name in METHODS if name in wanted)
+
+
+def describe(threads: int, autocast: bool) -> str:
+    """A setting in words."""
+    return f"{threads} thread{'s' * (threads > 1)}, {_precision(autocast)}"
+
+
+def rows(
+    job: Job, outcomes: Sequence[Outcome], peaks: dict[str, Outcome], load: float
+) -> list[Row]:
+    """One row a method, with ratios to the reference passes of the same rounds."""
+    by_name = {outcome.method: outcome for outcome in outcomes}
+    cpu, features = machine.processor()
+    common = dict(
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        commit=machine.commit(),
+        gradood=machine.installed("gradood"),
+        torch=machine.installed("torch"),
+        cpu=cpu,
+        features=features,
+        cores=machine.cores(),
+        isa=cpp_backend.instruction_set(),
+        load=load,
+        threads=job.threads,
+        precision=_precision(job.autocast),
+        **vars(job.workload),
+    )
+    return [_row(common, outcome, by_name, peaks) for outcome in outcomes]
+
+
+def _row(
+    common: dict[str, object],
+    outcome: Outcome,
+    by_name: dict[str, Outcome],
+    peaks: dict[str, Outcome],
+) -> Row:
+    seconds = outcome.seconds
+    package = method(outcome.method).package
+    peak = _megabytes(peaks, outcome.method)
+    reference = _megabytes(peaks, FORWARD_BACKWARD)
+    return Row(
+        **common,  # type: ignore[arg-type]
+        method=outcome.method,
+        package=package,
+        version=machine.installed(package),
+        rounds=len(seconds),
+        median_s=statistics.median(seconds) if seconds else None,
+        p20_s=percentile(seconds, 0.2) if seconds else None,
+        p80_s=percentile(seconds, 0.8) if seconds else None,
+        ratio_forward_backward=_ratio(seconds, by_name.get(FORWARD_BACKWARD)),
+        ratio_activation_only=_ratio(seconds, by_name.get(ACTIVATION_ONLY)),
+        peak_mb=peak,
+        ratio_peak=peak / reference if peak is not None and reference else None,
+        checked=outcome.parameters,
+        error=outcome.error,
+        missing=len(outcome.missing),
+        wrong=len(outcome.wrong),
+        note=outcome.trouble or _faults(outcome),
+    )
+
+
+def _peaks(workload: Workload, names: Sequence[str]) -> dict[str, Outcome]:
+    """Peak memory of every method, each in a process of its own, on as many cores as there are."""
+    jobs = [Job("memory", workload, (name,)) for name in names]
+    with ThreadPoolExecutor(min(4, machine.cores())) as pool:
+        return {outcome.method: outcome for (outcome,) in pool.map(run, jobs)}
+
+
+def _megabytes(peaks: dict[str, Outcome], name: str) -> float | None:
+    peak = peaks[name].peak if name in peaks else None
+    return None if peak is None else peak / 1e6
+
+
+def _ratio(seconds: Sequence[float], reference: Outcome | None) -> float | None:
+    if not seconds or reference is None or not reference.seconds:
+        return None
+    return paired_ratio(seconds, reference.seconds)
+
+
+def _faults(outcome: Outcome) -> str:
+    faults = (("missing", outcome.missing), ("wrong", outcome.wrong))
+    return "; ".join(f"{what}: {_listed(names)}" for what, names in faults if names)
+
+
+def _listed(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return " ".join(names[:4]) + rest
+
+
+def _precision(autocast: bool) -> str:
+    return "bfloat16" if autocast else "float32"

@@ -1,0 +1,94 @@
+"""The measuring process: a ``Job`` as JSON on standard input, its ``Outcome``s on standard output.
+
+Started by ``job.run`` with the threads and the allocator of the job in its environment.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from contextlib import redirect_stdout
+from dataclasses import asdict
+from functools import partial
+
+import torch
+
+from gradood.benchmarking.check import compare, expected
+from gradood.benchmarking.job import Job, Outcome
+from gradood.benchmarking.machine import installed
+from gradood.benchmarking.memory import peak_bytes
+from gradood.benchmarking.methods import Call, Norms
+from gradood.benchmarking.registry import method
+from gradood.benchmarking.timing import take_turns
+
+
+def main() -> None:
+    """Measure the job that standard input describes."""
+    job = Job.from_json(sys.stdin.read())
+    torch.set_num_threads(job.threads)
+    warnings.simplefilter("ignore")  # of peers, about how they are used or written
+    logging.disable(logging.WARNING)
+    with redirect_stdout(sys.stderr):
+        outcomes = _memory(job) if job.task == "memory" else _times(job)
+    print(json.dumps([asdict(outcome) for outcome in outcomes]))
+
+
+def _times(job: Job) -> list[Outcome]:
+    """Check every method once, which also warms it up, then time those that ran."""
+    model, x = job.workload.build()
+    right: dict[str, Norms] = {}
+    outcomes, calls = [], {}
+    for name in job.methods:
+        outcome = Outcome(name)
+        outcomes.append(outcome)
+        computes = method(name).computes
+        try:
+            call = _prepared(job, name)
+            found = call(x)
+        except Exception as error:  # whatever a peer raises is its result
+            outcome.trouble = _reason(name, error)
+            continue
+        calls[name] = partial(call, x)
+        if computes != "nothing":
+            if computes not in right:
+                right[computes] = expected(model, x, computes)
+            verdict = compare(found, right[computes], job.autocast)
+            outcome.error, outcome.parameters = verdict.error, verdict.parameters
+            outcome.missing, outcome.wrong = list(verdict.missing), list(verdict.wrong)
+    rounds = {n: job.slow_rounds if method(n).slow else job.rounds for n in calls}
+    seconds = take_turns(calls, rounds)
+    for outcome in outcomes:
+        outcome.seconds = seconds.get(outcome.method, [])
+    return outcomes
+
+
+def _memory(job: Job) -> list[Outcome]:
+    (name,) = job.methods
+    outcome = Outcome(name)
+    _, x = job.workload.build()
+    try:
+        call = _prepared(job, name)
+        call(x[:2])  # load what stays: libraries, plans
+        outcome.peak = peak_bytes(partial(call, x))
+    except Exception as error:
+        outcome.trouble = _reason(name, error)
+    return [outcome]
+
+
+def _prepared(job: Job, name: str) -> Call:
+    """The method, ready, on a model of its own, which it may change."""
+    model, _ = job.workload.build()
+    return method(name).prepare(model, job.autocast)
+
+
+def _reason(name: str, error: Exception) -> str:
+    package = method(name).package
+    if isinstance(error, ModuleNotFoundError) and not installed(package):
+        return f"not installed: pip install {package}"
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+
+
+if __name__ == "__main__":
+    main()
