@@ -43,6 +43,15 @@ struct DepthwiseBuffers {
   }
 };
 
+// Asks for the images of the channels after these: where several share a page, the hardware does
+// not follow a transposition through them.
+inline void prefetch_channels(const Tensor& t, const Source& s, int64_t first, int64_t count) {
+  const int64_t pixels = t.size[2] * t.size[3] * t.size[4];
+  constexpr int64_t kPage = 4096 / sizeof(float);
+  if (t.dtype == Dtype::float32 && t.stride[1] == pixels && pixels < kPage)
+    prefetch_row(reinterpret_cast<const float*>(s.data) + first * pixels, count * pixels);
+}
+
 // Adds the squared norms of the gradients of at most `kLanes` output channels.
 inline void depthwise_lanes(const DirectPlan& plan, const Source& d, const Source& x, int64_t first,
                             int64_t width, const DepthwiseBuffers& to, double* weight,
@@ -73,7 +82,9 @@ bool depthwise(const Convolution& c, Result result, int64_t threads) {
     const DepthwiseBuffers buffers(plan, c.taps(), arena);
     double weight = 0, bias = 0;
     for (int64_t p = 0; p < c.d.size[1]; p += kLanes) {
-      const int64_t rest = c.d.size[1] - p;
+      const int64_t rest = c.d.size[1] - p, next = rest - kLanes < kLanes ? rest - kLanes : kLanes;
+      prefetch_channels(c.d, c.d.sample(n), p + kLanes, next);
+      prefetch_channels(c.x, c.x.sample(n), (p + kLanes) / c.outputs(), next / c.outputs());
       depthwise_lanes(plan, c.d.sample(n), c.x.sample(n), p, rest < kLanes ? rest : kLanes, buffers,
                       &weight, &bias);
     }

@@ -15,7 +15,7 @@ namespace {
 constexpr int64_t kSquareUnit = 32;  // rows and columns of a Gram matrix are padded to this
 
 struct GramBuffers {
-  float *d, *x;                     // packed, positions in lanes
+  float *d, *x, *row;               // packed, positions in lanes; pixels of one channel
   float *square, *d_grid, *x_grid;  // a Gram matrix, and both spread out on the grid of cells
   int64_t pitch;                    // of a grid
 
@@ -25,6 +25,7 @@ struct GramBuffers {
     const int64_t larger = outputs > pixels ? outputs : pixels;
     d = arena.take(outputs * plan.outputs);
     x = arena.take(pixels * plan.inputs);
+    row = arena.take(larger);
     pitch = plan.cells + kLanes;
     square = arena.take(plain ? 0 : larger * larger);
     d_grid = arena.take(plain ? 0 : plan.cells * pitch + kLanes);
@@ -88,6 +89,21 @@ inline double bias_of_packed(const float* d, int64_t depth, int64_t vectors) {
   return total;
 }
 
+// Packs pixels into lanes, channels one after the other. Pixels at gaps are brought together first.
+inline void pack_pixels(const Source& s, const Offsets& pixels, const Runs& runs,
+                        const Runs& channels, float* row, float* out) {
+  const Run& walk = channels[0];
+  const int64_t count = static_cast<int64_t>(pixels.size()), depth = walk.count;
+  if (walk.step == 1 || (runs.size() == 1 && runs[0].step == 1))
+    return pack_lanes(s, pixels.data(), count, channels, out);
+  std::memset(row, 0, round_up(count, kLanes) * sizeof(float));
+  for (int64_t c = 0; c < depth; ++c) {
+    pack_row(s.at(c * walk.step), runs, row);
+    for (int64_t v = 0; v < blocks_of_lanes(count); ++v)
+      store(out + (v * depth + c) * kLanes, load(row + v * kLanes));
+  }
+}
+
 // Squared norm of one group's gradient. `Products` multiplies the packed positions:
 //   product(x, inputs, d, outputs, count)   Σ_{t,s} (x_t·x_s)(d_t·d_s)
 //   square(of_d, a, depth, count, to)       the upper triangle of aᵀa, rows padded to kSquareUnit
@@ -95,13 +111,13 @@ template <class Products>
 double gram_group(const PhasePlan& plan, bool plain, const Products& products, const Source& d,
                   const Source& x, const GramBuffers& b, double* bias) {
   const int64_t d_vectors = blocks_of_lanes(plan.output_count);
-  pack_lanes(d, plan.d_pixels.data(), plan.output_count, plan.d_channels, b.d);
+  pack_pixels(d, plan.d_pixels, plan.d_runs, plan.d_channels, b.row, b.d);
   if (bias != nullptr) *bias += bias_of_packed(b.d, plan.outputs, d_vectors);
   double total = 0, d_scale = 1;
   bool d_on_grid = plain;
   for (const Phase& phase : plan.phases) {
     const int64_t pixels = static_cast<int64_t>(phase.pixels.size());
-    pack_lanes(x, phase.pixels.data(), pixels, plan.x_channels, b.x);
+    pack_pixels(x, phase.pixels, phase.runs, plan.x_channels, b.row, b.x);
     if (!plain && plan.phases.size() > 1)  // else it holds zeros, or the last sample's numbers
       std::memset(b.x_grid, 0, plan.cells * b.pitch * sizeof(float));
     auto norm_of_packed = [&] {

@@ -87,12 +87,17 @@ def algorithm(op: str, *args: object) -> str:
     if op == "linear_sqnorm":
         x, d = args[:2]
         assert isinstance(x, Tensor) and isinstance(d, Tensor)
-        return choice.linear(x.shape[1], x.shape[2], d.shape[2])
+        return choice.linear(x.shape[1], x.shape[2], d.shape[2], _costs())
     if op == "conv_sqnorm":
         x, d, kernel_size, stride, padding, _, groups = args[:7]
         assert isinstance(x, Tensor) and isinstance(d, Tensor)
-        return choice.conv(x.shape[1:], d.shape[1:], kernel_size, stride, padding, groups)  # type: ignore[arg-type]
+        shapes = (x.shape[1:], d.shape[1:])
+        return choice.conv(*shapes, kernel_size, stride, padding, groups, _costs())  # type: ignore[arg-type]
     return "fused"
+
+
+def _costs() -> choice.Costs:
+    return choice.CPP[_instruction_set]
 
 
 def bias_sqnorm(d: Tensor) -> Tensor:
@@ -129,7 +134,7 @@ def conv_sqnorm(
         return _zeros(d.shape[0]), bias_sqnorm(d.flatten(2)) if bias else _zeros(0)
     kind = algorithm("conv_sqnorm", x, d, kernel_size, stride, padding, dilation, groups)
     if kind == "pointwise":
-        kind = choice.linear(d[0, 0].numel(), x.shape[1], d.shape[1])
+        kind = choice.linear(d[0, 0].numel(), x.shape[1], d.shape[1], _costs())
     return _convolution(kind, x, d, kernel_size, stride, padding, dilation, groups, bias)
 
 
