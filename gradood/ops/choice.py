@@ -1,9 +1,9 @@
 """Which algorithm computes a norm: the one place where the choice is made.
 
-Costs are multiply-adds per sample, weighted by what one of them takes relative to one of the direct
-algorithm. A direct algorithm forms the per-sample gradient ``[P, Q]`` tile by tile and squares it; a
-Gram algorithm multiplies the two T × T matrices of inner products, of which only the upper triangles
-are needed, and never forms the gradient.
+Costs are multiply-adds per sample, weighted by what one takes relative to one of the direct
+algorithm. A direct algorithm forms the per-sample gradient ``[P, Q]`` tile by tile and squares it;
+a Gram algorithm multiplies the two T × T matrices of inner products, of which only the upper
+triangles are needed, and never forms the gradient.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Costs(NamedTuple):
 
 TORCH = Costs(gram=1, pixel_gram=1, shift=8, phases=False)
 
-#: Measured on a Sapphire Rapids core with both algorithms over 27 shapes (best of 15): the largest
-#: misjudgement takes 1.3 times as long as the better algorithm.
+#: Measured on a Sapphire Rapids core; ``benchmarks/crossovers_cpu.py`` times both algorithms on
+#: either side of every crossover and prints what a misjudgement costs.
 CPP = {
     "baseline": Costs(gram=1, pixel_gram=1.3, shift=5, phases=True),
     "avx2": Costs(gram=1, pixel_gram=1.3, shift=5, phases=True),
@@ -62,8 +62,8 @@ def conv(
 
     * ``"pointwise"``: kernel of size one without padding, which is a linear layer over pixels.
     * ``"depthwise"``: one input channel a group, which has no inner product to block.
-    * ``"shift_gram"``: ``(Σ_phase S² C + T² P) / 2`` for the Gram matrices and ``g T² k²`` for their
-      shifted sums, with S and T pixels, k² kernel taps and g groups.
+    * ``"shift_gram"``: ``(Σ_phase S² C + T² P) / 2`` for the Gram matrices and ``g T² k²`` for
+      their shifted sums, with S and T pixels, k² kernel taps and g groups.
     * ``"direct"``: ``P Q T`` with ``Q = C k² / g``.
     """
     channels, out_channels = input_shape[0], output_shape[0]
