@@ -70,7 +70,7 @@ def convolution(case: tuple[int, ...]) -> tuple[Callable[[str], object], str]:
     pick = cpp_backend.algorithm("conv_sqnorm", x, d, *geometry, 1)
     if pick == "pointwise":
         costs = choice.CPP[cpp_backend.instruction_set()]
-        pick = choice.linear(out * out, inputs, outputs, costs)
+        pick = choice.linear(out * out, inputs, outputs, costs, pixels=True)
     return lambda kind: cpp_backend._convolution(kind, x, d, *geometry, 1, False), pick
 
 

@@ -34,18 +34,20 @@ CPP = {
     "baseline": Costs(gram=1, pixel_gram=1.3, shift=5, phases=True),
     "avx2": Costs(gram=1, pixel_gram=1.3, shift=5, phases=True),
     "avx512": Costs(gram=1.2, pixel_gram=1.8, shift=5, phases=True),
-    "amx": Costs(gram=1.3, pixel_gram=3.5, shift=5, phases=True),
+    "amx": Costs(gram=1.3, pixel_gram=4.05, shift=5, phases=True),
 }
 
 
-def linear(tokens: int, inputs: int, outputs: int, costs: Costs = TORCH) -> str:
+def linear(
+    tokens: int, inputs: int, outputs: int, costs: Costs = TORCH, pixels: bool = False
+) -> str:
     """``"outer"`` for one token, else the cheaper of ``"gram"`` and ``"direct"``.
 
-    Gram costs ``T² (p + q) / 2``, direct ``T p q``.
+    Gram costs ``T² (p + q) / 2``, direct ``T p q``; tokens may be ``pixels`` of a convolution.
     """
     if tokens == 1:
         return "outer"
-    gram = costs.gram * tokens * (inputs + outputs) / 2
+    gram = (costs.pixel_gram if pixels else costs.gram) * tokens * (inputs + outputs) / 2
     return "gram" if gram < inputs * outputs else "direct"
 
 

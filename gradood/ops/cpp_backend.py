@@ -134,7 +134,7 @@ def conv_sqnorm(
         return _zeros(d.shape[0]), bias_sqnorm(d.flatten(2)) if bias else _zeros(0)
     kind = algorithm("conv_sqnorm", x, d, kernel_size, stride, padding, dilation, groups)
     if kind == "pointwise":
-        kind = choice.linear(d[0, 0].numel(), x.shape[1], d.shape[1], _costs())
+        kind = choice.linear(d[0, 0].numel(), x.shape[1], d.shape[1], _costs(), pixels=True)
     return _convolution(kind, x, d, kernel_size, stride, padding, dilation, groups, bias)
 
 
