@@ -16,7 +16,8 @@ def peak_bytes(call: Callable[[], object]) -> int:
     """Bytes by which the process grows during the call, at most, above what it holds before.
 
     The high-water mark of resident memory (``VmHWM``) is reset before the call; nothing is sampled.
-    Every page counts, also what PyTorch's profiler does not see. Freed memory must go back at once
+    Every page counts, also what PyTorch's profiler does not see; the kernel counts in steps, so
+    that a fraction of a megabyte means nothing. Freed memory must go back at once
     for this to be exact: start the process with ``MALLOC_MMAP_THRESHOLD_=65536``.
 
     Raises:

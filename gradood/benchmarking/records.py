@@ -91,24 +91,30 @@ def append(path: Path, rows: Sequence[Any]) -> None:
     """
     if not rows:
         return
-    columns = [f.name for f in fields(rows[0])]
+    columns = prepare(path, type(rows[0]))
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writerows(_rounded(asdict(row)) for row in rows)
+
+
+def prepare(path: Path, kind: type[Any]) -> list[str]:
+    """Make the file with its header, or check the header: before there are results to lose.
+
+    Returns the columns; raises as ``append`` does.
+    """
+    columns = [f.name for f in fields(kind)]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        new = not path.exists() or path.stat().st_size == 0
-        if not new and _header(path) != columns:
-            raise InputError(f"{path} has other columns than this version writes; move it away")
-        with path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerows(_rounded(asdict(row)) for row in rows)
+        with path.open("a+", newline="", encoding="utf-8") as file:
+            file.seek(0)
+            header = next(csv.reader(file), None)
+            if header is None:
+                csv.writer(file, lineterminator="\n").writerow(columns)
     except OSError as error:
         raise InputError(f"cannot write results to {path}: {error.strerror}") from error
-
-
-def _header(path: Path) -> list[str]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return next(csv.reader(file))
+    if header not in (None, columns):
+        raise InputError(f"{path} has other columns than this version writes; move it away")
+    return columns
 
 
 def _rounded(cells: dict[str, Any]) -> dict[str, Any]:

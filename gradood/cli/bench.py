@@ -93,9 +93,10 @@ def _quick(settings: Settings) -> Settings:
 def _tables(settings: Settings, out: Path) -> None:
     from gradood.benchmarking import report
     from gradood.benchmarking.plot import draw
-    from gradood.benchmarking.records import append
+    from gradood.benchmarking.records import Row, append, prepare
     from gradood.benchmarking.study import measure
 
+    prepare(out / "norms.csv", Row)
     begin = time.perf_counter()
     console = Console()
     rows: list[Row] = []
@@ -130,10 +131,11 @@ def _summaries(rows: Sequence[Row]) -> list[Table]:
 
 
 def _scaling(models: Sequence[str] | None, threads: int, rounds: int, out: Path) -> None:
-    from gradood.benchmarking.records import append
+    from gradood.benchmarking.records import append, prepare
     from gradood.benchmarking.report import exponents
-    from gradood.benchmarking.scaling import SERIES, scale
+    from gradood.benchmarking.scaling import SERIES, Exponent, scale
 
+    prepare(out / "scaling.csv", Exponent)
     found = []
     with Console(stderr=True).status("") as status:
         for name in models or SERIES:
