@@ -2,8 +2,8 @@
 
 Models move and merge the batch dimension (``[T, N, D]`` inside attention, ``[N · windows, T, D]``
 in Swin), so an operator's input does not say which rows belong to which sample. The probe runs a
-model on two and on three samples and once more with the middle one changed: the dimension that grew
-holds the samples, and the elements that changed belong to the middle one.
+model on two and on three samples, and on three of which one is changed, each in turn: the dimension
+that grew holds the samples, and the elements that changed belong to the one that did.
 """
 
 from __future__ import annotations
@@ -52,26 +52,27 @@ def grown_dimension(two: torch.Size, three: torch.Size) -> int | None:
     return grown[0]
 
 
-def fitting_axes(dim: int, tensor: Tensor, changed: Tensor) -> set[SampleAxis]:
+def fitting_axes(dim: int, tensor: Tensor, changed: Tensor, sample: int) -> set[SampleAxis]:
     """Every way in which dimension ``dim`` of ``tensor``, of three samples, may hold them.
 
-    ``changed`` is the same tensor after the middle sample changed: where they differ must belong to
-    that sample.
+    ``changed`` is the same tensor after one sample changed: where they differ must belong to it.
     """
-    moved = differs(tensor, changed).movedim(dim, 0).flatten(1).any(1).cpu()
+    if tensor.shape != changed.shape:
+        return set()
+    moved = differs(tensor, changed).movedim(dim, 0).reshape(tensor.shape[dim], -1).any(1).cpu()
     entries = moved.shape[0] // 3
     place = torch.arange(moved.shape[0])
     return {
         SampleAxis(dim, entries // inner, inner)
         for inner in range(1, entries + 1)
-        if entries % inner == 0 and not bool(moved[(place // inner) % 3 != 1].any())
+        if entries % inner == 0 and not bool(moved[(place // inner) % 3 != sample].any())
     }
 
 
-def differs(a: Tensor, b: Tensor) -> Tensor:
-    """Element by element, whether two tensors differ by more than rounding."""
-    if not a.is_floating_point():
+def differs(a: Tensor, b: Tensor, rounding: float = _ROUNDING) -> Tensor:
+    """Element by element, whether two tensors differ by more than a share of the largest."""
+    if not a.is_floating_point() and not a.is_complex():
         return a != b
-    scale = a.nan_to_num(0.0, 0.0, 0.0).abs().max() if a.numel() else 0.0
+    scale = a.abs().nan_to_num(0.0, 0.0, 0.0).max() if a.numel() else 0.0
     both_nan = a.isnan() & b.isnan()
-    return ~((a - b).abs() <= _ROUNDING * scale) & ~both_nan & (a != b)
+    return ~((a - b).abs() <= rounding * scale) & ~both_nan & (a != b)

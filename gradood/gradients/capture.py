@@ -18,7 +18,7 @@ from torch.nn import Parameter, functional
 from torch.overrides import TorchFunctionMode
 
 from gradood.gradients.rules import RULES
-from gradood.gradients.source import Source, derived_source
+from gradood.gradients.source import Source, derived_source, is_source
 
 Function = Callable[..., Any]
 
@@ -30,6 +30,10 @@ _ISOMETRIC: frozenset[Any] = frozenset(
     {Tensor.clone, torch.clone, Tensor.contiguous, Tensor.to, Tensor.type_as, Tensor.type}
     | {Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16}
 )
+
+
+class PlanError(Exception):
+    """The model does what no plan can follow, or something else than in the probe."""
 
 
 class OperatorMode(TorchFunctionMode):
@@ -71,6 +75,7 @@ class SourceMode(OperatorMode):
         super().__init__()
         self._sources = {id(p): Source.of_parameter(name, p) for name, p in parameters.items()}
         self._names = frozenset(parameters)
+        self._saving = _saving_hooks()
 
     def source(self, value: object) -> Source | None:
         """The source that a value is, if it leads to a parameter that was selected."""
@@ -86,6 +91,17 @@ class SourceMode(OperatorMode):
         """Every source among the arguments of an operator."""
         found = [self.source(value) for value in flatten((args, tuple(kwargs.values())))]
         return [s for s in found if s is not None]
+
+    def check_surroundings(self) -> None:
+        """Refuse an operator whose parameters are differentiated elsewhere as well.
+
+        Raises:
+            PlanError: it runs under ``torch.func``, or in a checkpoint, which will run it again.
+        """
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            raise PlanError("the model transforms a function of its parameters with torch.func")
+        if _saving_hooks() != self._saving:
+            raise PlanError("the model recomputes or moves what autograd saves (a checkpoint)")
 
     def call_plain(self, function: Function, args: Any, kwargs: Any) -> Any:
         """Make a call with plain tensors for parameters, as the model's values."""
@@ -115,7 +131,7 @@ class SourceMode(OperatorMode):
                 return source.value
             if value.is_inference():  # autograd cannot save these
                 return value.detach().clone()
-            return value.detach() if isinstance(value, Parameter) else value
+            return value.detach() if is_source(value) else value
         if type(value) in (list, tuple):
             return type(value)(map(self._plain, value))
         return value
@@ -143,19 +159,33 @@ class Anchor(torch.autograd.Function):
         return tensor
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[None, None]:
-        """Nothing lies below the anchor."""
-        return None, None
+    def backward(ctx: Any, *gradients: Any) -> tuple[Any, None]:
+        """What lies below gets the gradient, if anything does; the anchor needs none."""
+        return gradients[0], None
 
 
-def watch(out: Tensor, anchor: Tensor, hook: Callable[[Tensor], None]) -> Tensor:
-    """Have ``hook`` receive the gradient of an operator's output, as it is now."""
+def watch(
+    out: Tensor, anchor: Tensor, hook: Callable[[Tensor], None], always: bool = False
+) -> Tensor:
+    """Have ``hook`` receive the gradient of an operator's output, as it is now.
+
+    ``always`` anchors outputs that are in a graph already, which may not lead to the anchor.
+    """
     if out._is_view():
         # In-place changes of a view rewrite its history, which would drop the hook.
         out = torch.ops.aten._unsafe_view.default(out, out.shape)
-    if not out.requires_grad:
+    if always or not out.requires_grad:
         out = Anchor.apply(out, anchor)
-    out.register_hook(hook)
+    place = out.output_nr
+    # A hook of the node, not of the tensor: hooks that the model adds to the tensor come first.
+    node: Any = out.grad_fn
+
+    def receive(gradients: tuple[Tensor | None, ...]) -> None:
+        gradient = gradients[place]
+        if gradient is not None:
+            hook(gradient)
+
+    node.register_prehook(receive)
     return out
 
 
@@ -171,6 +201,11 @@ def flatten(value: Any) -> Iterator[Any]:
 def name_of(function: Function) -> str:
     """An operator's name, for people."""
     return getattr(function, "__name__", None) or str(function)
+
+
+def _saving_hooks() -> Any:
+    """What packs the tensors that autograd saves now: a checkpoint that is not reentrant does."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False)
 
 
 def _biased(
@@ -192,7 +227,8 @@ def _attention(
     """Attention in single operators, so that a bias made of parameters is seen to be added."""
     if enable_gqa:
         key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
-    scores = query @ key.transpose(-2, -1) * (scale or query.shape[-1] ** -0.5)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = query @ key.transpose(-2, -1) * scale
     weights = functional.dropout((scores + attn_mask).softmax(-1), dropout_p, dropout_p > 0)
     return weights @ value
 

@@ -14,6 +14,7 @@ from torch.nn import Parameter
 from gradood import ops
 from gradood.gradients.capture import Function, SourceMode, name_of, watch
 from gradood.gradients.plan import Forward, Plan, PlanError, Step
+from gradood.gradients.probe import Use
 from gradood.gradients.rules import Call
 from gradood.gradients.rules.broadcast import row_sqnorm
 from gradood.gradients.source import Source
@@ -65,7 +66,6 @@ class Recorder(SourceMode):
         self._parameters = covered
         self._samples = samples
         self._observer = observer
-        self._followed = 0
         self._waiting: dict[str, list[_Contribution]] = defaultdict(list)
         self._norms: dict[str, Tensor] = {}
         self._last_label = True
@@ -73,30 +73,33 @@ class Recorder(SourceMode):
 
     def visit(self, position: int, function: Function, args: Any, kwargs: Any) -> Any:
         """Make one call; where the plan has a step, watch its output."""
+        if self._plan.functions[position - 1 : position] != (function,):
+            raise PlanError(f"{name_of(function)} ran where another operator was expected")
         step = self._plan.steps.get(position)
         if step is None:
             sources = self.sources_in(args, kwargs)
-            if sources:
-                return self.derive(function, args, kwargs, sources)
-            return self.call_plain(function, args, kwargs)
-        if function is not step.function:
-            raise PlanError(f"{name_of(function)} ran where {name_of(step.function)} was expected")
+            if not sources:
+                return self.call_plain(function, args, kwargs)
+            self.check_surroundings()
+            if position in self._plan.meets:
+                raise PlanError(f"{name_of(function)} was called with other parameters")
+            return self.derive(function, args, kwargs, sources)
+        self.check_surroundings()
         call = step.rule.bind(function, *args, **kwargs)
         if isinstance(call, str):
             raise PlanError(call)
         roles = {role: s for role, t in call.operands.items() if (s := self.source(t))}
-        if not all(u.role in roles and u.parameter in roles[u.role].leaves for u in step.uses):
+        if not all(u.role in roles and _is(u, roles[u.role]) for u in step.uses):
             raise PlanError(f"{name_of(function)} was called with other parameters")
         out = self.call_plain(function, args, kwargs)
         call.axis = step.axis
         self._check(step, call, out)
-        self._followed += 1
         data = self._keep(step, call)
         version = 0 if data is None else data._version
         # The hook must not keep the call's own reference to the input alive.
         call.data = None if data is None else data.new_empty(0).expand(*[0] * data.dim())
         hook = partial(self._receive, step, call, roles, [data], version)
-        return watch(out, self.anchor, hook)
+        return watch(out, self.anchor, hook, self._plan.strange)
 
     def _keep(self, step: Step, call: Call) -> Tensor | None:
         needed = any(use.role in call.needs_data for use in step.uses)
@@ -108,8 +111,8 @@ class Recorder(SourceMode):
             raise PlanError(f"{name_of(step.function)} has tensors of other shapes")
 
     def finish(self) -> None:
-        """Check after the forward pass that every step of the plan was met."""
-        if self._followed != len(self._plan.steps):
+        """Check after the forward pass that it did not end early."""
+        if self.count != len(self._plan.functions):
             raise PlanError("operators that were there in the probe did not run")
 
     def backward(self, logits: Tensor, gradient: Tensor, last: bool) -> dict[str, Tensor]:
@@ -216,6 +219,10 @@ def run(
             for i, g in enumerate(gradients)
         ]
     return logits.detach(), norms
+
+
+def _is(use: Use, source: Source) -> bool:
+    return use.parameter in source.leaves and use.region == source.region
 
 
 def _flat(t: Tensor) -> Tensor:

@@ -1,19 +1,15 @@
 """What a forward pass of a model does with its parameters, found out once and then followed.
 
-The probe runs the model on two and on three samples and once more with one of them changed. That
-shows which operators have the samples among their dimensions, where, and whether the samples are
-independent; which parameters a rule covers, and why not the others.
+The probe shows which operators have the samples among their dimensions, where, and whether the
+samples are independent; which parameters a rule covers, and why not the others.
 """
 
 from __future__ import annotations
 
-import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,21 +17,13 @@ from torch.nn import Parameter
 
 from gradood.errors import ModelError
 from gradood.gradients.axis import SampleAxis, differs, fitting_axes, grown_dimension
-from gradood.gradients.capture import Function, SourceMode, flatten, name_of
+from gradood.gradients.capture import Function, PlanError
+from gradood.gradients.probe import Findings, Forward, Meeting, Use, investigate
 from gradood.gradients.rules import RULES, Call
-from gradood.gradients.source import Region, disjoint
-from gradood.gradients.state import Written, observed
+from gradood.gradients.source import disjoint
+from gradood.gradients.state import Written
 
-Forward = Callable[[Tensor], Tensor]
-_Run = Callable[[SourceMode, Tensor], Tensor]
-
-
-class Use(NamedTuple):
-    """A parameter's part in one operator call."""
-
-    parameter: str
-    role: str
-    region: Region | None
+__all__ = ["Forward", "Plan", "PlanError", "Step", "make_plan"]
 
 
 @dataclass(frozen=True)
@@ -59,24 +47,15 @@ class Plan:
     #: How to combine the uses of a parameter: ``add`` norms, ``concatenate`` tokens, or ``sum``
     #: gradients; and how many uses there are.
     combine: dict[str, tuple[str, int]] = field(default_factory=dict)
+    #: Every operator of the pass in order, and the positions of those that the batch reaches.
+    functions: tuple[Function, ...] = ()
+    meets: frozenset[int] = frozenset()
+    #: Whether the graph has leaves beside the anchor, so that not all of it leads there.
+    strange: bool = False
     #: How the uncovered ones are computed, ``vmap`` or ``loop``: chosen when first needed.
     fallback: str = ""
     bytes_per_sample: int = 0
     written: Written = Written()
-
-
-class PlanError(Exception):
-    """The model did something else than in the probe."""
-
-
-@dataclass
-class _Meeting:
-    position: int
-    function: Function
-    call: Call | str
-    uses: tuple[Use, ...]
-    out: Tensor | None
-    version: int
 
 
 def make_plan(
@@ -87,180 +66,49 @@ def make_plan(
     Raises:
         ModelError: the samples of a batch influence one another.
     """
-    rows = _probe_rows(x)
-    found: list[Written] = []  # what each pass wrote to the model
-
-    def run(mode: SourceMode, rows: Tensor) -> Tensor:
-        torch.manual_seed(0)
-        with observed(model, found), mode:
-            return forward(rows)
-
     try:
-        with torch.random.fork_rng(_devices(x)), _require_grad(parameters.values()):
-            grown = _grown_operators(run, rows, parameters)
-            two = _probe(run, rows[:2], parameters, grown)
-            three = _probe(run, rows, parameters, grown)
-            changed = _probe(run, _change_middle(rows), parameters, grown)
+        found = investigate(model, forward, x, parameters)
     except PlanError as error:
         return Plan(uncovered=dict.fromkeys(parameters, str(error)))
-    _check_independence(three.logits, changed.logits)
-    plan = Plan(bytes_per_sample=three.bytes // 3)
-    plan.written = Written(*map(frozenset[str]().union, *found))
-    plan.uncovered.update(three.hidden_uses())
-    for meetings in zip(two.meetings, three.meetings, changed.meetings, strict=True):
-        step = _step(*meetings)
+    _check_independence(found)
+    operators = found.operators
+    plan = Plan(bytes_per_sample=found.three.bytes // 3, written=found.written)
+    plan.functions, plan.meets = operators.functions, operators.meets
+    hidden, plan.strange = found.three.hidden_uses()
+    plan.uncovered.update(hidden)
+    passes = (found.two, found.three, *found.changed)
+    if len({len(p.meetings) for p in passes}) > 1:
+        return Plan(uncovered=dict.fromkeys(parameters, _UNSTEADY))
+    for two, three, *changed in zip(*(p.meetings for p in passes), strict=True):
+        step = _step(two, three, changed)
+        if isinstance(step, Step) and step.position > operators.picks:
+            step = "the values of the batch decide which rows the operator gets"
         if isinstance(step, Step):
             plan.steps[step.position] = step
         else:
-            plan.uncovered.update((use.parameter, step) for use in meetings[1].uses)
+            plan.uncovered.update((use.parameter, step) for use in three.uses)
     _drop_uncovered(plan)
     _combine(plan)
     return plan
 
 
-class _Shapes(SourceMode):
-    """Record the shapes that every operator returns."""
-
-    def __init__(self, parameters: Mapping[str, Parameter], rows: Tensor) -> None:
-        super().__init__(parameters)
-        self.shapes: list[list[torch.Size]] = []
-        self._batch = {id(rows): rows}  # what depends on the rows, kept so that ids stay unique
-
-    def visit(self, position: int, function: Function, args: Any, kwargs: Any) -> Any:
-        sources = self.sources_in(args, kwargs)
-        everything = flatten((args, tuple(kwargs.values())))
-        meets = any(id(value) in self._batch for value in everything)
-        if sources and not meets:
-            out = self.derive(function, args, kwargs, sources)
-        else:
-            out = self.call_plain(function, args, kwargs)
-        tensors = [t for t in flatten(out) if isinstance(t, Tensor)]
-        if meets:
-            self._batch.update((id(t), t) for t in tensors)
-        self.shapes.append([t.shape for t in tensors])
-        return out
+_UNSTEADY = "the operators that the model runs change from call to call"
 
 
-class _Probe(SourceMode):
-    """Record where parameters meet the batch, with the tensors involved."""
-
-    def __init__(self, parameters: Mapping[str, Parameter], grown: Mapping[int, bool]) -> None:
-        super().__init__(parameters)
-        self.parameters = parameters
-        self.grown = grown
-        self.meetings: list[_Meeting] = []
-        self.bytes = 0
-        self.logits = torch.empty(0)
-
-    def visit(self, position: int, function: Function, args: Any, kwargs: Any) -> Any:
-        sources = self.sources_in(args, kwargs)
-        grown = self.grown.get(position)
-        if sources and not grown:
-            return self.derive(function, args, kwargs, sources)
-        call = self._bind(function, args, kwargs) if sources else None
-        out = self.call_plain(function, args, kwargs)
-        if grown:
-            tensors = [t for t in flatten(out) if isinstance(t, Tensor)]
-            self.bytes += sum(t.nbytes for t in tensors if not t._is_view())
-        if call is not None:
-            self._record(position, function, call, out)
-        return out
-
-    def _bind(self, function: Function, args: Any, kwargs: Any) -> tuple[Call | str, list[Use]]:
-        rule = RULES.get(function)
-        everything = (args, tuple(kwargs.values()))
-        given = [t for t in flatten(everything) if self.source(t) is not None]
-        call: Call | str = f"no rule for {name_of(function)}"
-        if rule is not None:
-            try:
-                call = rule.bind(function, *args, **kwargs)
-            except TypeError:
-                call = f"{name_of(function)} was called with arguments that no rule knows"
-        if isinstance(call, Call) and _changes_a_view(function, args):
-            call = f"{name_of(function)} changes a view in place"
-        roles = {} if isinstance(call, str) else dict(call.operands)
-        if not isinstance(call, str) and len(
-            {id(t) for t in roles.values()} & {id(t) for t in given}
-        ) < len({id(t) for t in given}):
-            call = f"a parameter is an argument of {name_of(function)} that no rule knows"
-        if isinstance(call, str):
-            roles = {f"argument {i}": t for i, t in enumerate(given)}
-        uses = []
-        for role, tensor in roles.items():
-            source = self.source(tensor)
-            if source is not None:
-                uses += [Use(n, role, source.region) for n in source.leaves if n in self.parameters]
-        return call, uses
-
-    def _record(
-        self, position: int, function: Function, bound: tuple[Call | str, list[Use]], out: Any
-    ) -> None:
-        call, uses = bound
-        if not isinstance(out, Tensor):
-            call, out = f"{name_of(function)} returns several tensors", None
-        version = 0
-        if isinstance(call, Call) and call.data is not None:
-            version = call.data._version
-        self.meetings.append(_Meeting(position, function, call, tuple(uses), out, version))
-
-    def hidden_uses(self) -> dict[str, str]:
-        """Parameters that entered the graph unseen, as leaves of their own."""
-        names = {id(p): name for name, p in self.parameters.items()}
-        found: dict[str, str] = {}
-        seen: set[Any] = set()
-        stack = [self.logits.grad_fn]
-        while stack:
-            node = stack.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
-            name = names.get(id(getattr(node, "variable", None)))
-            if name is not None:
-                found[name] = (
-                    "used where no operator can be seen (a custom Function or TorchScript)"
-                )
-            stack += [parent for parent, _ in node.next_functions]
-        return found
-
-
-def _grown_operators(
-    run: _Run, rows: Tensor, parameters: Mapping[str, Parameter]
-) -> dict[int, bool]:
-    """By position, whether an operator's result grew with the batch."""
-    records = []
-    for batch in (rows[:2], rows):
-        shapes = _Shapes(parameters, batch)
-        run(shapes, batch)
-        records.append(shapes.shapes)
-    two, three = records
-    if len(two) != len(three):
-        raise PlanError("the operators that the model runs depend on the size of the batch")
-    return {i + 1: a != b for i, (a, b) in enumerate(zip(two, three, strict=True))}
-
-
-def _probe(
-    run: _Run, rows: Tensor, parameters: Mapping[str, Parameter], grown: dict[int, bool]
-) -> _Probe:
-    probe = _Probe(parameters, grown)
-    probe.logits = run(probe, rows)
-    if probe.count != len(grown):
-        raise PlanError("the operators that the model runs change from call to call")
-    return probe
-
-
-def _step(two: _Meeting, three: _Meeting, changed: _Meeting) -> Step | str:
+def _step(two: Meeting, three: Meeting, changed: Sequence[Meeting]) -> Step | str:
     """Find where the samples lie in one operator call, or say why no rule covers it."""
     call = three.call
     if isinstance(call, str):
         return call
-    if not (two.position == three.position == changed.position) or isinstance(two.call, str):
-        return "the operators that the model runs change from call to call"
-    assert isinstance(changed.call, Call)
-    assert two.out is not None and three.out is not None and changed.out is not None
-    axes = [_axes(two.out, three.out, changed.out)]
+    if any(
+        (m.position, m.uses) != (three.position, three.uses) or isinstance(m.call, str)
+        for m in (two, *changed)
+    ):
+        return _UNSTEADY
+    passes = (two, three, *changed)
+    axes = [_axes([m.out for m in passes])]
     if call.data is not None:
-        assert two.call.data is not None and changed.call.data is not None
-        axes.append(_axes(two.call.data, call.data, changed.call.data))
+        axes.append(_axes([m.call.data for m in passes if isinstance(m.call, Call)]))
         needed = any(use.role in call.needs_data for use in three.uses)
         if needed and call.data._version != three.version:
             return "the operator's input is overwritten later in the forward pass"
@@ -278,17 +126,40 @@ def _step(two: _Meeting, three: _Meeting, changed: _Meeting) -> Step | str:
     )
 
 
-def _axes(two: Tensor, three: Tensor, changed: Tensor) -> set[SampleAxis]:
+def _axes(tensors: Sequence[Tensor | None]) -> set[SampleAxis]:
+    """Where the samples can lie in one tensor of every pass: two, three, and each one changed."""
+    two, three, *changed = tensors
+    assert two is not None and three is not None
     dim = grown_dimension(two.shape, three.shape)
-    return set() if dim is None else fitting_axes(dim, three, changed)
+    if dim is None:
+        return set()
+    found = [fitting_axes(dim, three, t, i) for i, t in enumerate(changed) if t is not None]
+    return set.intersection(*found)
 
 
-def _check_independence(logits: Tensor, changed: Tensor) -> None:
-    if bool(differs(logits.detach(), changed.detach())[[0, 2]].any()):
+def _check_independence(found: Findings) -> None:
+    logits = found.three.logits.detach()
+    for sample, probe in enumerate(found.changed):
+        others = torch.arange(3, device=logits.device) != sample
+        if bool(differs(logits, probe.logits.detach())[others].any()):
+            raise ModelError(
+                "the logits of a sample depend on the other samples of the batch, so there is no "
+                "gradient of a single sample; call model.eval()"
+            )
+    if found.random:
+        return  # other numbers are drawn for a batch of another size
+    rounding = rounding_of_logits(logits)
+    if bool(differs(logits[1:], found.two.logits.detach(), rounding).any()):
         raise ModelError(
-            "the logits of a sample depend on the other samples of the batch, so there is no "
-            "gradient of a single sample; call model.eval(), or score one sample at a time"
+            "the logits of a sample depend on how many samples the batch has, or on the sample's "
+            "place among them, so there is no gradient of a single sample; call model.eval()"
         )
+
+
+def rounding_of_logits(logits: Tensor) -> float:
+    """By which share of the largest logit two computations of the same may differ."""
+    half = torch.is_autocast_enabled(logits.device.type) or logits.element_size() < 4
+    return 0.1 if half else 0.01
 
 
 def _drop_uncovered(plan: Plan) -> None:
@@ -319,64 +190,3 @@ def _strategy(uses: list[tuple[Step, Use]]) -> str:
     kinds = {(step.rule, use.role, use.region) for step, use in uses}
     same = len(kinds) == 1 and uses[0][0].rule.concatenates
     return "concatenate" if same else "sum"
-
-
-def _changes_a_view(function: Function, args: Any) -> bool:
-    name = name_of(function)
-    in_place = name.endswith("_") and not name.endswith("__") or name.startswith("__i")
-    return in_place and isinstance(args[0], Tensor) and args[0]._is_view()
-
-
-def _probe_rows(x: Tensor) -> Tensor:
-    return x[torch.arange(3, device=x.device) % len(x)]
-
-
-def _change_middle(rows: Tensor) -> Tensor:
-    """Change the middle one of three samples to something of the same range."""
-    changed = rows.clone()
-    middle = changed[1]
-    if rows.is_floating_point():
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.rand(middle.shape, generator=generator).to(middle)
-        spread = middle.max() - middle.min() if middle.numel() else middle.new_zeros(())
-        middle.mul_(0.5).add_(noise * torch.where(spread > 0, spread, 1))
-    elif rows.dtype == torch.bool:
-        middle.logical_not_()
-    else:
-        rolled = middle.flatten().roll(1).view_as(middle)
-        moved = (
-            rolled if not torch.equal(rolled, middle) else torch.where(middle > 0, middle - 1, 1)
-        )
-        middle.copy_(moved)
-    return changed
-
-
-def _devices(x: Tensor) -> list[torch.device]:
-    return [x.device] if x.device.type == "cuda" else []
-
-
-_FLIPPED: dict[int, int] = {}
-_FLIP_LOCK = threading.Lock()
-
-
-@contextmanager
-def _require_grad(parameters: Any) -> Iterator[None]:
-    """Let frozen parameters show up in the graph, for as long as any probe needs it."""
-    with _FLIP_LOCK:
-        flipped = [
-            p
-            for p in parameters
-            if not p.is_inference() and (id(p) in _FLIPPED or not p.requires_grad)
-        ]
-        for p in flipped:
-            _FLIPPED[id(p)] = _FLIPPED.get(id(p), 0) + 1
-            p.requires_grad_()
-    try:
-        yield
-    finally:
-        with _FLIP_LOCK:
-            for p in flipped:
-                _FLIPPED[id(p)] -= 1
-                if not _FLIPPED[id(p)]:
-                    del _FLIPPED[id(p)]
-                    p.requires_grad_(False)

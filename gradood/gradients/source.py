@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 _MARK = "_gradood_source"
+_NAME = "_gradood_parameter"
 
 
 class Region(NamedTuple):
@@ -30,19 +32,27 @@ class Source:
     """A parameter, or a tensor computed from parameters and constants only.
 
     ``value`` is what the model sees: a plain tensor. ``live`` is the same value in an autograd
-    graph whose leaves, ``leaves`` by parameter name, share the parameters' storage: a gradient of
-    the value can be pulled back through it. The value carries a mark that leads back here.
+    graph whose leaves share the parameters' storage: a gradient of the value can be pulled back
+    through it. The value carries a mark that leads back here.
     """
 
-    def __init__(
-        self, value: Tensor, live: Tensor, leaves: dict[str, Tensor], region: Region | None
-    ) -> None:
+    def __init__(self, value: Tensor, live: Tensor, region: Region | None) -> None:
         self.value = value
         self.live = live
-        self.leaves = leaves
         self._region = region
+        self._graph: Any = None
+        self._leaves: dict[str, Tensor] = {}
         self._version = live._version
         setattr(value, _MARK, self)
+
+    @property
+    def leaves(self) -> dict[str, Tensor]:
+        """What the value is made of, by parameter name: in-place changes may have added to it."""
+        if self._graph is not self.live.grad_fn or not self._leaves:
+            self._graph = self.live.grad_fn
+            found = ((parameter_name(leaf), leaf) for leaf in graph_leaves(self.live))
+            self._leaves = {name: leaf for name, leaf in found if name is not None}
+        return self._leaves
 
     @property
     def region(self) -> Region | None:
@@ -55,7 +65,8 @@ class Source:
         plain = parameter.detach()
         plain = plain.clone() if plain.is_inference() else plain
         leaf = plain.detach().requires_grad_()
-        return cls(plain, leaf, {name: leaf}, _region(name, leaf, leaf))
+        setattr(leaf, _NAME, name)
+        return cls(plain, leaf, _region(name, leaf, leaf))
 
     @classmethod
     def derived(cls, live: Tensor, parents: list[Source], isometric: bool) -> Source:
@@ -63,13 +74,11 @@ class Source:
 
         ``isometric`` operators copy or cast: they keep the elements that their parent shows.
         """
-        leaves = {name: leaf for parent in parents for name, leaf in parent.leaves.items()}
         region = None
         if len(parents) == 1 and parents[0].region is not None:
-            (name, leaf), *others = leaves.items()
-            assert not others
+            ((name, leaf),) = parents[0].leaves.items()
             region = parents[0].region if isometric else _region(name, leaf, live)
-        return cls(live.detach(), live, leaves, region)
+        return cls(live.detach(), live, region)
 
     def pull_back(self, gradient: Tensor, name: str) -> Tensor:
         """Turn per-sample gradients ``[N, …]`` of the value into those of a parameter."""
@@ -93,6 +102,28 @@ def derived_source(tensor: Tensor) -> Source | None:
     return getattr(tensor, _MARK, None)
 
 
+def parameter_name(leaf: Tensor) -> str | None:
+    """The parameter that a leaf of a source's graph stands for."""
+    return getattr(leaf, _NAME, None)
+
+
+def graph_leaves(tensor: Tensor) -> Iterator[Tensor]:
+    """The leaves that a tensor's autograd graph leads to."""
+    if tensor.grad_fn is None:
+        yield tensor
+        return
+    seen: set[Any] = set()
+    stack: list[Any] = [tensor.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            yield node.variable
+        stack += [parent for parent, _ in node.next_functions]
+
+
 def is_source(value: object) -> bool:
     """Whether a value is a parameter or a tensor made of parameters."""
     return isinstance(value, Tensor) and (
@@ -113,6 +144,8 @@ def disjoint(a: Region, b: Region) -> bool:
 
 def _region(name: str, leaf: Tensor, view: Tensor) -> Region | None:
     """What ``view`` shows of ``leaf``, if it is a view that shows no element twice."""
+    if view.layout is not torch.strided:
+        return None
     same = view.untyped_storage().data_ptr() == leaf.untyped_storage().data_ptr()
     if not same or view.dtype != leaf.dtype or view.numel() == 0:
         return None

@@ -30,6 +30,8 @@ class LinearCall(Call):
     ) -> Call | str:
         if input.dim() < 2:
             return "the input has no batch dimension"
+        if weight.dim() != 2:
+            return "linear with a weight that is not a matrix has no rule"
         return cls(input, weight, bias)
 
     def refuses(self, axis: SampleAxis) -> str | None:
