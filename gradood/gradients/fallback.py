@@ -11,6 +11,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 from torch.nn import Parameter
 
+from gradood.errors import ModelError
+from gradood.gradients.axis import differs
+from gradood.gradients.plan import rounding_of_logits
+from gradood.gradients.probe import require_grad
 from gradood.gradients.state import observed
 from gradood.gradients.validation import logits_of
 
@@ -24,24 +28,30 @@ def vmap_norms(
     model: nn.Module,
     x: Tensor,
     parameters: Mapping[str, Parameter],
+    batch_logits: Tensor,
     logit_gradients: Sequence[Tensor],
     bytes_per_sample: int,
 ) -> list[dict[str, Tensor]]:
     """Squared norms by parameter for every label, through ``torch.func``.
 
-    ``logit_gradients`` are ``[N, C]``, one a label.
+    ``batch_logits`` are the logits ``[N, C]`` that ``logit_gradients`` were computed from, which
+    are ``[N, C]`` too, one a label.
+
+    Raises:
+        ModelError: a sample alone has other logits.
     """
     values = {name: p.detach() for name, p in parameters.items()}
     stacked = torch.stack(list(logit_gradients), 1)  # [N, K, C]
 
-    def norms(sample: Tensor, gradients: Tensor) -> dict[str, Tensor]:
+    def norms(sample: Tensor, gradients: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         def logits(values: dict[str, Tensor]) -> Tensor:
             tensors = {**_stand_ins(model), **values}
             return logits_of(functional_call(model, tensors, (sample[None],)), 1)[0]
 
         out, pull, *_ = vjp(logits, values)
         (pulled,) = vmap(pull)(gradients.to(out.dtype))
-        return {name: g.reshape(len(g), -1).square().sum(1) for name, g in pulled.items()}
+        squares = {name: g.reshape(len(g), -1).square().sum(1) for name, g in pulled.items()}
+        return out, squares
 
     size = sum(p.numel() * p.element_size() for p in parameters.values())
     chunk = max(1, CHUNK_BYTES // (size * stacked.shape[1] + bytes_per_sample + 1))
@@ -50,7 +60,9 @@ def vmap_norms(
         with observed(model, []), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "There is a performance drop")  # it is a fallback
             rows = slice(i, i + chunk)
-            parts.append(vmap(norms, randomness="different")(x[rows], stacked[rows]))
+            logits, squares = vmap(norms, randomness="different")(x[rows], stacked[rows])
+        _check_logits(logits, batch_logits[rows])
+        parts.append(squares)
     return [
         {name: torch.cat([p[name][:, k] for p in parts]) for name in parameters}
         for k in range(len(logit_gradients))
@@ -61,45 +73,61 @@ def loop_norms(
     model: nn.Module,
     x: Tensor,
     parameters: Mapping[str, Parameter],
+    batch_logits: Tensor,
     logit_gradients: Sequence[Tensor],
     pair: bool,
 ) -> list[dict[str, Tensor]]:
     """Squared norms by parameter for every label, one sample and one backward at a time.
 
     ``pair`` runs every sample beside a copy of itself that the loss ignores, which is how batches
-    of one that PyTorch differentiates wrongly are avoided.
+    of one that PyTorch differentiates wrongly are avoided. The rest is as for :func:`vmap_norms`.
+
+    Raises:
+        ModelError: a sample alone has other logits.
     """
     norms = [
         {name: p.new_zeros(x.shape[0], dtype=_norm_dtype(p)) for name, p in parameters.items()}
         for _ in logit_gradients
     ]
     leaves = {name: p.detach().clone().requires_grad_() for name, p in parameters.items()}
+    # A model may reach a parameter by a reference of its own, in a list or a closure, which
+    # functional_call does not exchange: what these gradients add up to is the parameter's.
+    inputs = [*leaves.values(), *parameters.values()]
     copies = 2 if pair else 1
     for n in range(x.shape[0]):
         rows = x[[n] * copies]
-        with observed(model, []):
+        with observed(model, []), require_grad(parameters.values()):
             tensors = {**_stand_ins(model), **leaves}
             logits = logits_of(functional_call(model, tensors, (rows,)), copies)[:1]
-        if not logits.requires_grad:
-            continue
-        for k, gradients in enumerate(logit_gradients):
-            pulled = torch.autograd.grad(
-                logits,
-                list(leaves.values()),
-                gradients[n : n + 1].to(logits),
-                retain_graph=k < len(logit_gradients) - 1,
-                allow_unused=True,
-            )
-            for name, gradient in zip(leaves, pulled, strict=True):
-                if gradient is not None:
-                    norms[k][name][n] = gradient.to(_norm_dtype(gradient)).square().sum()
+            _check_logits(logits, batch_logits[n : n + 1])
+            for k, gradients in enumerate(logit_gradients if logits.requires_grad else []):
+                last = k == len(logit_gradients) - 1
+                pulled = _pull(logits, inputs, gradients[n : n + 1], retain=not last)
+                for i, name in enumerate(leaves):
+                    parts = [g for g in pulled[i :: len(leaves)] if g is not None]
+                    if parts:
+                        gradient = torch.stack([g.to(norms[k][name].dtype) for g in parts]).sum(0)
+                        norms[k][name][n] = gradient.square().sum()
     return norms
+
+
+def _pull(
+    logits: Tensor, inputs: list[Tensor], gradient: Tensor, retain: bool
+) -> list[Tensor | None]:
+    known = [t for t in inputs if t.requires_grad]
+    pulled = iter(
+        torch.autograd.grad(
+            logits, known, gradient.to(logits), retain_graph=retain, allow_unused=True
+        )
+    )
+    return [next(pulled) if t.requires_grad else None for t in inputs]
 
 
 def choose(
     model: nn.Module,
     x: Tensor,
     parameters: Mapping[str, Parameter],
+    batch_logits: Tensor,
     logit_gradients: Sequence[Tensor],
     pair: bool,
 ) -> str:
@@ -108,11 +136,11 @@ def choose(
     Some operators have no batching rule, and for some the rule is wrong: in PyTorch 2.14, gradients
     through a float32 LSTM on the CPU.
     """
-    few, gradients = x[:2], [g[:2] for g in logit_gradients]
-    expected = loop_norms(model, few, parameters, gradients, pair)
+    few, logits, gradients = x[:2], batch_logits[:2], [g[:2] for g in logit_gradients]
+    expected = loop_norms(model, few, parameters, logits, gradients, pair)
     try:
-        norms = vmap_norms(model, few, parameters, gradients, 0)
-    except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+        norms = vmap_norms(model, few, parameters, logits, gradients, 0)
+    except (RuntimeError, NotImplementedError, ValueError, TypeError, ModelError) as error:
         reason = str(error).strip().partition("\n")[0]
         _LOG.info("vmap cannot run %s (%s): one sample at a time", type(model).__name__, reason)
         return "loop"
@@ -130,6 +158,16 @@ def _stand_ins(model: nn.Module) -> dict[str, Tensor]:
     """Copies of what a forward pass may write to, or autograd cannot save."""
     parameters = {name: p for name, p in model.named_parameters() if p.is_inference()}
     return {name: t.clone() for name, t in {**parameters, **dict(model.named_buffers())}.items()}
+
+
+def _check_logits(logits: Tensor, expected: Tensor) -> None:
+    """Refuse to pull a batch's logit gradients back through other logits."""
+    logits = logits.detach()
+    if bool(differs(expected, logits.to(expected), rounding_of_logits(expected)).any()):
+        raise ModelError(
+            "the logits of a sample alone are not those it has in its batch: the samples influence "
+            "one another, or the model draws random numbers; call model.eval()"
+        )
 
 
 def _norm_dtype(t: Tensor) -> torch.dtype:

@@ -46,6 +46,7 @@ class Scorer:
         self._modules = list(model.modules())
         self._pair_lone = any(isinstance(m, _BatchNorm) for m in self._modules)
         self._key: tuple[Any, ...] = ()
+        self._verified = False  # whether vmap agrees with the loop
 
     def score(self, x: Tensor, micro_batch: int | None) -> tuple[Tensor, Tensor]:
         """Norms ``[N, K, L]`` and logits ``[N, C]``."""
@@ -135,24 +136,42 @@ class Scorer:
                     plan, self.forward, x, self.parameters, logit_gradients, self.observer
                 )
         else:
-            with observed(self.model, []), torch.no_grad():
-                logits = self.forward(x)
+            logits = self._only_forward(x)
             logit_gradients(logits)
             norms = [{} for _ in self.labels]
         rest = {n: p for n, p in self.parameters.items() if n in plan.uncovered}
         if rest:
-            exact = self._exact(plan, x, rest, gradients)
+            exact = self._exact(plan, x, rest, logits, gradients)
             norms = [{**a, **b} for a, b in zip(norms, exact, strict=True)]
         return self._assemble(norms, logits), logits
 
+    def _only_forward(self, x: Tensor) -> Tensor:
+        try:
+            with observed(self.model, []), torch.no_grad():
+                return self.forward(x)
+        except RuntimeError:  # a model may need gradients inside its forward pass
+            with observed(self.model, []):
+                return self.forward(x).detach()
+
     def _exact(
-        self, plan: Plan, x: Tensor, rest: Mapping[str, Parameter], gradients: Sequence[Tensor]
+        self,
+        plan: Plan,
+        x: Tensor,
+        rest: Mapping[str, Parameter],
+        logits: Tensor,
+        gradients: Sequence[Tensor],
     ) -> list[dict[str, Tensor]]:
-        if not plan.fallback:
-            plan.fallback = fallback.choose(self.model, x, rest, gradients, self._pair_lone)
+        if not plan.fallback or (self.method == "vmap" and not self._verified):
+            found = fallback.choose(self.model, x, rest, logits, gradients, self._pair_lone)
+            if self.method == "vmap" and found != "vmap":
+                raise ModelError(
+                    'method="vmap", but torch.func.vmap cannot differentiate this model, or does '
+                    'it wrongly; use method="auto" or "loop"'
+                )
+            plan.fallback, self._verified = found, True
         if plan.fallback == "loop":
-            return fallback.loop_norms(self.model, x, rest, gradients, self._pair_lone)
-        return fallback.vmap_norms(self.model, x, rest, gradients, plan.bytes_per_sample)
+            return fallback.loop_norms(self.model, x, rest, logits, gradients, self._pair_lone)
+        return fallback.vmap_norms(self.model, x, rest, logits, gradients, plan.bytes_per_sample)
 
     def _assemble(self, norms: list[dict[str, Tensor]], logits: Tensor) -> Tensor:
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
