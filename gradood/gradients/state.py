@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -17,13 +18,14 @@ class Written(NamedTuple):
 
 
 class _Snapshot:
-    """Buffers by value, and attributes of modules by reference, one level into dictionaries."""
+    """Buffers by value, and attributes of modules by reference, containers with their content."""
 
     def __init__(self, model: nn.Module, buffers: Iterable[str], modules: Iterable[str]) -> None:
         self._buffers = {name: model.get_buffer(name) for name in buffers}
         self._values = {name: (_version(b), b.clone()) for name, b in self._buffers.items()}
-        self._modules = {name: model.get_submodule(name) for name in modules}
-        self._attributes = {name: _attributes(m) for name, m in self._modules.items()}
+        self._contents = {
+            name: list(_contents(vars(model.get_submodule(name)))) for name in modules
+        }
 
     def restore(self) -> Written:
         """Write back what changed, and say what did."""
@@ -33,9 +35,11 @@ class _Snapshot:
             if _version(buffer) != version or (version is None and not buffer.equal(value)):
                 buffers.add(name)
                 buffer.detach().copy_(value)
-        for name, module in self._modules.items():
-            if _restore(module, self._attributes[name]):
-                modules.add(name)
+        for name, contents in self._contents.items():
+            for container, content in contents:
+                if not _same(container, content):
+                    modules.add(name)
+                    _refill(container, content)
         return Written(frozenset(buffers), frozenset(modules))
 
 
@@ -65,29 +69,31 @@ def _version(tensor: Tensor) -> int | None:
     return None if tensor.is_inference() else tensor._version
 
 
-def _attributes(module: nn.Module) -> dict[str, tuple[Any, dict[Any, Any] | None]]:
-    return {
-        name: (value, dict(value) if isinstance(value, dict) else None)
-        for name, value in vars(module).items()
-    }
+def _contents(container: Any, depth: int = 3) -> Iterator[tuple[Any, Any]]:
+    """Copies of a container and of the dictionaries, lists and sets in it, without their items."""
+    yield container, container.copy()
+    if depth:
+        for item in container.values() if isinstance(container, dict) else container:
+            if isinstance(item, (dict, list, set)):
+                yield from _contents(item, depth - 1)
 
 
-def _restore(module: nn.Module, attributes: dict[str, tuple[Any, dict[Any, Any] | None]]) -> bool:
-    current = vars(module)
-    changed = False
-    for name in set(current) - set(attributes):
-        del current[name]
-        changed = True
-    for name, (value, content) in attributes.items():
-        if current.get(name) is not value:
-            current[name] = value
-            changed = True
-        if content is not None and not _same(value, content):
-            value.clear()
-            value.update(content)
-            changed = True
-    return changed
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(a[key] is b[key] for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(operator.is_, a, b))
+    return bool(a == b)
 
 
-def _same(a: dict[Any, Any], b: dict[Any, Any]) -> bool:
-    return a.keys() == b.keys() and all(a[key] is b[key] for key in a)
+def _refill(container: Any, content: Any) -> None:
+    if not isinstance(container, dict):
+        container.clear()
+        (container.extend if isinstance(container, list) else container.update)(content)
+        return
+    # Item by item: other threads may be using the module.
+    for key in container.keys() - content.keys():
+        del container[key]
+    for key, value in content.items():
+        if key not in container or container[key] is not value:
+            container[key] = value
