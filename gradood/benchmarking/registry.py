@@ -25,6 +25,9 @@ METHODS = {
     "loop": Method(methods.one_at_a_time, slow=True),
 }
 
+#: For a quick look: what neither imports nor runs for long.
+QUICK = (FORWARD, ACTIVATION_ONLY, FORWARD_BACKWARD, CPP, TORCH, "BackPACK")
+
 
 def method(name: str) -> Method:
     """The method of a name.
