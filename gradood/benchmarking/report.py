@@ -15,7 +15,7 @@ from gradood.benchmarking.scaling import Exponent
 _ABSENT = "–"
 EXPLANATION = (
     "(b): an ordinary forward and backward pass. (c): a forward pass and a backward pass that "
-    "computes no parameter's gradient. Ratios are medians over rounds in which methods take turns; "
+    "computes no parameter's gradient. Ratios are medians over rounds in which methods take turns. "
     "Peak memory is above model and input. Norms: checked against a float64 loop; those of "
     "GradUncertainty are one sum over all parameters, those of GradNorm one sum of absolute values."
 )
@@ -27,10 +27,12 @@ def detail(rows: Sequence[Row]) -> Table:
     ours = next((r.median_s for r in rows if r.method == CPP and r.median_s), None) or next(
         (r.median_s for r in rows if r.method == TORCH), None
     )
+    weighed = any(row.peak_mb is not None for row in rows)
     table = _table(
         f"{first.model}, {first.batch} × {first.size}² pixels, {setting(first)}",
-        ("ms", "20–80 %", "/ (b)", "/ (c)", "/ ours", "peak MB", "/ (b)", "rounds"),
+        ("ms", "20–80 %", "/ (b)", "/ (c)", "/ ours", *(("peak MB", "/ (b)") if weighed else ())),
     )
+    table.add_column("rounds", justify="right")
     table.add_column("norms", overflow="fold")
     for row in rows:
         spread = _ABSENT
@@ -43,8 +45,7 @@ def detail(rows: Sequence[Row]) -> Table:
             _number(row.ratio_forward_backward),
             _number(row.ratio_activation_only),
             _number(row.median_s, 1 / ours if ours else 1.0),
-            _number(row.peak_mb),
-            _number(row.ratio_peak),
+            *((_number(row.peak_mb), _number(row.ratio_peak)) if weighed else ()),
             str(row.rounds or _ABSENT),
             escape(row.faults),
             style="bold" if row.package == "gradood" else "",

@@ -33,7 +33,7 @@ def bench(
     slow_rounds: Annotated[int, typer.Option(min=1, help="Turns of the slow ones.")] = 3,
     batch: Annotated[int | None, typer.Option(min=1, help="Samples, for every model.")] = None,
     quick: Annotated[
-        bool, typer.Option(help="Under a minute: small batches, one thread, no slow methods.")
+        bool, typer.Option(help="Under a minute: small batches, three rounds, few methods.")
     ] = False,
     large: Annotated[
         bool, typer.Option(help="Also torchvision's ResNet-50 and ViT-B/16, at 224 pixels.")
@@ -74,15 +74,13 @@ def bench(
 
 
 def _quick(settings: Settings) -> Settings:
-    """A quarter of the samples, three rounds, nothing slow."""
-    from gradood.benchmarking.registry import METHODS
+    """A quarter of the samples, one thread count, three rounds, nothing slow."""
+    from gradood.benchmarking.registry import METHODS, QUICK
 
     return replace(
         settings,
         workloads=[replace(w, batch=max(1, w.batch // 4)) for w in settings.workloads],
-        methods=[
-            name for name in settings.methods if name not in METHODS or not METHODS[name].slow
-        ],
+        methods=QUICK if set(settings.methods) == set(METHODS) else settings.methods,
         threads=settings.threads[:1],
         rounds=min(3, settings.rounds),
         memory=False,
