@@ -90,7 +90,8 @@ def gradient_norms(
     """
     labels, several = as_labels(label)
     check_arguments(model, x, loss, method, micro_batch, nan_policy)
-    chosen = select_parameters(model, parameters)
+    with locked(model):  # the fallback of another thread may be exchanging them
+        chosen = select_parameters(model, parameters)
     if x.shape[0] == 0:
         shape = (0, len(labels), len(chosen)) if several else (0, len(chosen))
         values = x.new_empty(shape, dtype=torch.float32)

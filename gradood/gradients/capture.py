@@ -73,7 +73,9 @@ class SourceMode(OperatorMode):
 
     def __init__(self, parameters: Mapping[str, Parameter]) -> None:
         super().__init__()
-        self._sources = {id(p): Source.of_parameter(name, p) for name, p in parameters.items()}
+        made = {id(p): Source.of_parameter(name, p) for name, p in parameters.items()}
+        self._values = {key: value for key, (value, _) in made.items()}
+        self._sources = {key: source for key, (_, source) in made.items()}
         self._names = frozenset(parameters)
         self._saving = _saving_hooks()
 
@@ -120,7 +122,7 @@ class SourceMode(OperatorMode):
             same = next((p for p in parents if p.live is value), None)
             if same is not None:  # an in-place operator, or a cast that had nothing to do
                 return same.value
-            return Source.derived(value, parents, function in _ISOMETRIC).value
+            return Source.derived(value, parents, function in _ISOMETRIC)[0]
 
         return wrap(out)
 

@@ -111,7 +111,8 @@ def explain(
     if len(x) == 0:
         raise InputError("explain needs a sample or more to see what the model does with it")
     not_finite(x, "raise")
-    chosen = select_parameters(model, parameters)
+    with locked(model):  # the fallback of another thread may be exchanging them
+        chosen = select_parameters(model, parameters)
     seen: dict[str, Row] = {}
 
     def observe(name: str, call: Call, x: Tensor | None, d: Tensor, how: ops.Served) -> None:

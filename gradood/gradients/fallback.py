@@ -14,7 +14,8 @@ from torch.nn import Parameter
 from gradood.errors import ModelError
 from gradood.gradients.axis import differs
 from gradood.gradients.plan import rounding_of_logits
-from gradood.gradients.probe import require_grad
+from gradood.gradients.probe import change, require_grad
+from gradood.gradients.source import derived_source, graph_leaves
 from gradood.gradients.state import observed
 from gradood.gradients.validation import logits_of
 
@@ -28,14 +29,14 @@ def vmap_norms(
     model: nn.Module,
     x: Tensor,
     parameters: Mapping[str, Parameter],
-    batch_logits: Tensor,
+    batch_logits: Tensor | None,
     logit_gradients: Sequence[Tensor],
     bytes_per_sample: int,
 ) -> list[dict[str, Tensor]]:
     """Squared norms by parameter for every label, through ``torch.func``.
 
-    ``batch_logits`` are the logits ``[N, C]`` that ``logit_gradients`` were computed from, which
-    are ``[N, C]`` too, one a label.
+    ``logit_gradients`` are ``[N, C]``, one a label; ``batch_logits``, ``[N, C]`` too, are what they
+    were computed from, if they are gradients of a loss.
 
     Raises:
         ModelError: a sample alone has other logits.
@@ -61,7 +62,8 @@ def vmap_norms(
             warnings.filterwarnings("ignore", "There is a performance drop")  # it is a fallback
             rows = slice(i, i + chunk)
             logits, squares = vmap(norms, randomness="different")(x[rows], stacked[rows])
-        _check_logits(logits, batch_logits[rows])
+        if batch_logits is not None:
+            _check_logits(logits, batch_logits[rows])
         parts.append(squares)
     return [
         {name: torch.cat([p[name][:, k] for p in parts]) for name in parameters}
@@ -73,7 +75,7 @@ def loop_norms(
     model: nn.Module,
     x: Tensor,
     parameters: Mapping[str, Parameter],
-    batch_logits: Tensor,
+    batch_logits: Tensor | None,
     logit_gradients: Sequence[Tensor],
     pair: bool,
 ) -> list[dict[str, Tensor]]:
@@ -99,7 +101,10 @@ def loop_norms(
         with observed(model, []), require_grad(parameters.values()):
             tensors = {**_stand_ins(model), **leaves}
             logits = logits_of(functional_call(model, tensors, (rows,)), copies)[:1]
-            _check_logits(logits, batch_logits[n : n + 1])
+            if batch_logits is not None:
+                _check_logits(logits, batch_logits[n : n + 1])
+            if n == 0:
+                _refuse_kept_tensors(logits)
             for k, gradients in enumerate(logit_gradients if logits.requires_grad else []):
                 last = k == len(logit_gradients) - 1
                 pulled = _pull(logits, inputs, gradients[n : n + 1], retain=not last)
@@ -124,22 +129,22 @@ def _pull(
 
 
 def choose(
-    model: nn.Module,
-    x: Tensor,
-    parameters: Mapping[str, Parameter],
-    batch_logits: Tensor,
-    logit_gradients: Sequence[Tensor],
-    pair: bool,
+    model: nn.Module, x: Tensor, classes: int, parameters: Mapping[str, Parameter], pair: bool
 ) -> str:
-    """``"vmap"`` if it runs and agrees with the loop on two samples, else ``"loop"``.
+    """``"vmap"`` if it runs and agrees with the loop on three samples, else ``"loop"``.
 
     Some operators have no batching rule, and for some the rule is wrong: in PyTorch 2.14, gradients
-    through a float32 LSTM on the CPU.
+    through a float32 LSTM on the CPU, and of a PReLU. The samples are the first ones, changed so
+    that no two are alike.
     """
-    few, logits, gradients = x[:2], batch_logits[:2], [g[:2] for g in logit_gradients]
-    expected = loop_norms(model, few, parameters, logits, gradients, pair)
+    few = x[torch.arange(3, device=x.device) % len(x)]
+    for sample in (1, 2):
+        few = change(few, sample)
+    generator = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(3, classes, generator=generator, dtype=torch.float64).to(x.device)]
+    expected = loop_norms(model, few, parameters, None, gradients, pair)
     try:
-        norms = vmap_norms(model, few, parameters, logits, gradients, 0)
+        norms = vmap_norms(model, few, parameters, None, gradients, 0)
     except (RuntimeError, NotImplementedError, ValueError, TypeError, ModelError) as error:
         reason = str(error).strip().partition("\n")[0]
         _LOG.info("vmap cannot run %s (%s): one sample at a time", type(model).__name__, reason)
@@ -148,7 +153,7 @@ def choose(
         scale = max(float(r.max()) for r in right.values())
         for name, norm in found.items():
             # Loose: it tells another formula from rounding, which half precision has much of.
-            if not torch.allclose(norm, right[name], rtol=0.05, atol=1e-9 * scale):
+            if not torch.allclose(norm, right[name], rtol=0.05, atol=1e-9 * scale, equal_nan=True):
                 _LOG.info("vmap is wrong for %s: one sample at a time", name)
                 return "loop"
     return "vmap"
@@ -167,6 +172,16 @@ def _check_logits(logits: Tensor, expected: Tensor) -> None:
         raise ModelError(
             "the logits of a sample alone are not those it has in its batch: the samples influence "
             "one another, or the model draws random numbers; call model.eval()"
+        )
+
+
+def _refuse_kept_tensors(logits: Tensor) -> None:
+    """Refuse tensors that a probe made of parameters and that the model kept somewhere."""
+    if any(derived_source(leaf) is not None for leaf in graph_leaves(logits)):
+        raise ModelError(
+            "the model keeps tensors made of parameters from one forward pass to the next, outside "
+            "its modules (in a global cache?), so their gradients are lost; clear that cache, and "
+            "keep such tensors in attributes of modules"
         )
 
 

@@ -44,8 +44,8 @@ def picked_dimensions(
     if not isinstance(first, Tensor):
         return set()
     if name in ("__getitem__", "__setitem__"):
-        scalar = name == "__setitem__" and not (isinstance(rest[1], Tensor) and rest[1].dim())
-        return set() if scalar else set(_indexed(first, rest[0], depends))
+        moves = name == "__getitem__" or depends(rest[1])  # constants written are no samples
+        return set(_indexed(first, rest[0], depends)) if moves else set()
     name = name.removesuffix("_") if name != "_pack_padded_sequence" else name
     picking = [first] if name in _BY_VALUE else [*rest, *kwargs.values()]
     if not any(map(depends, _flat(picking))):

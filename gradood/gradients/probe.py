@@ -104,7 +104,7 @@ def investigate(
         # The last two of three: a sample's place in the batch must not matter.
         two, three, *changed = (
             _probe(run, batch, parameters, operators)
-            for batch in (rows[1:], rows, *(_change(rows, sample) for sample in range(3)))
+            for batch in (rows[1:], rows, *(change(rows, sample) for sample in range(3)))
         )
     written = Written(*map(frozenset[str]().union, *found))
     return Findings(operators, two, three, tuple(changed), any(drawn), written)
@@ -187,14 +187,6 @@ class Probe(SourceMode):
             self._record(position, function, call, out)
             if isinstance(out, Tensor) and out.is_floating_point():
                 out = watch(out, self._anchor, lambda gradient: None)
-        return out
-
-    def derive(self, function: Function, args: Any, kwargs: Any, parents: list[Any]) -> Any:
-        """Make a call that consumes parameters alone; see :meth:`hidden_uses`."""
-        out = super().derive(function, args, kwargs, parents)
-        for value in flatten(out):
-            if isinstance(value, Tensor) and derived_source(value) is not None:
-                value.requires_grad_()  # so that operators that nobody sees are found in the graph
         return out
 
     def _bind(self, function: Function, args: Any, kwargs: Any) -> tuple[Call | str, list[Use]]:
@@ -312,7 +304,7 @@ def _random_state(x: Tensor) -> Tensor:
     return state
 
 
-def _change(rows: Tensor, sample: int) -> Tensor:
+def change(rows: Tensor, sample: int) -> Tensor:
     """Change one of three samples to something of the same range."""
     changed = rows.clone()
     row = changed[sample]

@@ -162,7 +162,7 @@ class Scorer:
         gradients: Sequence[Tensor],
     ) -> list[dict[str, Tensor]]:
         if not plan.fallback or (self.method == "vmap" and not self._verified):
-            found = fallback.choose(self.model, x, rest, logits, gradients, self._pair_lone)
+            found = fallback.choose(self.model, x, logits.shape[1], rest, self._pair_lone)
             if self.method == "vmap" and found != "vmap":
                 raise ModelError(
                     'method="vmap", but torch.func.vmap cannot differentiate this model, or does '

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -37,13 +38,21 @@ class Source:
     """
 
     def __init__(self, value: Tensor, live: Tensor, region: Region | None) -> None:
-        self.value = value
+        # Weak, because the mark leads back: what the model drops is to be freed at once.
+        self._value = ref(value)
         self.live = live
         self._region = region
         self._graph: Any = None
         self._leaves: dict[str, Tensor] = {}
         self._version = live._version
         setattr(value, _MARK, self)
+
+    @property
+    def value(self) -> Tensor:
+        """What the model sees."""
+        value = self._value()
+        assert value is not None
+        return value
 
     @property
     def leaves(self) -> dict[str, Tensor]:
@@ -60,17 +69,17 @@ class Source:
         return self._region if self.live._version == self._version else None
 
     @classmethod
-    def of_parameter(cls, name: str, parameter: Parameter) -> Source:
-        """The source that is a parameter itself."""
+    def of_parameter(cls, name: str, parameter: Parameter) -> tuple[Tensor, Source]:
+        """The source that is a parameter itself, and its value."""
         plain = parameter.detach()
         plain = plain.clone() if plain.is_inference() else plain
         leaf = plain.detach().requires_grad_()
         setattr(leaf, _NAME, name)
-        return cls(plain, leaf, _region(name, leaf, leaf))
+        return plain, cls(plain, leaf, _region(name, leaf, leaf))
 
     @classmethod
-    def derived(cls, live: Tensor, parents: list[Source], isometric: bool) -> Source:
-        """The source that an operator made of ``parents``.
+    def derived(cls, live: Tensor, parents: list[Source], isometric: bool) -> tuple[Tensor, Source]:
+        """The source that an operator made of ``parents``, and its value.
 
         ``isometric`` operators copy or cast: they keep the elements that their parent shows.
         """
@@ -78,7 +87,9 @@ class Source:
         if len(parents) == 1 and parents[0].region is not None:
             ((name, leaf),) = parents[0].leaves.items()
             region = parents[0].region if isometric else _region(name, leaf, live)
-        return cls(live.detach(), live, region)
+        # A leaf of its own: an operator that nobody sees puts it into the graph of the logits.
+        value = live.detach().requires_grad_()
+        return value, cls(value, live, region)
 
     def pull_back(self, gradient: Tensor, name: str) -> Tensor:
         """Turn per-sample gradients ``[N, …]`` of the value into those of a parameter."""

@@ -1,5 +1,9 @@
 """Models that reorder, couple, hide, cache or recompute: exact, or a clear error, never silence."""
 
+import gc
+import threading
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -288,10 +292,66 @@ def test_vmap_is_refused_where_pytorch_has_it_wrong():
         assert_norms(norms, reference_norms(model, x), 1e-5)
 
 
+def test_a_first_batch_of_one_does_not_decide_for_vmap():
+    model = nn.Sequential(nn.Linear(6, 8), nn.PReLU(), nn.Linear(8, 4)).eval()
+    x = torch.randn(5, 6)
+    gradood.gradient_norms(model, x[:1])
+    assert_norms(gradood.gradient_norms(model, x), reference_norms(model, x), 1e-5)
+
+
+def test_threads_score_one_model_that_needs_the_fallback():
+    model = nn.Sequential(nn.Linear(6, 8), nn.PReLU(), nn.Linear(8, 4)).eval()
+    x = torch.randn(5, 6)
+    expected = gradood.gradient_norms(model, x).values
+    found = []
+
+    def score():
+        found.extend(gradood.gradient_norms(model, x).values for _ in range(20))
+
+    threads = [threading.Thread(target=score) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 60 and all(torch.equal(values, expected) for values in found)
+
+
+def test_tensors_kept_outside_the_model_are_an_error():
+    kept = {}
+
+    def forward(m, x):
+        if "scale" not in kept:
+            kept["scale"] = m.w.exp()
+        return m.out(m.a(x) * kept["scale"])
+
+    model, x = two_layers(forward, w=torch.rand(5))
+    for _ in range(2):
+        with pytest.raises(ModelError, match="keeps tensors made of parameters"):
+            gradood.gradient_norms(model.eval(), x)
+
+
+def test_nothing_made_of_parameters_outlives_the_call():
+    model, x = two_layers(
+        lambda m, x: m.out(torch.tanh(m.a(x)) + functional.linear(x, m.w.exp() * 2)),
+        w=torch.randn(5, 6),
+    )
+    derived = []
+    model.register_forward_hook(lambda m, i, o: derived.append(weakref.ref(m.w.exp())))
+    gradood.gradient_norms(model.eval(), x)
+    gc.collect()
+    gc.disable()
+    try:
+        derived.clear()
+        gradood.gradient_norms(model, x)
+        assert derived and all(made() is None for made in derived)
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("method", ["auto", "vmap", "loop"])
 def test_random_numbers_and_the_fallback_do_not_mix(method):
     model = nn.Sequential(nn.Linear(6, 5), nn.Dropout(0.5), nn.PReLU(), nn.Linear(5, 4)).train()
-    with pytest.raises(ModelError, match="random"):
+    with pytest.raises(ModelError, match="random|wrongly"):
         gradood.gradient_norms(model, torch.randn(9, 6), method=method)
 
 
