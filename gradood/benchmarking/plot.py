@@ -62,8 +62,11 @@ def _panel(panel: Any, rows: Sequence[Row], labelled: bool) -> None:
             fontsize=7,
             color=_TEXT,
         )
-    panel.axvline(1.0, color=_TEXT, linewidth=0.8, linestyle=":")
+    panel.axvline(1.0, color=_TEXT, linewidth=0.8, linestyle=":", zorder=0)
     panel.set_xscale("log")
+    ticks = [2.0**k for k in range(-2, 8) if 2.0**k <= 1.8 * max([*ratios, 1.0])]
+    panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    panel.set_xticks([], minor=True)
     panel.set_xlim(0.2, 1.8 * max([*ratios, 1.0]))
     panel.set_yticks(range(len(rows)), [r.method if labelled else "" for r in rows], fontsize=8)
     panel.invert_yaxis()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 
 from gradood.benchmarking import machine
-from gradood.benchmarking.job import Job, Outcome, run
+from gradood.benchmarking.job import Job, Outcome, run, run_together
 from gradood.benchmarking.records import Row
 from gradood.benchmarking.registry import (
     ACTIVATION_ONLY,
@@ -30,12 +30,13 @@ class Settings:
     """What a table is made of.
 
     Attributes:
-        workloads: each gets a process for every thread count and precision.
+        workloads: each has a process of its own for every thread count and precision.
         methods: names; the passes that ratios need are added.
         threads: OpenMP thread counts.
         rounds: at least, for every method; ``slow_rounds`` for the slow ones.
         memory: measure peak memory too.
         autocast: measure under bfloat16 autocast too.
+        together: measure all workloads in one process, to be quick: times in float32 only.
     """
 
     workloads: Sequence[Workload]
@@ -45,11 +46,20 @@ class Settings:
     slow_rounds: int = 3
     memory: bool = True
     autocast: bool = False
+    together: bool = False
 
 
 def measure(settings: Settings, progress: Progress = lambda text: None) -> Iterator[list[Row]]:
     """The rows of one workload, thread count and precision at a time."""
     names = with_references(settings.methods)
+    if settings.together:
+        for threads in settings.threads:
+            jobs = [_job(settings, workload, threads, False) for workload in settings.workloads]
+            progress(f"{len(jobs)} models, {describe(threads, False)}")
+            load = machine.load()
+            for job, outcomes in zip(jobs, run_together(jobs), strict=True):
+                yield rows(job, outcomes, {}, load)
+        return
     for workload in settings.workloads:
         peaks: dict[str, Outcome] = {}
         if settings.memory:
@@ -57,20 +67,19 @@ def measure(settings: Settings, progress: Progress = lambda text: None) -> Itera
             peaks = _peaks(workload, names)
         for threads in settings.threads:
             for autocast in (False, True) if settings.autocast else (False,):
-                timed = tuple(n for n in names if method(n).casts or not autocast)
-                progress(f"{workload.model}: {describe(threads, autocast)}, {len(timed)} methods")
-                job = Job(
-                    "time",
-                    workload,
-                    timed,
-                    threads,
-                    autocast,
-                    settings.rounds,
-                    settings.slow_rounds,
+                job = _job(settings, workload, threads, autocast)
+                progress(
+                    f"{workload.model}: {len(job.methods)} methods, {describe(threads, autocast)}"
                 )
                 load = machine.load()
-                outcomes = run(job)
-                yield rows(job, outcomes, {} if autocast else peaks, load)
+                yield rows(job, run(job), {} if autocast else peaks, load)
+
+
+def _job(settings: Settings, workload: Workload, threads: int, autocast: bool) -> Job:
+    names = with_references(settings.methods)
+    names = tuple(name for name in names if method(name).casts or not autocast)
+    rounds, slow = settings.rounds, settings.slow_rounds
+    return Job("time", workload, names, threads, autocast, rounds, slow)
 
 
 def with_references(names: Sequence[str]) -> tuple[str, ...]:

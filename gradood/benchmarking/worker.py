@@ -1,6 +1,6 @@
-"""The measuring process: a ``Job`` as JSON on standard input, its ``Outcome``s on standard output.
+"""The measuring process: ``Job``s as JSON on standard input, ``Outcome``s on standard output.
 
-Started by ``job.run`` with the threads and the allocator of the job in its environment.
+Started by ``job.run`` with the threads and the allocator of the jobs in its environment.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from gradood.benchmarking.timing import take_turns
 
 
 def main() -> None:
-    """Measure the job that standard input describes."""
-    job = Job.from_json(sys.stdin.read())
-    torch.set_num_threads(job.threads)
+    """Measure the jobs that standard input describes."""
+    jobs = [Job.from_fields(fields) for fields in json.load(sys.stdin)]
+    torch.set_num_threads(jobs[0].threads)
     warnings.simplefilter("ignore")  # of peers, about how they are used or written
     logging.disable(logging.WARNING)
     with redirect_stdout(sys.stderr):
-        outcomes = measure(job)
-    print(json.dumps([asdict(outcome) for outcome in outcomes]))
+        replies = [[asdict(outcome) for outcome in measure(job)] for job in jobs]
+    print(json.dumps(replies))
 
 
 def measure(job: Job) -> list[Outcome]:

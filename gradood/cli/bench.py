@@ -79,12 +79,13 @@ def _quick(settings: Settings) -> Settings:
 
     return replace(
         settings,
-        workloads=[replace(w, batch=max(1, w.batch // 4)) for w in settings.workloads],
+        workloads=[replace(w, batch=max(2, w.batch // 4)) for w in settings.workloads],
         methods=QUICK if set(settings.methods) == set(METHODS) else settings.methods,
         threads=settings.threads[:1],
         rounds=min(3, settings.rounds),
         memory=False,
         autocast=False,
+        together=True,
     )
 
 

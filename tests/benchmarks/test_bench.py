@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from gradood.benchmarking import scaling, worker
 from gradood.benchmarking.check import compare, expected
-from gradood.benchmarking.job import Job, Outcome, environment, run
+from gradood.benchmarking.job import Job, Outcome, environment, run, run_together
 from gradood.benchmarking.memory import peak_bytes
 from gradood.benchmarking.records import append
 from gradood.benchmarking.registry import METHODS, method
@@ -195,6 +195,16 @@ def test_a_dead_process_is_trouble_and_not_an_end():
     (outcome,) = run(Job("time", replace(TINY["mlp"], batch=-1), ("forward",)))
     assert "status 1" in outcome.trouble and "-1" in outcome.trouble
     assert outcome.seconds == [] and outcome.peak is None
+
+
+def test_jobs_together_are_answered_in_order():
+    first = Job("time", TINY["mlp"], ("forward",), rounds=2)
+    second = Job("time", TINY["vit"], ("activation-only", "forward"), rounds=1)
+    answers = run_together([first, second])
+    assert [[(o.method, len(o.seconds)) for o in answer] for answer in answers] == [
+        [("forward", 2)],
+        [("activation-only", 1), ("forward", 1)],
+    ]
 
 
 def test_threads_and_allocator_are_fixed():
