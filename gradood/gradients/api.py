@@ -90,14 +90,13 @@ def gradient_norms(
     """
     labels, several = as_labels(label)
     check_arguments(model, x, loss, method, micro_batch, nan_policy)
-    with locked(model):  # the fallback of another thread may be exchanging them
-        chosen = select_parameters(model, parameters)
-    if x.shape[0] == 0:
-        shape = (0, len(labels), len(chosen)) if several else (0, len(chosen))
-        values = x.new_empty(shape, dtype=torch.float32)
-        return GradientNorms(values, tuple(chosen), x.new_empty(0, 0))
     bad = not_finite(x, nan_policy)
     with torch.inference_mode(False), torch.enable_grad(), locked(model):
+        chosen = select_parameters(model, parameters)
+        if x.shape[0] == 0:
+            shape = (0, len(labels), len(chosen)) if several else (0, len(chosen))
+            values = x.new_empty(shape, dtype=torch.float32)
+            return GradientNorms(values, tuple(chosen), x.new_empty(0, 0))
         x = x.clone() if x.is_inference() else x.detach()
         if bad is not None:
             x = x.masked_fill(bad.view(-1, *[1] * (x.dim() - 1)), 0.0)

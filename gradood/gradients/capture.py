@@ -200,6 +200,17 @@ def flatten(value: Any) -> Iterator[Any]:
         yield value
 
 
+def constants(value: Any) -> Any:
+    """What arguments say about where things lie: whole numbers, flags, names and slices."""
+    if isinstance(value, Tensor):
+        return None
+    if isinstance(value, (list, tuple)):
+        return tuple(map(constants, value))
+    if isinstance(value, slice):
+        return constants((value.start, value.stop, value.step))
+    return value if isinstance(value, (int, str)) else None
+
+
 def name_of(function: Function) -> str:
     """An operator's name, for people."""
     return getattr(function, "__name__", None) or str(function)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gradood import ops
-from gradood.gradients.capture import Function, SourceMode, name_of, watch
+from gradood.gradients.capture import Function, SourceMode, constants, name_of, watch
 from gradood.gradients.plan import Forward, Plan, PlanError, Step
 from gradood.gradients.probe import Use
 from gradood.gradients.rules import Call
@@ -75,6 +75,9 @@ class Recorder(SourceMode):
         """Make one call; where the plan has a step, watch its output."""
         if self._plan.functions[position - 1 : position] != (function,):
             raise PlanError(f"{name_of(function)} ran where another operator was expected")
+        expected = self._plan.constants[position - 1]
+        if expected is not None and constants((args, *kwargs.values())) != expected:
+            raise PlanError(f"{name_of(function)} was called with other sizes or places")
         step = self._plan.steps.get(position)
         if step is None:
             sources = self.sources_in(args, kwargs)

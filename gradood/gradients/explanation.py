@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import Parameter
 
 from gradood import ops
 from gradood.errors import InputError
@@ -111,8 +112,7 @@ def explain(
     if len(x) == 0:
         raise InputError("explain needs a sample or more to see what the model does with it")
     not_finite(x, "raise")
-    with locked(model):  # the fallback of another thread may be exchanging them
-        chosen = select_parameters(model, parameters)
+    chosen: dict[str, Parameter] = {}
     seen: dict[str, Row] = {}
 
     def observe(name: str, call: Call, x: Tensor | None, d: Tensor, how: ops.Served) -> None:
@@ -129,6 +129,7 @@ def explain(
         )
 
     with torch.inference_mode(False), torch.enable_grad(), locked(model):
+        chosen.update(select_parameters(model, parameters))
         x = x.clone() if x.is_inference() else x.detach()
         scorer = Scorer(model, chosen, ["all_hot"], "bce", method, observe)
         scorer.score(x[:2], None)

@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +48,9 @@ class Plan:
     #: How to combine the uses of a parameter: ``add`` norms, ``concatenate`` tokens, or ``sum``
     #: gradients; and how many uses there are.
     combine: dict[str, tuple[str, int]] = field(default_factory=dict)
-    #: Every operator of the pass in order, and the positions of those that the batch reaches.
+    #: Every operator of the pass in order, its constants, and where the batch reaches one.
     functions: tuple[Function, ...] = ()
+    constants: tuple[Any, ...] = ()
     meets: frozenset[int] = frozenset()
     #: Whether the graph has leaves beside the anchor, so that not all of it leads there.
     strange: bool = False
@@ -73,7 +75,8 @@ def make_plan(
     _check_independence(found)
     operators = found.operators
     plan = Plan(bytes_per_sample=found.three.bytes // 3, written=found.written)
-    plan.functions, plan.meets = operators.functions, operators.meets
+    plan.functions, plan.constants = operators.functions, operators.constants
+    plan.meets = operators.meets
     hidden, plan.strange = found.three.hidden_uses()
     plan.uncovered.update(hidden)
     passes = (found.two, found.three, *found.changed)

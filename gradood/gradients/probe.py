@@ -16,7 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from gradood.gradients.capture import Function, PlanError, SourceMode, flatten, name_of, watch
+from gradood.gradients.capture import (
+    Function,
+    PlanError,
+    SourceMode,
+    constants,
+    flatten,
+    name_of,
+    watch,
+)
 from gradood.gradients.picking import picked_dimensions
 from gradood.gradients.rules import RULES, Call
 from gradood.gradients.source import Region, derived_source, graph_leaves, parameter_name
@@ -57,6 +65,8 @@ class Operators:
     """The operators of a forward pass in order; positions count from one."""
 
     functions: tuple[Function, ...]
+    #: The constants among their arguments; None where they vary with the size of the batch.
+    constants: tuple[Any, ...]
     #: Where a result depends on the batch or grows with it.
     meets: frozenset[int]
     grown: frozenset[int]
@@ -116,6 +126,7 @@ class _Survey(SourceMode):
     def __init__(self, parameters: Mapping[str, Parameter], rows: Tensor) -> None:
         super().__init__(parameters)
         self.functions: list[Function] = []
+        self.constants: list[Any] = []
         self.shapes: list[list[torch.Size]] = []
         self.meets: list[bool] = []
         #: By position, the shape of the first argument, and its dimensions in which values pick.
@@ -147,6 +158,7 @@ class _Survey(SourceMode):
             written = args[:1] if name == "__setitem__" else ()
             self._batch.update((_memory(t), t) for t in (*tensors, *written))
         self.functions.append(function)
+        self.constants.append(constants((args, *kwargs.values())))
         self.meets.append(meets)
         self.shapes.append([t.shape for t in tensors])
         return out
@@ -255,7 +267,14 @@ def _operators(run: _Run, rows: Tensor, parameters: Mapping[str, Parameter]) -> 
     grown = frozenset(i + 1 for i, (a, b) in enumerate(shapes) if a != b)
     met = (i + 1 for i, meets in enumerate(two.meets) if meets or three.meets[i])
     picks = [i for i in three.picks if _moves_samples(two.picks.get(i), three.picks[i])]
-    return Operators(tuple(three.functions), grown.union(met), grown, min(picks, default=torch.inf))
+    steady = zip(two.constants, three.constants, strict=True)
+    return Operators(
+        tuple(three.functions),
+        tuple(b if a == b else None for a, b in steady),
+        grown.union(met),
+        grown,
+        min(picks, default=torch.inf),
+    )
 
 
 def _moves_samples(

@@ -184,17 +184,33 @@ class Scorer:
 
 
 _PLANS: WeakKeyDictionary[nn.Module, dict[Any, Plan]] = WeakKeyDictionary()
-_LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
-_LOCKS_LOCK = threading.Lock()
+#: By thread, the modules that each of its calls works on.
+_ACTIVE: dict[int, list[frozenset[int]]] = {}
+_RELEASED = threading.Condition()
 
 
 @contextmanager
 def locked(model: nn.Module) -> Iterator[None]:
-    """One call at a time for a model: the fallback exchanges its parameters for a moment."""
-    with _LOCKS_LOCK:
-        lock = _LOCKS.setdefault(model, threading.RLock())
-    with lock:
+    """One thread at a time for a module: the fallback exchanges its parameters for a moment."""
+    modules, thread = frozenset(map(id, model.modules())), threading.get_ident()
+    with _RELEASED:
+        _RELEASED.wait_for(
+            lambda: all(
+                modules.isdisjoint(active)
+                for other, calls in _ACTIVE.items()
+                if other != thread
+                for active in calls
+            )
+        )
+        _ACTIVE.setdefault(thread, []).append(modules)
+    try:
         yield
+    finally:
+        with _RELEASED:
+            _ACTIVE[thread].pop()
+            if not _ACTIVE[thread]:
+                del _ACTIVE[thread]
+            _RELEASED.notify_all()
 
 
 def _memory_bound(x: Tensor) -> int:

@@ -316,6 +316,30 @@ def test_threads_score_one_model_that_needs_the_fallback():
     assert len(found) == 60 and all(torch.equal(values, expected) for values in found)
 
 
+def test_threads_score_two_models_that_share_modules():
+    trunk = nn.Sequential(nn.Linear(6, 8), nn.PReLU())
+    models = [nn.Sequential(trunk, nn.Linear(8, classes)).eval() for classes in (3, 4)]
+    before = dict(trunk.named_parameters())
+    x = torch.randn(5, 6)
+    expected = [gradood.gradient_norms(model, x).values for model in models]
+    wrong = []
+
+    def score(model, values):
+        for _ in range(20):
+            if not torch.equal(gradood.gradient_norms(model, x).values, values):
+                wrong.append(model)
+
+    threads = [
+        threading.Thread(target=score, args=job) for job in zip(models, expected, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert all(p is before[name] for name, p in trunk.named_parameters())
+
+
 def test_tensors_kept_outside_the_model_are_an_error():
     kept = {}
 
@@ -390,6 +414,32 @@ def test_views_that_come_to_overlap_are_planned_anew():
     for model.size in (4, 6, 3):
         norms = gradood.gradient_norms(model, x.double())
         assert_norms(norms, reference_norms(model, x), 1e-9)
+
+
+def test_an_order_of_dimensions_that_changes_between_calls_is_seen():
+    model = Apply(
+        lambda m, x: m.out(torch.tanh(m.a(x.permute(m.order))).permute(m.order).sum(1)),
+        a=nn.Linear(6, 5), out=nn.Linear(5, 4),
+    )  # fmt: skip
+    model, x = model.eval().double(), torch.randn(5, 5, 6).double()
+    for model.order in ((0, 1, 2), (1, 0, 2), (0, 1, 2)):
+        assert_norms(gradood.gradient_norms(model, x), reference_norms(model, x), 1e-9)
+
+
+def test_a_large_batch_that_is_treated_otherwise():
+    def forward(m, x):
+        shift = len(x) // 4  # none in the probe
+        return m.out(
+            torch.tanh(m.a(x.roll(shift, 0))).roll(-shift, 0) + m.mix * x.roll(shift)[:, :5]
+        )
+
+    model, x = two_layers(forward, rows=6)
+    model = model.eval().double()
+    model.mix = 0.0
+    assert_norms(gradood.gradient_norms(model, x.double()), reference_norms(model, x), 1e-9)
+    model.mix = 1.0
+    with pytest.raises(ModelError, match="influence one another"):
+        gradood.gradient_norms(model, x.double())
 
 
 def test_a_checkpoint_switched_on_between_calls_is_seen():
