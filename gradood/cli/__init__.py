@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any
 
 import typer
@@ -46,4 +47,6 @@ app.command()(info)
 
 def main() -> None:
     """Run the command line; the entry point of ``gradood`` and ``python -m gradood``."""
+    # Before PyTorch is imported: threads that wait spinning slow a busy machine down many times.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     app()
