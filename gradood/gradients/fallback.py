@@ -50,8 +50,12 @@ def vmap_norms(
             return logits_of(functional_call(model, tensors, (sample[None],)), 1)[0]
 
         out, pull, *_ = vjp(logits, values)
-        (pulled,) = vmap(pull)(gradients.to(out.dtype))
-        squares = {name: g.reshape(len(g), -1).square().sum(1) for name, g in pulled.items()}
+        # One label after the other: PyTorch 2.14 has some operators wrong in a vmap of a vmap.
+        pulled = [pull(gradient)[0] for gradient in gradients.to(out.dtype)]
+        squares = {
+            name: torch.stack([g[name].to(_norm_dtype(g[name])).square().sum() for g in pulled])
+            for name in values
+        }
         return out, squares
 
     size = sum(p.numel() * p.element_size() for p in parameters.values())
@@ -134,8 +138,8 @@ def choose(
     """``"vmap"`` if it runs and agrees with the loop on three samples, else ``"loop"``.
 
     Some operators have no batching rule, and for some the rule is wrong: in PyTorch 2.14, gradients
-    through a float32 LSTM on the CPU, and of a PReLU. The samples are the first ones, changed so
-    that no two are alike.
+    through a float32 LSTM on the CPU. The samples are the first ones, changed so that no two are
+    alike.
     """
     few = x[torch.arange(3, device=x.device) % len(x)]
     for sample in (1, 2):
@@ -152,8 +156,9 @@ def choose(
     for found, right in zip(norms, expected, strict=True):
         scale = max(float(r.max()) for r in right.values())
         for name, norm in found.items():
-            # Loose: it tells another formula from rounding, which half precision has much of.
-            if not torch.allclose(norm, right[name], rtol=0.05, atol=1e-9 * scale, equal_nan=True):
+            half = parameters[name].element_size() < 4 or torch.is_autocast_enabled(x.device.type)
+            rounding = 0.05 if half else 1e-3
+            if not torch.allclose(norm, right[name], rounding, 1e-9 * scale, equal_nan=True):
                 _LOG.info("vmap is wrong for %s: one sample at a time", name)
                 return "loop"
     return "vmap"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import combinations
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.nn import Parameter
 
 from gradood.errors import ModelError
 from gradood.gradients.axis import SampleAxis, differs, fitting_axes, grown_dimension
-from gradood.gradients.capture import Function, PlanError
+from gradood.gradients.capture import Function, PlanError, name_of
 from gradood.gradients.probe import Findings, Forward, Meeting, Use, investigate
 from gradood.gradients.rules import RULES, Call
 from gradood.gradients.source import disjoint
@@ -59,6 +60,16 @@ class Plan:
     bytes_per_sample: int = 0
     written: Written = Written()
 
+    @cached_property
+    def pair_lone(self) -> bool:
+        """Whether to score a batch of one beside a copy of itself.
+
+        The backward of batch norm in PyTorch 2.14 is wrong on the CPU for a batch of one with a
+        gradient that is not contiguous. Where operators may hide, one may be among them.
+        """
+        names = set(map(name_of, self.functions))
+        return not names or self.strange or any(n.endswith(_USE_BATCH_NORM) for n in names)
+
 
 def make_plan(
     model: nn.Module, forward: Forward, x: Tensor, parameters: Mapping[str, Parameter]
@@ -95,6 +106,7 @@ def make_plan(
     return plan
 
 
+_USE_BATCH_NORM = ("batch_norm", "instance_norm")
 _UNSTEADY = "the operators that the model runs change from call to call"
 
 

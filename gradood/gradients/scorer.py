@@ -13,7 +13,6 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from gradood.errors import ModelError
 from gradood.gradients import engine, fallback
@@ -44,7 +43,6 @@ class Scorer:
         self.labels, self.loss, self.method = labels, loss, method
         self.observer = observer
         self._modules = list(model.modules())
-        self._pair_lone = any(isinstance(m, _BatchNorm) for m in self._modules)
         self._key: tuple[Any, ...] = ()
         self._verified = False  # whether vmap agrees with the loop
 
@@ -99,9 +97,7 @@ class Scorer:
         )
 
     def _micro_batch(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        if rows.shape[0] == 1 and self._pair_lone:
-            # The backward of batch norm in PyTorch 2.14 is wrong on the CPU for a batch of one with
-            # a gradient that is not contiguous: score the sample beside itself.
+        if rows.shape[0] == 1 and self.plan(x).pair_lone:
             values, logits = self._micro_batch(x, rows.repeat(2))
             return values[:1], logits[:1]
         part = x if rows.shape[0] == x.shape[0] else x[rows]
@@ -162,7 +158,7 @@ class Scorer:
         gradients: Sequence[Tensor],
     ) -> list[dict[str, Tensor]]:
         if not plan.fallback or (self.method == "vmap" and not self._verified):
-            found = fallback.choose(self.model, x, logits.shape[1], rest, self._pair_lone)
+            found = fallback.choose(self.model, x, logits.shape[1], rest, plan.pair_lone)
             if self.method == "vmap" and found != "vmap":
                 raise ModelError(
                     'method="vmap", but torch.func.vmap cannot differentiate this model, or does '
@@ -170,7 +166,7 @@ class Scorer:
                 )
             plan.fallback, self._verified = found, True
         if plan.fallback == "loop":
-            return fallback.loop_norms(self.model, x, rest, logits, gradients, self._pair_lone)
+            return fallback.loop_norms(self.model, x, rest, logits, gradients, plan.pair_lone)
         return fallback.vmap_norms(self.model, x, rest, logits, gradients, plan.bytes_per_sample)
 
     def _assemble(self, norms: list[dict[str, Tensor]], logits: Tensor) -> Tensor:

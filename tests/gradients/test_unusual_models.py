@@ -249,6 +249,18 @@ def sparse_weight():
     )
 
 
+@case
+def one_sample_through_a_functional_batch_norm():
+    def forward(m, x):
+        y = functional.batch_norm(m.conv(x), m.mean, m.variance, m.w)
+        return m.out(torch.tanh(y.flatten(2).transpose(1, 2)).mean(1))
+
+    model = Apply(forward, conv=nn.Conv2d(3, 5, 1), w=torch.randn(5), out=nn.Linear(5, 4))
+    model.register_buffer("mean", torch.randn(5))
+    model.register_buffer("variance", torch.rand(5) + 0.5)
+    return model, torch.randn(1, 3, 3, 3)
+
+
 def build(name):
     torch.manual_seed(0)
     model, x = CASES[name]()
@@ -297,6 +309,30 @@ def test_a_first_batch_of_one_does_not_decide_for_vmap():
     x = torch.randn(5, 6)
     gradood.gradient_norms(model, x[:1])
     assert_norms(gradood.gradient_norms(model, x), reference_norms(model, x), 1e-5)
+
+
+def test_several_labels_through_the_fallback():
+    model = nn.Sequential(nn.Linear(6, 8), nn.PReLU(8), nn.Linear(8, 4)).eval().double()
+    x = torch.randn(5, 6).double()
+    labels = torch.rand(3, 4).double()
+    norms = gradood.gradient_norms(model, x, list(labels))
+    assert gradood.explain(model, x)[2].rule == "vmap"
+    for k, label in enumerate(labels):
+        one = gradood.gradient_norms(model, x, label)
+        assert_norms(one, reference_norms(model, x, label.expand(5, 4)), 1e-9)
+        torch.testing.assert_close(norms.values[:, k], one.values, rtol=1e-9, atol=0)
+
+
+def test_half_precision_through_the_fallback():
+    model = nn.Sequential(nn.Linear(6, 8), nn.PReLU(), nn.Linear(8, 4)).eval()
+    with torch.no_grad():
+        model[2].weight.mul_(300)  # squares of the gradient overflow in float16
+    x = 10 * torch.randn(5, 6)
+    expected = reference_norms(model, x)
+    norms = gradood.gradient_norms(model.half(), x.half(), method="loop")
+    also = gradood.gradient_norms(model, x.half())
+    assert_norms(norms, expected, 0.1)
+    assert_norms(also, expected, 0.1)
 
 
 def test_threads_score_one_model_that_needs_the_fallback():
