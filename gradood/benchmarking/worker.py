@@ -44,6 +44,7 @@ def _times(job: Job) -> list[Outcome]:
     """Check every method once, which also warms it up, then time those that ran."""
     model, x = job.workload.build()
     right: dict[str, Norms] = {}
+    rounded: dict[str, Norms] = {}
     outcomes, calls = [], {}
     for name in job.methods:
         outcome = Outcome(name)
@@ -59,7 +60,8 @@ def _times(job: Job) -> list[Outcome]:
         if computes != "nothing":
             if computes not in right:
                 right[computes] = expected(model, x, computes)
-            verdict = compare(found, right[computes], job.autocast)
+                rounded[computes] = expected(model, x, computes, torch.float32)
+            verdict = compare(found, right[computes], rounded[computes], job.autocast)
             outcome.error, outcome.parameters = verdict.error, verdict.parameters
             outcome.missing, outcome.wrong = list(verdict.missing), list(verdict.wrong)
     rounds = {n: job.slow_rounds if method(n).slow else job.rounds for n in calls}

@@ -44,8 +44,9 @@ class Workload:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = BUILDERS[self.model](self).eval()
-            _randomise_statistics(model)
-            return model, torch.randn(self.batch, self.channels, self.size, self.size)
+            x = torch.randn(self.batch, self.channels, self.size, self.size)
+            _calibrate(model, x)
+            return model, x
 
 
 class MultilayerPerceptron(nn.Sequential):
@@ -201,16 +202,21 @@ def _torchvision(name: str) -> Callable[[Workload], nn.Module]:
     return build
 
 
-def _randomise_statistics(model: nn.Module) -> None:
-    """Give batch norms generic statistics and parameters, so that no shortcut can be right."""
+def _calibrate(model: nn.Module, x: Tensor) -> None:
+    """Give batch norms generic parameters, and statistics of these images, as if trained.
+
+    Without, deep networks of random weights have logits in the thousands.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                assert module.running_mean is not None and module.running_var is not None
-                module.running_mean.normal_(std=0.1)
-                module.running_var.uniform_(0.5, 1.5)
-                module.weight.uniform_(0.75, 1.25)
-                module.bias.normal_(std=0.1)
+        for norm in norms:
+            norm.weight.uniform_(0.75, 1.25)
+            norm.bias.normal_(std=0.1)
+            norm.train().momentum = 1.0
+        if norms:
+            model(x[:8])
+        for norm in norms:
+            norm.eval().momentum = 0.1
 
 
 def bce(logits: Tensor) -> Tensor:

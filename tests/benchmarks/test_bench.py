@@ -156,11 +156,24 @@ def test_what_opacus_leaves_out_is_found(model):
 
 
 def test_a_wrong_or_unfinished_column_is_not_right():
-    right = {"a": torch.tensor([1.0, 4.0]), "b": torch.tensor([2.0, 2.0]), "c": torch.ones(2)}
-    found = {"a": torch.tensor([1.0, 4.1, 9.0]), "b": torch.tensor([2.0, float("nan"), 9.0])}
-    judged = compare(found, {k: v.double() for k, v in right.items()})
-    assert judged.wrong == ("a", "b") and judged.missing == ("c",)
-    assert str(judged) == "1 of 3 missing, 2 of 3 wrong"
+    right = {name: torch.tensor([1.0, 2.0, 4.0]).double() for name in "abcd"}
+    found = {
+        "a": torch.tensor([1.1, 2.0, 4.1, 9.0]),
+        "b": torch.tensor([1.0, float("nan"), 4.0, 9.0]),
+        "c": torch.tensor([1.0, 2.0, 4.1, 9.0]),  # one sample only: a ReLU on its kink
+    }
+    judged = compare(found, right)
+    assert judged.wrong == ("a", "b") and judged.missing == ("d",)
+    assert str(judged) == "1 of 4 missing, 2 of 4 wrong" and judged.error == 0
+
+
+def test_what_rounding_alone_does_is_not_wrong():
+    right = {name: torch.tensor([1.0, 2.0]).double() for name in "ab"}
+    found = {name: torch.tensor([1.02, 2.02]) for name in "ab"}
+    rounded = {"a": torch.tensor([1.004, 2.004]), "b": torch.tensor([1.00004, 2.00004])}
+    assert compare(found, right, rounded).wrong == ("b",)
+    useless = {name: torch.tensor([5.0, 9.0]) for name in "ab"}
+    assert compare({"a": 2 * right["a"]}, right, useless).wrong == ("a",)
 
 
 def test_a_peer_that_is_not_installed_is_a_row(monkeypatch):
