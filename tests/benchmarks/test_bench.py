@@ -189,6 +189,7 @@ def test_a_peer_that_is_not_installed_is_a_row(monkeypatch):
 @pytest.mark.filterwarnings("ignore")
 def test_a_peer_that_fails_is_a_row_with_its_reason(monkeypatch):
     """Opacus refuses a layer that is called twice."""
+    pytest.importorskip("opacus", exc_type=ImportError)
     monkeypatch.setitem(BUILDERS, "mlp", lambda w: torch.nn.Sequential(torch.nn.Flatten(), Twice()))
     job = Job("time", TINY["mlp"], ("forward+backward", "Opacus ghost"), rounds=1)
     table = rows(job, worker.measure(job), {}, 0.0)
