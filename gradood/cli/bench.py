@@ -49,7 +49,7 @@ def bench(
 ) -> None:
     """Time the norms against forward and backward passes and other packages; CSV file and plot.
 
-    Other packages are optional: pip install 'gradood[bench]'.
+    Other packages are optional: install gradood with its extra, bench.
     """
     # Imported late, so that `gradood --help` does not wait for PyTorch.
     from gradood.benchmarking.registry import METHODS
