@@ -51,10 +51,8 @@ class Scorer:
         self._key = self._describe(x)
         plan = self.plan(x)
         size = micro_batch or max(1, _memory_bound(x) // (plan.bytes_per_sample + 1))
-        parts = [
-            self._micro_batch(x, torch.arange(i, min(i + size, x.shape[0]), device=x.device))
-            for i in range(0, x.shape[0], size)
-        ]
+        rows = torch.arange(x.shape[0], device=x.device).split(size)
+        parts = [self._micro_batch(x[r] if len(rows) > 1 else x, r) for r in rows]
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
     def plan(self, x: Tensor) -> Plan:
@@ -97,26 +95,26 @@ class Scorer:
         )
 
     def _micro_batch(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        if rows.shape[0] == 1 and self.plan(x).pair_lone:
-            values, logits = self._micro_batch(x, rows.repeat(2))
-            return values[:1], logits[:1]
-        part = x if rows.shape[0] == x.shape[0] else x[rows]
+        """Norms and logits of ``x``, which are these rows of the whole batch."""
         try:
-            return self._with_plan(part, rows)
+            return self._with_plan(x, rows)
         except PlanError:
             # The model may have been edited since: probe once more, then do without rules.
             _PLANS.get(self.model, {}).pop(self._key, None)
         try:
-            return self._with_plan(part, rows)
+            return self._with_plan(x, rows)
         except PlanError as error:
             if self.method == "rules":
                 raise ModelError(f'method="rules", but {error}') from error
             uncovered = dict.fromkeys(self.parameters, str(error))
             _PLANS[self.model][self._key] = Plan(uncovered=uncovered)
-            return self._with_plan(part, rows)
+            return self._with_plan(x, rows)
 
     def _with_plan(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         plan = self.plan(x)
+        if x.shape[0] == 1 and plan.pair_lone:
+            values, logits = self._with_plan(x[[0, 0]], rows.repeat(2))
+            return values[:1], logits[:1]
         gradients: list[Tensor] = []
 
         def logit_gradients(logits: Tensor) -> list[Tensor]:

@@ -118,6 +118,15 @@ def test_norms_do_not_depend_on_the_micro_batch(model, x, micro_batch):
     torch.testing.assert_close(parts.values, whole.values, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("samples", [1, 2, 3])
+def test_small_batches_in_micro_batches_of_one(model, x, samples):
+    model, x = model.double(), x[:samples].double()
+    label = torch.rand(samples, 5, generator=torch.Generator().manual_seed(3))
+    for method in ("auto", "loop", "vmap"):
+        norms = gradood.gradient_norms(model, x, label, micro_batch=1, method=method)
+        assert_norms(norms, reference_norms(model, x, label), 1e-9)
+
+
 def test_selection_by_name_pattern_and_predicate(model, x):
     every = gradood.gradient_norms(model, x)
     for selection, names in (
