@@ -35,7 +35,7 @@ class Row:
         checked: parameters whose norms were compared with the float64 loop.
         error: largest relative error of a column that is not wrong.
         missing, wrong: how many parameters have no norm, and one that is off by more than 0.1 %
-            (30 % under autocast) and more than ten times what float32 autograd is.
+            (30 % under autocast) and more than three times what float32 autograd is.
         note: which those are, or why there is no measurement.
     """
 

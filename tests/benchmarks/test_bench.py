@@ -169,9 +169,10 @@ def test_a_wrong_or_unfinished_column_is_not_right():
 
 def test_what_rounding_alone_does_is_not_wrong():
     right = {name: torch.tensor([1.0, 2.0]).double() for name in "ab"}
-    found = {name: torch.tensor([1.02, 2.02]) for name in "ab"}
-    rounded = {"a": torch.tensor([1.004, 2.004]), "b": torch.tensor([1.00004, 2.00004])}
+    found = {"a": torch.tensor([1.02, 2.02]), "b": torch.tensor([1.04, 2.04])}
+    rounded = {"a": torch.tensor([1.008, 2.008]), "b": torch.tensor([1.00004, 2.00004])}
     assert compare(found, right, rounded).wrong == ("b",)
+    assert compare(found, right).wrong == ("a", "b")
     useless = {name: torch.tensor([5.0, 9.0]) for name in "ab"}
     assert compare({"a": 2 * right["a"]}, right, useless).wrong == ("a",)
 
