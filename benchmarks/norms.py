@@ -15,6 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from gradood.benchmarking.workloads import workload
 from gradood.cli import app
 
 RESULTS = Path(__file__).parent / "results"
@@ -45,6 +46,7 @@ def newest() -> Rows:
         return {
             (row["model"], row["threads"], row["precision"], row["method"]): row
             for row in csv.DictReader(file)
+            if int(row["batch"]) == workload(row["model"]).batch
         }
 
 
@@ -95,6 +97,8 @@ def show_targets() -> None:
 if __name__ == "__main__":
     arguments = sys.argv[1:]
     if arguments != ["--targets"]:
-        app(["bench", "--out", str(RESULTS), *arguments], standalone_mode=False)
+        command = ["bench", "--out", str(RESULTS), *arguments]
+        if status := app(command, standalone_mode=False):
+            sys.exit(status)
     if "--scaling" not in arguments and "--help" not in arguments:
         show_targets()
