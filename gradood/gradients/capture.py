@@ -8,6 +8,7 @@ operator: no weight gradient is computed, and nothing is recorded before the fir
 from __future__ import annotations
 
 import types
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
@@ -36,7 +37,7 @@ class PlanError(Exception):
     """The model does what no plan can follow, or something else than in the probe."""
 
 
-class OperatorMode(TorchFunctionMode):
+class OperatorMode(TorchFunctionMode, ABC):
     """Number the operators of a forward pass in order, looking inside composite functions.
 
     Calls without gradients, inside ``no_grad`` or a custom ``autograd.Function``, are passed by:
@@ -63,9 +64,9 @@ class OperatorMode(TorchFunctionMode):
         self.count += 1
         return self.visit(self.count, function, args, kwargs)
 
+    @abstractmethod
     def visit(self, position: int, function: Function, args: Any, kwargs: Any) -> Any:
         """Make the call that stands at ``position``."""
-        raise NotImplementedError
 
 
 class SourceMode(OperatorMode):

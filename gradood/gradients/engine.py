@@ -17,6 +17,7 @@ from gradood.gradients.plan import Forward, Plan, PlanError, Step
 from gradood.gradients.probe import Use
 from gradood.gradients.rules import Call
 from gradood.gradients.rules.broadcast import row_sqnorm
+from gradood.gradients.rules.linear import tokens
 from gradood.gradients.source import Source
 
 #: Called with a parameter's name, the call whose rule computes its norm, the call's input and
@@ -182,10 +183,10 @@ class Recorder(SourceMode):
         uses = self._waiting.pop(name)
         if self._plan.combine[name][0] == "concatenate":
             role, call = uses[0].role, uses[0].call
-            d = torch.cat([_flat(u.d) for u in uses], 1)
+            d = torch.cat([tokens(u.d) for u in uses], 1)
             x = None
             if uses[0].x is not None:
-                x = torch.cat([_flat(u.x) for u in uses if u.x is not None], 1)
+                x = torch.cat([tokens(u.x) for u in uses if u.x is not None], 1)
             self._add(name, call.norms(x, d, [role])[role])
             return
         numel = self._parameters[name].numel() + max(u.call.operands[u.role].numel() for u in uses)
@@ -226,8 +227,3 @@ def run(
 
 def _is(use: Use, source: Source) -> bool:
     return use.parameter in source.leaves and use.region == source.region
-
-
-def _flat(t: Tensor) -> Tensor:
-    """Bring ``[N, …, features]`` to ``[N, T, features]`` to concatenate tokens."""
-    return t.unsqueeze(1) if t.dim() == 2 else t.flatten(1, -2)

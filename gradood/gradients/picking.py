@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from gradood.gradients.capture import flatten
+
 #: Operators that work along one dimension: where it stands among their arguments, and its default.
 _ALONG = {
     "gather": (1, None),
@@ -48,7 +50,7 @@ def picked_dimensions(
         return set(_indexed(first, rest[0], depends)) if moves else set()
     name = name.removesuffix("_") if name != "_pack_padded_sequence" else name
     picking = [first] if name in _BY_VALUE else [*rest, *kwargs.values()]
-    if not any(map(depends, _flat(picking))):
+    if not any(map(depends, flatten(picking))):
         return set()
     if name in _ANYWHERE:
         return set(range(first.dim()))
@@ -80,11 +82,3 @@ def _width(part: Any) -> int:
     if isinstance(part, Tensor) and not part.is_floating_point() and part.element_size() == 1:
         return part.dim()  # a mask
     return 1
-
-
-def _flat(values: Any) -> Iterator[Any]:
-    for value in values:
-        if isinstance(value, (list, tuple)):
-            yield from _flat(value)
-        else:
-            yield value
