@@ -71,7 +71,7 @@ def convolution(case: tuple[int, ...]) -> tuple[Callable[[str], object], str]:
     if pick == "pointwise":
         costs = choice.CPP[cpp_backend.instruction_set()]
         pick = choice.linear(out * out, inputs, outputs, costs, pixels=True)
-    return lambda kind: cpp_backend._convolution(kind, x, d, *geometry, 1, False), pick
+    return lambda kind: cpp_backend.conv_sqnorm(x, d, *geometry, 1, False, kind), pick
 
 
 def linear(case: tuple[int, ...]) -> tuple[Callable[[str], object], str]:
@@ -80,7 +80,7 @@ def linear(case: tuple[int, ...]) -> tuple[Callable[[str], object], str]:
     pick = cpp_backend.algorithm("linear_sqnorm", x, d)
     x, d = x.transpose(1, 2), d.transpose(1, 2)
     geometry = ((1,), (1,), (0,), (1,))
-    return lambda kind: cpp_backend._convolution(kind, x, d, *geometry, 1, False), pick
+    return lambda kind: cpp_backend.conv_sqnorm(x, d, *geometry, 1, False, kind), pick
 
 
 def main() -> None:

@@ -91,8 +91,8 @@ def gradient_norms(
     labels, several = as_labels(label)
     check_arguments(model, x, loss, method, micro_batch, nan_policy)
     bad = not_finite(x, nan_policy)
-    with torch.inference_mode(False), torch.enable_grad(), locked(model):
-        chosen = select_parameters(model, parameters)
+    with torch.inference_mode(False), torch.enable_grad(), locked(model) as known:
+        chosen = select_parameters(model, parameters, known)
         if x.shape[0] == 0:
             shape = (0, len(labels), len(chosen)) if several else (0, len(chosen))
             values = x.new_empty(shape, dtype=torch.float32)
@@ -100,7 +100,7 @@ def gradient_norms(
         x = x.clone() if x.is_inference() else x.detach()
         if bad is not None:
             x = x.masked_fill(bad.view(-1, *[1] * (x.dim() - 1)), 0.0)
-        scorer = Scorer(model, chosen, labels, loss, method)
+        scorer = Scorer(model, known, chosen, labels, loss, method)
         values, logits = scorer.score(x, micro_batch)
     if bad is not None:
         values[bad] = float("inf")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,15 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gradood import ops
-from gradood.gradients.capture import Function, SourceMode, constants, name_of, watch
+from gradood.gradients.capture import (
+    End,
+    Function,
+    SourceMode,
+    leads_nowhere,
+    name_of,
+    same_constants,
+    watch,
+)
 from gradood.gradients.plan import Forward, Plan, PlanError, Step
 from gradood.gradients.probe import Use
 from gradood.gradients.rules import Call
@@ -64,6 +73,7 @@ class Recorder(SourceMode):
         covered = {name: p for name, p in parameters.items() if name in plan.combine}
         super().__init__(covered)
         self._plan = plan
+        self._operators = plan.operators
         self._parameters = covered
         self._samples = samples
         self._observer = observer
@@ -74,40 +84,46 @@ class Recorder(SourceMode):
 
     def visit(self, position: int, function: Function, args: Any, kwargs: Any) -> Any:
         """Make one call; where the plan has a step, watch its output."""
-        if self._plan.functions[position - 1 : position] != (function,):
+        expected = self._operators[position - 1] if position <= len(self._operators) else None
+        if expected is None or function != expected.function:
             raise PlanError(f"{name_of(function)} ran where another operator was expected")
-        expected = self._plan.constants[position - 1]
-        if expected is not None and constants((args, *kwargs.values())) != expected:
+        if expected.constants is not None and not same_constants(args, kwargs, expected.constants):
             raise PlanError(f"{name_of(function)} was called with other sizes or places")
-        step = self._plan.steps.get(position)
-        if step is None:
-            sources = self.sources_in(args, kwargs)
-            if not sources:
-                return self.call_plain(function, args, kwargs)
-            self.check_surroundings()
-            if position in self._plan.meets:
-                raise PlanError(f"{name_of(function)} was called with other parameters")
-            return self.derive(function, args, kwargs, sources)
+        if expected.step is not None:
+            return self._follow(expected.step, function, args, kwargs)
+        if leads_nowhere(args, kwargs):
+            return function(*args, **kwargs)
+        sources = self.sources_in(args, kwargs)
+        if not sources:
+            return self.call_plain(function, args, kwargs)
+        self.check_surroundings()
+        if expected.meets:
+            raise PlanError(f"{name_of(function)} was called with other parameters")
+        return self.derive(function, args, kwargs, sources)
+
+    def _follow(self, step: Step, function: Function, args: Any, kwargs: Any) -> Tensor:
+        """Make a call in which parameters meet the batch, and wait for its gradient."""
         self.check_surroundings()
         call = step.rule.bind(function, *args, **kwargs)
         if isinstance(call, str):
             raise PlanError(call)
-        roles = {role: s for role, t in call.operands.items() if (s := self.source(t))}
-        if not all(u.role in roles and _is(u, roles[u.role]) for u in step.uses):
+        if not all(self._is_used(use, call) for use in step.uses):
             raise PlanError(f"{name_of(function)} was called with other parameters")
-        out = self.call_plain(function, args, kwargs)
+        out: Tensor = self.call_plain(function, args, kwargs)
         call.axis = step.axis
         self._check(step, call, out)
-        data = self._keep(step, call)
+        data = call.data.detach() if step.needs_data and call.data is not None else None
         version = 0 if data is None else data._version
-        # The hook must not keep the call's own reference to the input alive.
-        call.data = None if data is None else data.new_empty(0).expand(*[0] * data.dim())
-        hook = partial(self._receive, step, call, roles, [data], version)
+        call.data = None  # the hook must not keep it alive for longer than needed
+        hook = partial(self._receive, step, call, [data], version)
         return watch(out, self.anchor, hook, self._plan.strange)
 
-    def _keep(self, step: Step, call: Call) -> Tensor | None:
-        needed = any(use.role in call.needs_data for use in step.uses)
-        return call.data.detach() if needed and call.data is not None else None
+    def _is_used(self, use: Use, call: Call) -> bool:
+        operand = call.operands.get(use.role)
+        if use.itself:
+            return self.name(operand) == use.parameter
+        source = self.source(operand)
+        return source is not None and use.parameter in source.leaves and use.region == source.region
 
     def _check(self, step: Step, call: Call, out: Tensor) -> None:
         tensors = [out] if call.data is None else [out, call.data]
@@ -116,7 +132,7 @@ class Recorder(SourceMode):
 
     def finish(self) -> None:
         """Check after the forward pass that it did not end early."""
-        if self.count != len(self._plan.functions):
+        if self.count != len(self._operators):
             raise PlanError("operators that were there in the probe did not run")
 
     def backward(self, logits: Tensor, gradient: Tensor, last: bool) -> dict[str, Tensor]:
@@ -125,9 +141,8 @@ class Recorder(SourceMode):
         self._waiting = defaultdict(list)
         self._last_label = last
         if logits.requires_grad:
-            torch.autograd.grad(
-                logits, [self.anchor], gradient.to(logits), retain_graph=not last, allow_unused=True
-            )
+            end = End.apply(logits, gradient.to(logits))
+            torch.autograd.grad(end, [self.anchor], retain_graph=not last, allow_unused=True)
         for name in list(self._waiting):  # uses whose output the logits do not depend on
             self._combine(name)
         return self._norms
@@ -136,7 +151,6 @@ class Recorder(SourceMode):
         self,
         step: Step,
         call: Call,
-        sources: Mapping[str, Source],
         held: list[Tensor | None],
         version: int,
         d: Tensor,
@@ -164,7 +178,9 @@ class Recorder(SourceMode):
             strategy, count = self._plan.combine[use.parameter]
             if strategy != "add":
                 waiting = self._waiting[use.parameter]
-                waiting.append(_Contribution(call, use.role, x, d, sources[use.role]))
+                source = self.source(call.operands[use.role])
+                assert source is not None
+                waiting.append(_Contribution(call, use.role, x, d, source))
                 self._observe(use.parameter, call, x, d, ops.Served("", "torch", strategy))
                 if len(waiting) == count:
                     self._combine(use.parameter)
@@ -217,7 +233,7 @@ def run(
         logits = forward(x)
     recorder.finish()
     gradients = logit_gradients(logits)
-    with torch.autocast(x.device.type, enabled=False):
+    with full_precision(x.device.type):
         norms = [
             recorder.backward(logits, g, last=i == len(gradients) - 1)
             for i, g in enumerate(gradients)
@@ -225,5 +241,7 @@ def run(
     return logits.detach(), norms
 
 
-def _is(use: Use, source: Source) -> bool:
-    return use.parameter in source.leaves and use.region == source.region
+def full_precision(device: str) -> AbstractContextManager[object]:
+    """No autocast: norms accumulate in float32."""
+    autocast = torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if autocast else nullcontext()

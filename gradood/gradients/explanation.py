@@ -128,10 +128,10 @@ def explain(
             1 if before is None else before.uses + 1,
         )
 
-    with torch.inference_mode(False), torch.enable_grad(), locked(model):
-        chosen.update(select_parameters(model, parameters))
+    with torch.inference_mode(False), torch.enable_grad(), locked(model) as known:
+        chosen.update(select_parameters(model, parameters, known))
         x = x.clone() if x.is_inference() else x.detach()
-        scorer = Scorer(model, chosen, ["all_hot"], "bce", method, observe)
+        scorer = Scorer(model, known, chosen, ["all_hot"], "bce", method, observe)
         scorer.score(x[:2], None)
         plan = scorer.plan(x[:2])
     rows = []

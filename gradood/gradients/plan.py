@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,20 @@ class Step:
     uses: tuple[Use, ...]
     axis: SampleAxis
 
+    @cached_property
+    def needs_data(self) -> bool:
+        """Whether a norm depends on the operator's input."""
+        return any(use.role in self.rule.needs_data for use in self.uses)
+
+
+class Expected(NamedTuple):
+    """One operator of the pass, as the probe saw it."""
+
+    function: Function
+    constants: Any
+    meets: bool
+    step: Step | None
+
 
 @dataclass
 class Plan:
@@ -59,6 +73,12 @@ class Plan:
     fallback: str = ""
     bytes_per_sample: int = 0
     written: Written = Written()
+
+    @cached_property
+    def operators(self) -> tuple[Expected, ...]:
+        """Every operator of the pass in order, with the step that belongs to it."""
+        numbered = enumerate(zip(self.functions, self.constants, strict=True), 1)
+        return tuple(Expected(f, c, i in self.meets, self.steps.get(i)) for i, (f, c) in numbered)
 
     @cached_property
     def pair_lone(self) -> bool:

@@ -46,6 +46,8 @@ class Use(NamedTuple):
     parameter: str
     role: str
     region: Region | None
+    #: Whether the operand is the parameter itself, not something made from it.
+    itself: bool
 
 
 @dataclass
@@ -226,7 +228,12 @@ class Probe(SourceMode):
         for role, tensor in roles.items():
             source = self.source(tensor)
             if source is not None:
-                uses += [Use(n, role, source.region) for n in source.leaves if n in self.parameters]
+                itself = self.name(tensor) is not None
+                uses += [
+                    Use(name, role, source.region, itself)
+                    for name in source.leaves
+                    if name in self.parameters
+                ]
         return call, uses
 
     def _record(

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,7 +16,8 @@ from torch.nn import Parameter
 
 from gradood.errors import ModelError
 from gradood.gradients import engine, fallback
-from gradood.gradients.labels import Label, logit_gradient, target
+from gradood.gradients.labels import Label, loss_gradient
+from gradood.gradients.outline import Outline, outline
 from gradood.gradients.plan import Plan, PlanError, make_plan
 from gradood.gradients.state import kept, observed
 from gradood.gradients.validation import explain_dtype, logits_of
@@ -33,16 +34,16 @@ class Scorer:
     def __init__(
         self,
         model: nn.Module,
+        known: Outline,
         parameters: dict[str, Parameter],
         labels: Sequence[Label],
         loss: str,
         method: str,
         observer: engine.Observer | None = None,
     ) -> None:
-        self.model, self.parameters = model, parameters
+        self.model, self.outline, self.parameters = model, known, parameters
         self.labels, self.loss, self.method = labels, loss, method
         self.observer = observer
-        self._modules = list(model.modules())
         self._key: tuple[Any, ...] = ()
         self._verified = False  # whether vmap agrees with the loop
 
@@ -51,8 +52,10 @@ class Scorer:
         self._key = self._describe(x)
         plan = self.plan(x)
         size = micro_batch or max(1, _memory_bound(x) // (plan.bytes_per_sample + 1))
-        rows = torch.arange(x.shape[0], device=x.device).split(size)
-        parts = [self._micro_batch(x[r] if len(rows) > 1 else x, r) for r in rows]
+        rows = torch.arange(x.shape[0], device=x.device)
+        if size >= len(rows):
+            return self._micro_batch(x, rows)
+        parts = [self._micro_batch(x[r], r) for r in rows.split(size)]
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
     def plan(self, x: Tensor) -> Plan:
@@ -90,7 +93,7 @@ class Scorer:
             x.dtype,
             x.device,
             tuple(map(id, self.parameters.values())),
-            tuple(m.training for m in self._modules),
+            self.outline.training,
             torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
         )
 
@@ -121,11 +124,11 @@ class Scorer:
             for label in self.labels:
                 if isinstance(label, Tensor) and label.dim() == 2:
                     label = label.to(rows.device)[rows]
-                gradients.append(logit_gradient(logits, target(label, logits), self.loss))
+                gradients.append(loss_gradient(logits, label, self.loss))
             return gradients
 
         if plan.steps:
-            with kept(self.model, plan.written):
+            with kept(self.model, plan.written) if any(plan.written) else nullcontext():
                 logits, norms = engine.run(
                     plan, self.forward, x, self.parameters, logit_gradients, self.observer
                 )
@@ -169,12 +172,12 @@ class Scorer:
 
     def _assemble(self, norms: list[dict[str, Tensor]], logits: Tensor) -> Tensor:
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        values = logits.new_zeros(logits.shape[0], len(norms), len(self.parameters), dtype=dtype)
-        for k, by_name in enumerate(norms):
-            for column, name in enumerate(self.parameters):
-                if name in by_name:
-                    values[:, k, column] = by_name[name].detach()
-        return values
+        unused = logits.new_zeros(logits.shape[0], dtype=dtype)
+        if not self.parameters:
+            return unused.new_empty(len(unused), len(norms), 0)
+        columns = [by_name.get(name, unused) for by_name in norms for name in self.parameters]
+        values = torch.stack(columns, 1).detach().to(dtype)
+        return values.view(len(unused), len(norms), len(self.parameters))
 
 
 _PLANS: WeakKeyDictionary[nn.Module, dict[Any, Plan]] = WeakKeyDictionary()
@@ -184,9 +187,10 @@ _RELEASED = threading.Condition()
 
 
 @contextmanager
-def locked(model: nn.Module) -> Iterator[None]:
+def locked(model: nn.Module) -> Iterator[Outline]:
     """One thread at a time for a module: the fallback exchanges its parameters for a moment."""
-    modules, thread = frozenset(map(id, model.modules())), threading.get_ident()
+    known, thread = outline(model), threading.get_ident()
+    modules = known.modules
     with _RELEASED:
         _RELEASED.wait_for(
             lambda: all(
@@ -198,7 +202,7 @@ def locked(model: nn.Module) -> Iterator[None]:
         )
         _ACTIVE.setdefault(thread, []).append(modules)
     try:
-        yield
+        yield known
     finally:
         with _RELEASED:
             _ACTIVE[thread].pop()

@@ -69,13 +69,11 @@ class Source:
         return self._region if self.live._version == self._version else None
 
     @classmethod
-    def of_parameter(cls, name: str, parameter: Parameter) -> tuple[Tensor, Source]:
-        """The source that is a parameter itself, and its value."""
-        plain = parameter.detach()
-        plain = plain.clone() if plain.is_inference() else plain
+    def of_parameter(cls, name: str, plain: Tensor) -> Source:
+        """The source that is a parameter itself, of which the model sees ``plain``."""
         leaf = plain.detach().requires_grad_()
         setattr(leaf, _NAME, name)
-        return plain, cls(plain, leaf, _region(name, leaf, leaf))
+        return cls(plain, leaf, _region(name, leaf, leaf))
 
     @classmethod
     def derived(cls, live: Tensor, parents: list[Source], isometric: bool) -> tuple[Tensor, Source]:
@@ -133,6 +131,12 @@ def graph_leaves(tensor: Tensor) -> Iterator[Tensor]:
         if hasattr(node, "variable"):
             yield node.variable
         stack += [parent for parent, _ in node.next_functions]
+
+
+def plain_value(parameter: Parameter) -> Tensor:
+    """What a model sees of a parameter: a plain tensor that shares its memory."""
+    plain = parameter.detach()
+    return plain.clone() if plain.is_inference() else plain
 
 
 def is_source(value: object) -> bool:

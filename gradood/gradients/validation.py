@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from math import isfinite
 
 import torch
 from torch import Tensor, nn
@@ -11,18 +12,25 @@ from torch.nn import Parameter
 
 from gradood.errors import InputError, ModelError
 from gradood.gradients.labels import LOSSES, Label
+from gradood.gradients.outline import Outline
 
 METHODS = ("auto", "rules", "vmap", "loop")
 
 Selection = None | str | Sequence[str] | Callable[[str, Parameter], bool]
 
 
-def select_parameters(model: nn.Module, selection: Selection) -> dict[str, Parameter]:
+def select_parameters(
+    model: nn.Module, selection: Selection, known: Outline
+) -> dict[str, Parameter]:
     """The selected parameters by name, in ``named_parameters`` order.
 
     Raises:
         InputError: a pattern selects nothing, or a parameter is complex or quantised.
     """
+    return known.selected(selection, lambda: _select(model, selection))
+
+
+def _select(model: nn.Module, selection: Selection) -> dict[str, Parameter]:
     everything = dict(model.named_parameters())
     if selection is None:
         chosen = everything
@@ -104,7 +112,7 @@ def check_arguments(
 
 def not_finite(x: Tensor, nan_policy: str) -> Tensor | None:
     """Rows that hold NaN or Inf, or None if there are none."""
-    if not x.is_floating_point() or bool(x.sum(dtype=_wide(x)).isfinite()):
+    if not x.is_floating_point() or isfinite(x.sum(dtype=_wide(x)).item()):
         return None  # one NaN or Inf would have spoilt the sum
     finite = x.isfinite().flatten(1).all(1) if x.dim() > 1 else x.isfinite()
     if bool(finite.all()):

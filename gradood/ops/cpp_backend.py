@@ -8,9 +8,12 @@ float32. The kernels (``csrc/``) run on PyTorch's own threads, as many as ``torc
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
+from math import prod
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,30 +73,29 @@ if _kernels is not None:
 
 def reject(op: str, *args: object) -> str | None:
     """Return why this backend cannot serve a call, or None."""
-    tensors = [a for a in args if isinstance(a, Tensor)]
-    for t in tensors:
+    for place, t in enumerate(args):
+        if not isinstance(t, Tensor):
+            break  # tensors come first
         if t.device.type != "cpu":
             return f"tensor on {t.device}"
-    for t in tensors[:2]:
-        if t.is_floating_point() and t.dtype not in _DTYPES:
+        if place < 2 and t.dtype not in _DTYPES and t.is_floating_point():
             return f"{t.dtype} is left to PyTorch"
-    if op == "conv_sqnorm" and tensors[0].dim() > 5:
+    if op == "conv_sqnorm" and isinstance(args[0], Tensor) and args[0].dim() > 5:
         return "more than three spatial dimensions"
     return None
 
 
 def algorithm(op: str, *args: object) -> str:
     """Name the algorithm that serves a call."""
+    if op not in ("linear_sqnorm", "conv_sqnorm"):
+        return "fused"
+    x, d, *geometry = args
+    assert isinstance(x, Tensor) and isinstance(d, Tensor)
     if op == "linear_sqnorm":
-        x, d = args[:2]
-        assert isinstance(x, Tensor) and isinstance(d, Tensor)
         return choice.linear(x.shape[1], x.shape[2], d.shape[2], _costs())
-    if op == "conv_sqnorm":
-        x, d, kernel_size, stride, padding, _, groups = args[:7]
-        assert isinstance(x, Tensor) and isinstance(d, Tensor)
-        shapes = (x.shape[1:], d.shape[1:])
-        return choice.conv(*shapes, kernel_size, stride, padding, groups, _costs())  # type: ignore[arg-type]
-    return "fused"
+    kernel_size, stride, padding, _, groups = geometry[:5]
+    shapes = (x.shape[1:], d.shape[1:])
+    return choice.conv(*shapes, kernel_size, stride, padding, groups, _costs())  # type: ignore[arg-type]
 
 
 def _costs() -> choice.Costs:
@@ -103,7 +105,7 @@ def _costs() -> choice.Costs:
 def bias_sqnorm(d: Tensor) -> Tensor:
     """See ``reference.bias_sqnorm``."""
     if d.numel() == 0:
-        return torch.zeros(d.shape[0])
+        return _zeros(d.shape[0])
     norm = torch.empty(d.shape[0])
     _call("bias", *_describe(d), norm.data_ptr())
     return norm
@@ -113,10 +115,7 @@ def linear_sqnorm(x: Tensor, d: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
     """See ``reference.linear_sqnorm``."""
     if _empty(x, d):
         return _zeros(d.shape[0]), bias_sqnorm(d.transpose(1, 2)) if bias else _zeros(0)
-    kind = algorithm("linear_sqnorm", x, d)
-    if kind == "outer":
-        return _results(d, bias, lambda w, b: _call("outer", *_describe(x), *_describe(d), w, b))
-    return _convolution(kind, x.transpose(1, 2), d.transpose(1, 2), (1,), (1,), (0,), (1,), 1, bias)
+    return _run(_prepare_linear(*_layouts(x, d), _instruction_set), x, d, bias)
 
 
 def conv_sqnorm(
@@ -128,21 +127,19 @@ def conv_sqnorm(
     dilation: Sequence[int],
     groups: int,
     bias: bool,
+    kind: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """See ``reference.conv_sqnorm``."""
+    """See ``reference.conv_sqnorm``; ``kind`` forces an algorithm, for tests and benchmarks."""
     if _empty(x, d):
         return _zeros(d.shape[0]), bias_sqnorm(d.flatten(2)) if bias else _zeros(0)
-    kind = algorithm("conv_sqnorm", x, d, kernel_size, stride, padding, dilation, groups)
-    if kind == "pointwise":
-        kind = choice.linear(d[0, 0].numel(), x.shape[1], d.shape[1], _costs(), pixels=True)
-    return _convolution(kind, x, d, kernel_size, stride, padding, dilation, groups, bias)
+    geometry = _Geometry(tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation), groups)
+    return _run(_prepare_conv(*_layouts(x, d), geometry, _instruction_set, kind), x, d, bias)
 
 
 def batch_norm_sqnorm(x: Tensor, d: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
     """See ``reference.batch_norm_sqnorm``."""
     mean, rstd = mean.float().contiguous(), rstd.float().contiguous()
-    statistics = (mean.data_ptr(), rstd.data_ptr())
-    return _fused("batch_norm", x, d, *statistics)
+    return _fused("batch_norm", x, d, mean.data_ptr(), rstd.data_ptr())
 
 
 def layer_norm_sqnorm(x: Tensor, d: Tensor, eps: float, rms: bool) -> tuple[Tensor, Tensor]:
@@ -165,12 +162,91 @@ def embedding_sqnorm(indices: Tensor, d: Tensor, padding_idx: int) -> Tensor:
     return norm
 
 
+class _Layout(NamedTuple):
+    """How a tensor lies in memory, as ``_cpu`` wants to know it."""
+
+    dtype: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def transpose(self) -> _Layout:
+        """Tokens ``[N, T, q]`` as pixels ``[N, q, T]``."""
+        return self._replace(
+            size=tuple(self.size[i] for i in (0, 2, 1)),
+            stride=tuple(self.stride[i] for i in (0, 2, 1)),
+        )
+
+    def spread(self) -> tuple[int, ...]:
+        """The numbers for a tensor of three spatial dimensions, the first of which are one."""
+        missing = 5 - len(self.size)
+        size = (*self.size[:2], *(1,) * missing, *self.size[2:])
+        step = self.size[2] * self.stride[2]
+        return (self.dtype, *size, *self.stride[:2], *(step,) * missing, *self.stride[2:])
+
+
+class _Geometry(NamedTuple):
+    """Sizes of a convolution, by spatial dimension."""
+
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def spread(self) -> tuple[int, ...]:
+        """The numbers for three spatial dimensions."""
+        missing = 3 - len(self.kernel_size)
+        sizes = (self.kernel_size, self.stride, self.padding, self.dilation)
+        filled = zip(sizes, (1, 1, 0, 1), strict=True)
+        return (*(n for s, one in filled for n in ((one,) * missing + s)), self.groups)
+
+
+class _Prepared(NamedTuple):
+    """A kernel, and its arguments beside addresses: found once for tensors of one layout."""
+
+    kernel: str
+    x: tuple[int, ...]
+    d: tuple[int, ...]
+    geometry: tuple[int, ...]
+
+
+@lru_cache(4096)
+def _prepare_linear(x: _Layout, d: _Layout, instruction_set: str) -> _Prepared:
+    costs = choice.CPP[instruction_set]
+    kind = choice.linear(x.size[1], x.size[2], d.size[2], costs)
+    if kind == "outer":
+        return _Prepared(kind, (x.dtype, *x.size, *x.stride), (d.dtype, *d.size, *d.stride), ())
+    pointwise = _Geometry((1,), (1,), (0,), (1,), 1)
+    return _Prepared(kind, x.transpose().spread(), d.transpose().spread(), pointwise.spread())
+
+
+@lru_cache(4096)
+def _prepare_conv(
+    x: _Layout, d: _Layout, geometry: _Geometry, instruction_set: str, kind: str | None
+) -> _Prepared:
+    costs = choice.CPP[instruction_set]
+    kernel_size, stride, padding, _, groups = geometry
+    if kind is None:
+        kind = choice.conv(x.size[1:], d.size[1:], kernel_size, stride, padding, groups, costs)
+    if kind == "pointwise":
+        kind = choice.linear(prod(d.size[2:]), x.size[1], d.size[1], costs, pixels=True)
+    kernel = {"shift_gram": "gram", "outer": "direct"}.get(kind, kind)
+    return _Prepared(kernel, x.spread(), d.spread(), geometry.spread())
+
+
 def _empty(x: Tensor, d: Tensor) -> bool:
     return x.numel() == 0 or d.numel() == 0
 
 
 def _zeros(samples: int) -> Tensor:
     return torch.zeros(samples)
+
+
+def _layouts(x: Tensor, d: Tensor) -> tuple[_Layout, _Layout]:
+    return (
+        _Layout(_DTYPES[x.dtype], x.shape, x.stride()),
+        _Layout(_DTYPES[d.dtype], d.shape, d.stride()),
+    )
 
 
 def _describe(t: Tensor) -> tuple[int, ...]:
@@ -181,39 +257,22 @@ def _call(kernel: str, *arguments: float) -> None:
     getattr(_kernels, kernel)(*arguments, torch.get_num_threads())
 
 
-def _results(d: Tensor, bias: bool, call: Callable[[int, int], None]) -> tuple[Tensor, Tensor]:
-    """Allocate both norms and hand their addresses to ``call``."""
+def _results(d: Tensor, bias: bool) -> tuple[Tensor, Tensor, int, int]:
+    """Both norms to be, and their addresses."""
     weight, bias_norm = torch.empty(d.shape[0]), torch.empty(d.shape[0] if bias else 0)
-    call(weight.data_ptr(), bias_norm.data_ptr() if bias else 0)
-    return weight, bias_norm
+    return weight, bias_norm, weight.data_ptr(), bias_norm.data_ptr() if bias else 0
 
 
 def _fused(kernel: str, x: Tensor, d: Tensor, *options: float) -> tuple[Tensor, Tensor]:
     if _empty(x, d):
         return _zeros(d.shape[0]), _zeros(d.shape[0])
-    tensors = (*_describe(x), *_describe(d))
-    return _results(d, True, lambda w, b: _call(kernel, *tensors, *options, w, b))
+    weight, bias, *addresses = _results(d, True)
+    _call(kernel, *_describe(x), *_describe(d), *options, *addresses)
+    return weight, bias
 
 
-def _convolution(
-    kind: str,
-    x: Tensor,
-    d: Tensor,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    bias: bool,
-) -> tuple[Tensor, Tensor]:
-    """Call a kernel on ``x`` ``[N, C, *S]`` and ``d`` ``[N, P, *T]``, given axes of size one."""
-    missing = 3 - len(kernel_size)
-    shape = (slice(None), slice(None)) + (None,) * missing
-    geometry = [
-        size
-        for sizes, default in ((kernel_size, 1), (stride, 1), (padding, 0), (dilation, 1))
-        for size in (default,) * missing + tuple(sizes)
-    ]
-    tensors = (*_describe(x[shape]), *_describe(d[shape]))
-    kernel = "gram" if kind == "shift_gram" else "direct" if kind == "outer" else kind
-    return _results(d, bias, lambda w, b: _call(kernel, *tensors, *geometry, groups, w, b))
+def _run(prepared: _Prepared, x: Tensor, d: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
+    kernel, of_x, of_d, geometry = prepared
+    weight, bias_norm, *addresses = _results(d, bias)
+    _call(kernel, x.data_ptr(), *of_x, d.data_ptr(), *of_d, *geometry, *addresses)
+    return weight, bias_norm

@@ -12,8 +12,6 @@ from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 from gradood.errors import BackendError
 
 _LOG = logging.getLogger("gradood")
@@ -55,9 +53,8 @@ def tracing() -> Iterator[list[Served]]:
 
 
 def dispatch(op: str, *args: Any) -> Any:
-    """Run ``op`` on the first backend that accepts the call."""
-    tensor = next(a for a in args if isinstance(a, Tensor))
-    for backend in _candidates(tensor.device.type, os.environ.get("GRADOOD_BACKEND", "auto")):
+    """Run ``op``, whose first argument is a tensor, on the first backend that accepts the call."""
+    for backend in _candidates(args[0].device.type, os.environ.get("GRADOOD_BACKEND", "auto")):
         reason = backend.reject(op, *args)
         if reason is None:
             if _TRACES.active:
@@ -65,7 +62,7 @@ def dispatch(op: str, *args: Any) -> Any:
                 _TRACES.active[-1].append(served)
             return getattr(backend, op)(*args)
         _log_once(f"backend {backend.NAME} cannot serve {op}: {reason}")
-    raise BackendError(f"no backend serves {op} on {tensor.device}; unset GRADOOD_BACKEND")
+    raise BackendError(f"no backend serves {op} on {args[0].device}; unset GRADOOD_BACKEND")
 
 
 @cache

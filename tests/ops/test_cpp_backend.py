@@ -98,9 +98,8 @@ def test_every_algorithm_serves_every_convolution(cases, isa, kind, assert_close
         if kind == "depthwise" and groups != x.shape[1]:
             continue
         for change in (lambda t: t, channels_last):
-            got = cpp_backend._convolution(
-                kind, change(x), change(d), kernel, stride, padding, dilation, groups, True
-            )
+            geometry = (kernel, stride, padding, dilation, groups)
+            got = cpp_backend.conv_sqnorm(change(x), change(d), *geometry, True, kind=kind)
             assert_close(got, case.expected(), 1e-4 if name == "conv one of everything" else 3e-5)
 
 

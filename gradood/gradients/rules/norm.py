@@ -82,9 +82,8 @@ class BatchNormCall(_NormCall):
                 "depends on the other samples; call model.eval() first (layers with "
                 "track_running_stats=False need their statistics fixed)"
             )
-        accumulate = torch.promote_types(running_var.dtype, torch.float32)
-        rstd = (running_var.detach().to(accumulate) + eps).rsqrt()
-        return cls(input, weight, bias, running_mean.detach().to(accumulate), rstd)
+        mean, var = (_accurate(t) for t in (running_mean, running_var))
+        return cls(input, weight, bias, mean, torch.rsqrt(var + eps))
 
     def refuses(self, axis: SampleAxis) -> str | None:
         return batch_comes_first(axis)
@@ -223,6 +222,15 @@ class RMSNormCall(LayerNormCall):
 
     def _normalised(self, x: Tensor) -> Tensor:
         return x * (x.square().mean(2, keepdim=True) + self.eps).rsqrt()
+
+
+def _accurate(statistic: Tensor) -> Tensor:
+    """A running statistic in float32 or better, without its graph."""
+    statistic = statistic.detach() if statistic.requires_grad else statistic
+    return statistic.float() if statistic.dtype in _HALF else statistic
+
+
+_HALF = (torch.float16, torch.bfloat16)
 
 
 def channels_first(t: Tensor, merged: bool) -> Tensor:

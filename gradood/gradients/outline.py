@@ -1,0 +1,59 @@
+"""What a model is made of, found in one quick walk and remembered for as long as it stays so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+from torch.nn import Parameter
+
+
+@dataclass
+class Outline:
+    """The modules of a model, and what was found out about it while it had no others."""
+
+    #: Names and identities of all modules and parameters, in the order of the walk.
+    key: tuple[Any, ...]
+    modules: frozenset[int]
+    #: Which modules are in training mode, as of the last walk.
+    training: tuple[bool, ...] = ()
+    #: By selection, the parameters that it chooses.
+    selections: dict[Any, dict[str, Parameter]] = field(default_factory=dict)
+
+    def selected(
+        self, selection: Any, choose: Callable[[], dict[str, Parameter]]
+    ) -> dict[str, Parameter]:
+        """The parameters of a selection; a predicate may change its mind, and is asked again."""
+        if selection is not None and not isinstance(selection, str):
+            return choose()
+        if selection not in self.selections:
+            self.selections[selection] = choose()
+        return self.selections[selection]
+
+
+def outline(model: nn.Module) -> Outline:
+    """The outline of a model as it is now."""
+    key: list[Any] = []
+    modules: set[int] = set()
+    training: list[bool] = []
+    waiting = [model]
+    while waiting:
+        module = waiting.pop()
+        if module is None or id(module) in modules:
+            continue
+        modules.add(id(module))
+        training.append(module.training)
+        parameters, children = module._parameters, module._modules
+        key += (id(module), *parameters.keys(), *map(id, parameters.values()), *children.keys())
+        waiting += children.values()  # type: ignore[arg-type]
+    known = _OUTLINES.get(model)
+    if known is None or known.key != tuple(key):
+        known = _OUTLINES[model] = Outline(tuple(key), frozenset(modules))
+    known.training = tuple(training)
+    return known
+
+
+_OUTLINES: WeakKeyDictionary[nn.Module, Outline] = WeakKeyDictionary()
