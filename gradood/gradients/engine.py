@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -80,7 +80,7 @@ class Recorder(SourceMode):
         self._waiting: dict[str, list[_Contribution]] = defaultdict(list)
         self._norms: dict[str, Tensor] = {}
         self._last_label = True
-        self.anchor = torch.zeros((), device=device, requires_grad=True)
+        self.anchor = _anchor(device)
 
     def visit(self, position: int, function: Function, args: Any, kwargs: Any) -> Any:
         """Make one call; where the plan has a step, watch its output."""
@@ -161,7 +161,7 @@ class Recorder(SourceMode):
         if data is not None and data._version != version:
             raise PlanError(f"the input of {name_of(step.function)} was overwritten")
         x = None if data is None else step.axis.split(data, self._samples)
-        d = step.axis.split(d.detach(), self._samples)
+        d = step.axis.split(d.detach() if d.requires_grad else d, self._samples)
         added = [u for u in step.uses if self._plan.combine[u.parameter][0] == "add"]
         if added:
             roles = list(dict.fromkeys(u.role for u in added))
@@ -239,6 +239,12 @@ def run(
             for i, g in enumerate(gradients)
         ]
     return logits.detach(), norms
+
+
+@cache
+def _anchor(device: torch.device) -> Tensor:
+    """What every graph leads down to; it holds nothing."""
+    return torch.zeros((), device=device, requires_grad=True)
 
 
 def full_precision(device: str) -> AbstractContextManager[object]:

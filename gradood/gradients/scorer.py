@@ -52,10 +52,10 @@ class Scorer:
         self._key = self._describe(x)
         plan = self.plan(x)
         size = micro_batch or max(1, _memory_bound(x) // (plan.bytes_per_sample + 1))
-        rows = torch.arange(x.shape[0], device=x.device)
-        if size >= len(rows):
-            return self._micro_batch(x, rows)
-        parts = [self._micro_batch(x[r], r) for r in rows.split(size)]
+        if size >= len(x):
+            return self._micro_batch(x, self.labels)
+        rows = (slice(start, start + size) for start in range(0, len(x), size))
+        parts = [self._micro_batch(x[r], [_of_rows(v, r) for v in self.labels]) for r in rows]
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
     def plan(self, x: Tensor) -> Plan:
@@ -97,33 +97,32 @@ class Scorer:
             torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
         )
 
-    def _micro_batch(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Norms and logits of ``x``, which are these rows of the whole batch."""
+    def _micro_batch(self, x: Tensor, labels: Sequence[Label]) -> tuple[Tensor, Tensor]:
+        """Norms and logits of some rows of the whole batch."""
         try:
-            return self._with_plan(x, rows)
+            return self._with_plan(x, labels)
         except PlanError:
             # The model may have been edited since: probe once more, then do without rules.
             _PLANS.get(self.model, {}).pop(self._key, None)
         try:
-            return self._with_plan(x, rows)
+            return self._with_plan(x, labels)
         except PlanError as error:
             if self.method == "rules":
                 raise ModelError(f'method="rules", but {error}') from error
             uncovered = dict.fromkeys(self.parameters, str(error))
             _PLANS[self.model][self._key] = Plan(uncovered=uncovered)
-            return self._with_plan(x, rows)
+            return self._with_plan(x, labels)
 
-    def _with_plan(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _with_plan(self, x: Tensor, labels: Sequence[Label]) -> tuple[Tensor, Tensor]:
         plan = self.plan(x)
         if x.shape[0] == 1 and plan.pair_lone:
-            values, logits = self._with_plan(x[[0, 0]], rows.repeat(2))
+            pair = [0, 0]
+            values, logits = self._with_plan(x[pair], [_of_rows(label, pair) for label in labels])
             return values[:1], logits[:1]
         gradients: list[Tensor] = []
 
         def logit_gradients(logits: Tensor) -> list[Tensor]:
-            for label in self.labels:
-                if isinstance(label, Tensor) and label.dim() == 2:
-                    label = label.to(rows.device)[rows]
+            for label in labels:
                 gradients.append(loss_gradient(logits, label, self.loss))
             return gradients
 
@@ -135,7 +134,7 @@ class Scorer:
         else:
             logits = self._only_forward(x)
             logit_gradients(logits)
-            norms = [{} for _ in self.labels]
+            norms = [{} for _ in labels]
         rest = {n: p for n, p in self.parameters.items() if n in plan.uncovered}
         if rest:
             exact = self._exact(plan, x, rest, logits, gradients)
@@ -176,8 +175,13 @@ class Scorer:
         if not self.parameters:
             return unused.new_empty(len(unused), len(norms), 0)
         columns = [by_name.get(name, unused) for by_name in norms for name in self.parameters]
-        values = torch.stack(columns, 1).detach().to(dtype)
-        return values.view(len(unused), len(norms), len(self.parameters))
+        values = torch.stack(columns, 1).detach()
+        return values.to(dtype).view(len(unused), len(norms), len(self.parameters))
+
+
+def _of_rows(label: Label, rows: slice | list[int]) -> Label:
+    """The label of some samples of the batch."""
+    return label[rows] if isinstance(label, Tensor) and label.dim() == 2 else label
 
 
 _PLANS: WeakKeyDictionary[nn.Module, dict[Any, Plan]] = WeakKeyDictionary()
