@@ -12,8 +12,8 @@ struct Kernels {
   bool (*gram)(const Convolution&, Result, int64_t threads);
   bool (*depthwise)(const Convolution&, Result, int64_t threads);
   bool (*outer)(const Tensor& x, const Tensor& d, Result, int64_t threads);
-  bool (*batch_norm)(const Tensor& x, const Tensor& d, const float* mean, const float* rstd, Result,
-                     int64_t threads);
+  bool (*batch_norm)(const Tensor& x, const Tensor& d, const float* mean, const float* rstd,
+                     const float* scale, const Tensor& to, Result, int64_t threads);
   bool (*layer_norm)(const Tensor& x, const Tensor& d, double eps, bool rms, Result,
                      int64_t threads);
   bool (*group_norm)(const Tensor& x, const Tensor& d, int64_t groups, double eps, Result,

@@ -105,9 +105,11 @@ PyObject* batch_norm(PyObject*, PyObject* args) {
   const Tensor x = read.tensor(3), d = read.tensor(3);
   const float* mean = read.address<const float>();
   const float* rstd = read.address<const float>();
+  const float* scale = read.address<const float>();
+  const Tensor to = read.tensor(3);
   const Result result = read.result();
   const int64_t threads = read.integer();
-  return run([&] { return kernels->batch_norm(x, d, mean, rstd, result, threads); });
+  return run([&] { return kernels->batch_norm(x, d, mean, rstd, scale, to, result, threads); });
 }
 
 PyObject* layer_norm(PyObject*, PyObject* args) {

@@ -164,24 +164,67 @@ inline bool dense_rows(const Tensor& t) {
   return t.dtype == Dtype::float32 && t.stride[2] == 1 && t.stride[1] == t.size[2];
 }
 
-// x and d are [N, C, T]; mean and rstd [C].
+// to[i] = factor[i] · d[i] over one row; a step of 0 has one factor for all of it.
+inline void scale_row(const Source& d, int64_t d_stride, const float* factor, int64_t factor_step,
+                      int64_t count, const Sink& to) {
+  float buffer[kPiece];
+  for (int64_t i = 0; i < count; i += kPiece) {
+    const int64_t n = count - i < kPiece ? count - i : kPiece;
+    const float* row = row_of(d.at(i * d_stride), d_stride, n, buffer);
+    for (int64_t j = 0; j < n; j += kLanes) {
+      const int64_t rest = n - j < kLanes ? n - j : kLanes;
+      const bool full = rest == kLanes;
+      const float* f = factor + (i + j) * factor_step;
+      const Vector scale = factor_step == 0 ? broadcast(*f) : full ? load(f) : load_first(f, rest);
+      to.at(i + j).put(scale * (full ? load(row + j) : load_first(row + j, rest)), rest);
+    }
+  }
+}
+
+// to = scale_c · d for channels c from `first` on: what flows on through a batch norm layer. Rows
+// of `to` are adjacent numbers along the channels or along the positions.
+inline void scale_channels(const Tensor& d, int64_t n, int64_t first, int64_t count,
+                           const float* scale, const Tensor& to) {
+  const Source from = d.sample(n);
+  const Source written = to.sample(n);
+  const Sink sink{const_cast<char*>(written.data), to.dtype};
+  if (to.stride[2] == 1) {
+    for (int64_t c = first; c < first + count; ++c)
+      scale_row(from.at(c * d.stride[1]), d.stride[2], scale + c, 0, d.size[2],
+                sink.at(c * to.stride[1]));
+    return;
+  }
+  for (int64_t t = 0; t < d.size[2]; ++t)
+    scale_row(from.at(t * d.stride[2] + first * d.stride[1]), d.stride[1], scale + first, 1, count,
+              sink.at(t * to.stride[2] + first));
+}
+
+// x and d are [N, C, T]; mean, rstd and scale [C]. Also writes to = scale_c · d, where there is a
+// `to`, while d is still in the L1 or L2 cache.
 bool batch_norm(const Tensor& x, const Tensor& d, const float* mean, const float* rstd,
-                Result result, int64_t threads) {
+                const float* scale, const Tensor& to, Result result, int64_t threads) {
   const int64_t channels = x.size[1], positions = x.size[2];
   const bool channels_last = x.stride[1] == 1 && d.stride[1] == 1 && channels > 1;
   const bool dense = dense_rows(x) && dense_rows(d);
   return for_each_sample(x.size[0], threads, 0, [&](int64_t n, float*) {
-    if (channels_last)
-      return finish(column_squares(view_of(x, n, true), view_of(d, n, true), positions, channels,
-                                   mean, rstd, false),
-                    result, n);
+    auto pass_on = [&](int64_t first, int64_t count) {
+      if (to.data != nullptr) scale_channels(d, n, first, count, scale, to);
+    };
+    const bool by_rows = to.stride[2] == 1;
+    if (!by_rows) pass_on(0, channels);
+    if (channels_last) {
+      const View xs = view_of(x, n, true), ds = view_of(d, n, true);
+      return finish(column_squares(xs, ds, positions, channels, mean, rstd, false), result, n);
+    }
     Moments total{0, 0};
     int64_t c = 0;
     const float* x_rows = reinterpret_cast<const float*>(x.sample(n).data);
     const float* d_rows = reinterpret_cast<const float*>(d.sample(n).data);
-    for (; dense && positions <= kShortRow && c + kLanes <= channels; c += kLanes)
+    for (; dense && positions <= kShortRow && c + kLanes <= channels; c += kLanes) {
       add_short_rows(x_rows + c * positions, d_rows + c * positions, positions, mean + c, rstd + c,
                      &total);
+      if (by_rows) pass_on(c, kLanes);
+    }
     for (; c < channels; ++c) {
       if (dense && c + 1 < channels) {
         prefetch_row(x_rows + (c + 1) * positions, positions);
@@ -191,6 +234,7 @@ bool batch_norm(const Tensor& x, const Tensor& d, const float* mean, const float
                                 d.sample(n).at(c * d.stride[1]), d.stride[2], mean[c], positions);
       total.dx += m.dx * rstd[c] * m.dx * rstd[c];
       total.d += m.d * m.d;
+      if (by_rows) pass_on(c, 1);
     }
     finish(total, result, n);
   });

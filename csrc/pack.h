@@ -26,6 +26,25 @@ inline void widen_row(const char* in, int64_t count, float* out) {
   store_first(out + i, Widen(rest), count - i);
 }
 
+// Numbers that a kernel writes; at most one cast away from `Source`.
+struct Sink {
+  char* data;
+  Dtype dtype;
+
+  Sink at(int64_t offset) const {
+    return {data + offset * (dtype == Dtype::float32 ? 4 : 2), dtype};
+  }
+
+  void put(Vector v, int64_t count) const {
+    if (dtype == Dtype::float32) {
+      float* to = reinterpret_cast<float*>(data);
+      return count == kLanes ? store(to, v) : store_first(to, v, count);
+    }
+    const Halves h = narrow_bfloat16(v);
+    std::memcpy(data, &h, 2 * count);
+  }
+};
+
 GRADOOD_INLINE void copy_floats(const float* in, int64_t count, float* out) {
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) store(out + i, load(in + i));

@@ -105,6 +105,14 @@ GRADOOD_INLINE Vector widen_bfloat16(Halves h) {
   return as_floats(__builtin_convertvector(h, Words) << 16);
 }
 
+// Rounded to nearest, ties to even; NaN stays NaN.
+GRADOOD_INLINE Halves narrow_bfloat16(Vector v) {
+  const Words bits = load_as<Words>(&v);
+  const Words nan = (Words)((bits & 0x7fffffffu) > 0x7f800000u);
+  const Words finite = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  return __builtin_convertvector((finite & ~nan) | ((bits >> 16 | 0x40) & nan), Halves);
+}
+
 // Exponent and mantissa move to their places and are rebiased by a product, which also normalises
 // subnormal numbers; infinities and NaN keep an exponent of all ones.
 GRADOOD_INLINE Vector widen_float16(Halves h) {

@@ -183,6 +183,23 @@ class Anchor(torch.autograd.Function):
         return gradients[0], None
 
 
+class TakenOver(torch.autograd.Function):
+    """An operator with another backward pass than its own."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, compute: Callable[[], Tensor], backward: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Return what ``compute`` does."""
+        ctx.take_over = backward
+        return compute()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None]:
+        """Turn the gradient of the output into that of ``x``."""
+        return ctx.take_over(gradients[0]), None, None
+
+
 class End(torch.autograd.Function):
     """A scalar whose gradient with respect to the logits is given.
 

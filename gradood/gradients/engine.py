@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from gradood.gradients.capture import (
     End,
     Function,
     SourceMode,
+    TakenOver,
     leads_nowhere,
     name_of,
     same_constants,
@@ -35,6 +36,9 @@ Observer = Callable[[str, Call, Tensor | None, Tensor, ops.Served], None]
 
 #: Per-sample gradients that have to be materialised are, this many bytes at a time.
 GRADIENT_BYTES = 64 << 20
+
+
+_Result = TypeVar("_Result")
 
 
 class _Contribution:
@@ -109,14 +113,22 @@ class Recorder(SourceMode):
             raise PlanError(call)
         if not all(self._is_used(use, call) for use in step.uses):
             raise PlanError(f"{name_of(function)} was called with other parameters")
-        out: Tensor = self.call_plain(function, args, kwargs)
         call.axis = step.axis
+        compute = partial(self.call_plain, function, args, kwargs)
+        data = call.data
+        held = data.detach() if step.needs_data and data is not None else None
+        out: Tensor
+        if held is not None and step.added == step.uses and call.takes_over():
+            backward = partial(self._take_over, step, call, [held], held._version)
+            out = TakenOver.apply(data, compute, backward)
+        else:
+            out = compute()
+            version = 0 if held is None else held._version
+            hook = partial(self._receive, step, call, [held], version)
+            out = watch(out, self.anchor, hook, self._plan.strange)
         self._check(step, call, out)
-        data = call.data.detach() if step.needs_data and call.data is not None else None
-        version = 0 if data is None else data._version
         call.data = None  # the hook must not keep it alive for longer than needed
-        hook = partial(self._receive, step, call, [data], version)
-        return watch(out, self.anchor, hook, self._plan.strange)
+        return out
 
     def _is_used(self, use: Use, call: Call) -> bool:
         operand = call.operands.get(use.role)
@@ -148,31 +160,14 @@ class Recorder(SourceMode):
         return self._norms
 
     def _receive(
-        self,
-        step: Step,
-        call: Call,
-        held: list[Tensor | None],
-        version: int,
-        d: Tensor,
+        self, step: Step, call: Call, held: list[Tensor | None], version: int, d: Tensor
     ) -> None:
-        data = held[0]
-        if self._last_label:
-            held.clear()
-        if data is not None and data._version != version:
-            raise PlanError(f"the input of {name_of(step.function)} was overwritten")
-        x = None if data is None else step.axis.split(data, self._samples)
-        d = step.axis.split(d.detach() if d.requires_grad else d, self._samples)
-        added = [u for u in step.uses if self._plan.combine[u.parameter][0] == "add"]
-        if added:
-            roles = list(dict.fromkeys(u.role for u in added))
-            if self._observer is None:
-                norms = call.norms(x, d, roles)
-            else:
-                with ops.tracing() as served:
-                    norms = call.norms(x, d, roles)
-                for use in added:
-                    self._observe(use.parameter, call, x, d, *served)
-            for use in added:
+        """Turn the gradient of an operator's output into norms, or wait for other uses."""
+        x, d = self._unpack(step, held, version, d)
+        if step.added:
+            roles = [use.role for use in step.added]
+            norms = self._traced(step, call, x, d, lambda: call.norms(x, d, roles))
+            for use in step.added:
                 self._add(use.parameter, norms[use.role])
         for use in step.uses:
             strategy, count = self._plan.combine[use.parameter]
@@ -184,6 +179,41 @@ class Recorder(SourceMode):
                 self._observe(use.parameter, call, x, d, ops.Served("", "torch", strategy))
                 if len(waiting) == count:
                     self._combine(use.parameter)
+
+    def _take_over(
+        self, step: Step, call: Call, held: list[Tensor | None], version: int, d: Tensor
+    ) -> Tensor:
+        """The same in place of the operator's backward pass: returns what that would."""
+        x, d = self._unpack(step, held, version, d)
+        assert x is not None
+        norms, gradient = self._traced(step, call, x, d, lambda: call.backward(x, d))
+        for use in step.added:
+            self._add(use.parameter, norms[use.role])
+        return gradient
+
+    def _unpack(
+        self, step: Step, held: list[Tensor | None], version: int, d: Tensor
+    ) -> tuple[Tensor | None, Tensor]:
+        """An operator's input, let go of after the last label, and d; samples first."""
+        data = held[0]
+        if self._last_label:
+            held.clear()
+        if data is not None and data._version != version:
+            raise PlanError(f"the input of {name_of(step.function)} was overwritten")
+        x = None if data is None else step.axis.split(data, self._samples)
+        return x, step.axis.split(d.detach() if d.requires_grad else d, self._samples)
+
+    def _traced(
+        self, step: Step, call: Call, x: Tensor | None, d: Tensor, compute: Callable[[], _Result]
+    ) -> _Result:
+        """Compute, and tell the observer what served the operators on the way."""
+        if self._observer is None:
+            return compute()
+        with ops.tracing() as served:
+            result = compute()
+        for use in step.added:
+            self._observe(use.parameter, call, x, d, *served)
+        return result
 
     def _observe(
         self, name: str, call: Call, x: Tensor | None, d: Tensor, *served: ops.Served

@@ -37,6 +37,8 @@ class Step:
     rule: type[Call]
     uses: tuple[Use, ...]
     axis: SampleAxis
+    #: Those of the uses whose norms are simply added up.
+    added: tuple[Use, ...] = ()
 
     @cached_property
     def needs_data(self) -> bool:
@@ -213,6 +215,9 @@ def _combine(plan: Plan) -> None:
             uses[use.parameter].append((step, use))
     counts = Counter({name: len(found) for name, found in uses.items()})
     plan.combine = {name: (_strategy(found), counts[name]) for name, found in uses.items()}
+    for position, step in plan.steps.items():
+        added = tuple(u for u in step.uses if plan.combine[u.parameter][0] == "add")
+        plan.steps[position] = replace(step, added=added)
 
 
 def _strategy(uses: list[tuple[Step, Use]]) -> str:

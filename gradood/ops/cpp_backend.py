@@ -82,6 +82,8 @@ def reject(op: str, *args: object) -> str | None:
             return f"{t.dtype} is left to PyTorch"
     if op == "conv_sqnorm" and isinstance(args[0], Tensor) and args[0].dim() > 5:
         return "more than three spatial dimensions"
+    if op == "batch_norm_backward_sqnorm" and args[1].dtype == torch.float16:  # type: ignore[attr-defined]
+        return "the kernel writes no float16"
     return None
 
 
@@ -139,7 +141,22 @@ def conv_sqnorm(
 def batch_norm_sqnorm(x: Tensor, d: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
     """See ``reference.batch_norm_sqnorm``."""
     mean, rstd = mean.float().contiguous(), rstd.float().contiguous()
-    return _fused("batch_norm", x, d, mean.data_ptr(), rstd.data_ptr())
+    return _fused("batch_norm", x, d, mean.data_ptr(), rstd.data_ptr(), *_NOTHING)
+
+
+def batch_norm_backward_sqnorm(
+    x: Tensor, d: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See ``reference.batch_norm_backward_sqnorm``."""
+    samples, channels, positions = d.shape
+    if d.stride(1) == 1 and channels > 1:
+        passed_on = d.new_empty(samples, positions, channels).transpose(1, 2)
+    else:
+        passed_on = d.new_empty(d.shape)
+    statistics = [t.float().contiguous() for t in (mean, rstd, scale)]
+    addresses = (t.data_ptr() for t in statistics)
+    norms = _fused("batch_norm", x, d, *addresses, *_describe(passed_on))
+    return *norms, passed_on
 
 
 def layer_norm_sqnorm(x: Tensor, d: Tensor, eps: float, rms: bool) -> tuple[Tensor, Tensor]:
@@ -160,6 +177,10 @@ def embedding_sqnorm(indices: Tensor, d: Tensor, padding_idx: int) -> Tensor:
     norm = torch.empty(d.shape[0])
     _call("embedding", indices.data_ptr(), *_describe(d), padding_idx, norm.data_ptr())
     return norm
+
+
+#: No scale, and no gradient to write.
+_NOTHING = (0,) * 9
 
 
 class _Layout(NamedTuple):

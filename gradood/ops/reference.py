@@ -85,6 +85,13 @@ def batch_norm_sqnorm(x: Tensor, d: Tensor, mean: Tensor, rstd: Tensor) -> tuple
     return (d * normalised).sum(2).square().sum(1), bias_sqnorm(d)
 
 
+def batch_norm_backward_sqnorm(
+    x: Tensor, d: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Both norms of ``batch_norm_sqnorm``, and ``scale_c d``, the gradient of the layer's input."""
+    return *batch_norm_sqnorm(x, d, mean, rstd), d * scale[:, None]
+
+
 def layer_norm_sqnorm(x: Tensor, d: Tensor, eps: float, rms: bool) -> tuple[Tensor, Tensor]:
     """``Σ_q (Σ_t d x̂)²`` and ``Σ_q (Σ_t d)²`` for ``x``, ``d`` ``[N, T, Q]``.
 

@@ -114,6 +114,13 @@ def batch_norm_sqnorm(x: Tensor, d: Tensor, mean: Tensor, rstd: Tensor) -> tuple
     return _pair(_chunked(moments, x[0].numel(), x, d))
 
 
+def batch_norm_backward_sqnorm(
+    x: Tensor, d: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See ``reference.batch_norm_backward_sqnorm``."""
+    return *batch_norm_sqnorm(x, d, mean, rstd), (d * scale[:, None]).to(d.dtype)
+
+
 def layer_norm_sqnorm(x: Tensor, d: Tensor, eps: float, rms: bool) -> tuple[Tensor, Tensor]:
     """See ``reference.layer_norm_sqnorm``."""
     x, d = _promote(x, d)

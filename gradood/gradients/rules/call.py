@@ -49,6 +49,14 @@ class Call(ABC):
     def norms(self, x: Tensor | None, d: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:
         """Squared norms ``[N]`` of the per-sample gradients of the operands in ``roles``."""
 
+    def takes_over(self) -> bool:
+        """Whether ``backward`` is to replace the operator's own backward pass."""
+        return False
+
+    def backward(self, x: Tensor, d: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The norms of all roles, and the gradient of ``data``, from one pass over memory."""
+        raise NotImplementedError
+
     @abstractmethod
     def gradient(self, x: Tensor | None, d: Tensor, role: str) -> Tensor:
         """The per-sample gradients ``[N, *operand.shape]`` of one operand."""

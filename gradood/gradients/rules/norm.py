@@ -88,6 +88,19 @@ class BatchNormCall(_NormCall):
     def refuses(self, axis: SampleAxis) -> str | None:
         return batch_comes_first(axis)
 
+    def takes_over(self) -> bool:
+        # PyTorch's own reads x and d once more for sums that are not asked for.
+        assert self.data is not None
+        return not self.axis.merged and self.data.requires_grad
+
+    def backward(self, x: Tensor, d: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        scale = self.rstd
+        if "weight" in self.operands:
+            scale = scale * self.operands["weight"].detach()
+        arguments = self._arrange(x), self._arrange(d), self.mean, self.rstd, scale
+        weight, bias, gradient = ops.batch_norm_backward_sqnorm(*arguments)
+        return {"weight": weight, "bias": bias}, gradient.view(x.shape)
+
     def _arrange(self, t: Tensor) -> Tensor:
         return channels_first(t, self.axis.merged)
 
