@@ -92,6 +92,7 @@ class BuildKernels(build_ext):
 EXTENSION = Extension(
     "gradood._cpu",
     sources=[],
+    depends=[str(path) for path in sorted(Path("csrc").glob("*"))],
     language="c++",
     py_limited_api=True,
     extra_link_args=["-ldl"] + ([f"-fsanitize={SANITIZE}"] if SANITIZE else []),

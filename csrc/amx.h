@@ -13,11 +13,14 @@ class TileScope {
  public:
   TileScope() {
     _tile_storeconfig(before_);
+    __asm__ volatile("" : : "r"(before_) : "memory");
     alignas(64) uint8_t shapes[64] = {1};
     for (int t = 0; t < 8; ++t) {
       shapes[16 + 2 * t] = 64;  // bytes a row
       shapes[48 + t] = kTileRows;
     }
+    // The compiler believes that the instruction reads no more than its first eight bytes.
+    __asm__ volatile("" : : "r"(shapes) : "memory");
     _tile_loadconfig(shapes);
   }
   ~TileScope() { before_[0] == 0 ? _tile_release() : _tile_loadconfig(before_); }

@@ -39,6 +39,45 @@ inline void split_positions(const float* a, int64_t depth, int64_t count, const 
     }
 }
 
+// 32 channels of one position as floats; zeros beyond `count`.
+GRADOOD_INLINE void load_channels(const Source& s, int64_t count, Vector& first, Vector& second) {
+  float buffer[kTileDepth];
+  const float* from = row_of(s, 1, count, buffer);
+  first = count >= kLanes ? load(from) : load_first(from, count);
+  second = count >= 2 * kLanes ? load(from + kLanes)
+           : count > kLanes    ? load_first(from + kLanes, count - kLanes)
+                               : Vector{};
+}
+
+// The same as split_positions of positions in memory whose channels are adjacent; also adds every
+// channel's numbers to its place in `sums`.
+//
+// Registers: 16 rows on their way through a transposition. L1: one piece of either layout.
+inline void split_rows(const Source& s, const Offsets& rows, int64_t channels, const Positions& to,
+                       float* sums) {
+  const int64_t count = static_cast<int64_t>(rows.size());
+  int64_t piece = 0;
+  for (int64_t t = 0; t < round_up(count, kSquareUnit); t += kTileRows)
+    for (int64_t k = 0; k < to.depth; k += kTileDepth, piece += kTileWords) {
+      const Split planes = to.planes.at(piece), pairs = to.pairs.at(piece);
+      const int64_t width = channels - k < kTileDepth ? channels - k : kTileDepth;
+      Vector sum[2] = {load(sums + k), load(sums + k + kLanes)};
+      for (int64_t r = 0; r < kTileRows; ++r) {
+        Vector first{}, second{}, high, low;
+        if (t + r < count) load_channels(s.at(rows[t + r] + k), width, first, second);
+        sum[0] += first;
+        sum[1] += second;
+        split<concatenate>(first, second, high, low);
+        std::memcpy(planes.high + r * kTileDepth, &high, sizeof high);
+        if (planes.low != nullptr) std::memcpy(planes.low + r * kTileDepth, &low, sizeof low);
+      }
+      store(sums + k, sum[0]);
+      store(sums + k + kLanes, sum[1]);
+      transpose_piece(planes.high, kTileDepth, kTileRows, pairs.high);
+      if (planes.low != nullptr) transpose_piece(planes.low, kTileDepth, kTileRows, pairs.low);
+    }
+}
+
 // Leaves four tiles of aᵀa in the tile registers: rows i and i + 1, columns j and j + 1.
 inline void gram_tiles(const Positions& a, int64_t i, int64_t j) {
   const Operands o{
@@ -68,6 +107,10 @@ struct TileProducts {
                  int64_t count) const {
     split_positions(x_packed, inputs, count, x);
     split_positions(d_packed, outputs, count, d);
+    return product_of_split(count);
+  }
+
+  double product_of_split(int64_t count) const {
     const int64_t tiles = round_up(count, kSquareUnit) / kTileRows;
     alignas(64) float of_x[4 * kTileFloats], of_d[4 * kTileFloats];
     double total = 0;
@@ -102,12 +145,46 @@ struct TileProducts {
   }
 };
 
+// A matrix product's operands as they mostly come: tokens, or pixels of channels_last images, whose
+// channels are adjacent. Nothing is packed as floats on the way to the tiles.
+bool gram_of_rows(const Convolution& c, const PhasePlan& plan, Result result, int64_t threads) {
+  Arena size{nullptr};
+  const TileProducts sizes(c, plan, size);
+  size.take(sizes.x.depth + sizes.d.depth);
+  return for_each_sample(c.samples(), threads, size.used, [&](int64_t n, float* memory) {
+    Arena arena{memory};
+    const TileProducts products(c, plan, arena);
+    float* sums = arena.take(products.x.depth + products.d.depth);
+    std::memset(sums, 0, (products.x.depth + products.d.depth) * sizeof(float));
+    split_rows(c.d.sample(n), plan.d_pixels, plan.outputs, products.d, sums);
+    split_rows(c.x.sample(n), plan.phases[0].pixels, plan.inputs, products.x,
+               sums + products.d.depth);
+    const double weight = products.product_of_split(plan.output_count);
+    if (!(std::fabs(weight) >= 1e-30 && std::fabs(weight) <= 1e30)) {
+      // Inner products may have left the range of a float although the norm does not.
+      Convolution one = c;
+      static_cast<Source&>(one.x) = c.x.sample(n);
+      static_cast<Source&>(one.d) = c.d.sample(n);
+      one.x.size[0] = one.d.size[0] = 1;
+      const Result at{result.weight + n, result.bias == nullptr ? nullptr : result.bias + n};
+      if (!gram_of<TileProducts>(one, at, 1)) result.weight[n] = NAN;
+      return;
+    }
+    result.weight[n] = static_cast<float>(weight);
+    if (result.bias != nullptr) result.bias[n] = static_cast<float>(squares(sums, plan.outputs));
+  });
+}
+
 // Fewer pixels than this leave tiles half empty, or do not repay the splitting.
 constexpr int64_t kFewestPositions = 128;
 
 }  // namespace
 
 bool amx_gram(const Convolution& c, Result result, int64_t threads) {
+  if (is_plain(c) && c.groups == 1 && c.x.stride[1] == 1 && c.d.stride[1] == 1) {
+    const PhasePlan plan(c);
+    return gram_of_rows(c, plan, result, threads);
+  }
   if (c.d.size[2] * c.d.size[3] * c.d.size[4] < kFewestPositions)
     return kAvx512.gram(c, result, threads);
   return gram_of<TileProducts>(c, result, threads);

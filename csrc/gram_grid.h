@@ -144,10 +144,15 @@ double gram_group(const PhasePlan& plan, bool plain, const Products& products, c
   return total;
 }
 
+// A matrix product of pixels: a kernel of size one and no padding.
+inline bool is_plain(const Convolution& c) {
+  return c.taps() == 1 && c.padding[0] == 0 && c.padding[1] == 0 && c.padding[2] == 0;
+}
+
 template <class Products>
 bool gram_of(const Convolution& c, Result result, int64_t threads) {
   const PhasePlan plan(c);
-  const bool plain = c.taps() == 1 && c.padding[0] == 0 && c.padding[1] == 0 && c.padding[2] == 0;
+  const bool plain = is_plain(c);
   Arena size{nullptr};
   GramBuffers(plan, plain, size);
   Products(c, plan, size);
