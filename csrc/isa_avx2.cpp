@@ -16,7 +16,8 @@ struct Isa {
 
 namespace gradood {
 
-const Kernels kAvx2 = {"avx2",     direct,     gram,       depthwise, outer,
-                       batch_norm, layer_norm, group_norm, embedding, bias};
+const Kernels kAvx2 = {"avx2",     direct,     gram,       depthwise,
+                       outer,      batch_norm, layer_norm, layer_norm_backward,
+                       group_norm, embedding,  bias};
 
 }  // namespace gradood

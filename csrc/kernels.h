@@ -16,6 +16,8 @@ struct Kernels {
                      const float* scale, const Tensor& to, Result, int64_t threads);
   bool (*layer_norm)(const Tensor& x, const Tensor& d, double eps, bool rms, Result,
                      int64_t threads);
+  bool (*layer_norm_backward)(const Tensor& x, const Tensor& d, const float* scale, double eps,
+                              bool rms, const Tensor& to, Result, int64_t threads);
   bool (*group_norm)(const Tensor& x, const Tensor& d, int64_t groups, double eps, Result,
                      int64_t threads);
   bool (*embedding)(const int64_t* indices, const Tensor& d, int64_t padding, float* result,

@@ -122,6 +122,19 @@ PyObject* layer_norm(PyObject*, PyObject* args) {
   return run([&] { return kernels->layer_norm(x, d, eps, rms, result, threads); });
 }
 
+PyObject* layer_norm_backward(PyObject*, PyObject* args) {
+  Reader read(args);
+  const Tensor x = read.tensor(3), d = read.tensor(3);
+  const float* scale = read.address<const float>();
+  const double eps = read.real();
+  const bool rms = read.integer() != 0;
+  const Tensor to = read.tensor(3);
+  const Result result = read.result();
+  const int64_t threads = read.integer();
+  return run(
+      [&] { return kernels->layer_norm_backward(x, d, scale, eps, rms, to, result, threads); });
+}
+
 PyObject* group_norm(PyObject*, PyObject* args) {
   Reader read(args);
   const Tensor x = read.tensor(3), d = read.tensor(3);
@@ -169,6 +182,7 @@ PyMethodDef methods[] = {
     {"outer", outer, METH_VARARGS, nullptr},
     {"batch_norm", batch_norm, METH_VARARGS, nullptr},
     {"layer_norm", layer_norm, METH_VARARGS, nullptr},
+    {"layer_norm_backward", layer_norm_backward, METH_VARARGS, nullptr},
     {"group_norm", group_norm, METH_VARARGS, nullptr},
     {"embedding", embedding, METH_VARARGS, nullptr},
     {"bias", bias, METH_VARARGS, nullptr},

@@ -271,6 +271,60 @@ bool layer_norm(const Tensor& x, const Tensor& d, double eps, bool rms, Result r
   });
 }
 
+// One row of a layer norm: x̂ = (x − mean) · rstd and d · x̂ are added to their columns, d as well,
+// and to = rstd · (g − Σg / Q − x̂ · Σ(g x̂) / Q) with g = d · scale, the gradient of x; without the
+// middle term for rms. `x` and `d` are floats, `normalised` is scratch.
+inline void backward_row(const float* x, const float* d, const float* scale, Statistics s,
+                         int64_t count, bool rms, float* normalised, float* dx_sums, float* d_sums,
+                         const Sink& to) {
+  const Vector mean = broadcast(s.mean), rstd = broadcast(s.rstd);
+  Vector sum = {}, product = {};
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const int64_t rest = count - i;
+    auto read = [&](const float* a) {
+      return rest < kLanes ? load_first(a + i, rest) : load(a + i);
+    };
+    const Vector v = read(d), g = v * read(scale), hat = (read(x) - mean) * rstd;
+    store(normalised + i, hat);
+    store(dx_sums + i, load(dx_sums + i) + v * hat);
+    store(d_sums + i, load(d_sums + i) + v);
+    sum += g;
+    product += g * hat;  // beyond the row, g is zero
+  }
+  const Vector share = broadcast(rms ? 0.0f : add_lanes(sum) / static_cast<float>(count));
+  const Vector slope = broadcast(add_lanes(product) / static_cast<float>(count));
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const int64_t rest = count - i < kLanes ? count - i : kLanes;
+    auto read = [&](const float* a) {
+      return rest < kLanes ? load_first(a + i, rest) : load(a + i);
+    };
+    to.at(i).put(rstd * (read(d) * read(scale) - share - load(normalised + i) * slope), rest);
+  }
+}
+
+// x and d are [N, T, Q], normalised over Q; also writes the gradient of x, rows of adjacent
+// numbers.
+bool layer_norm_backward(const Tensor& x, const Tensor& d, const float* scale, double eps, bool rms,
+                         const Tensor& to, Result result, int64_t threads) {
+  const int64_t rows = x.size[1], columns = x.size[2];
+  const int64_t width = blocks_of_lanes(columns) * kLanes;
+  return for_each_sample(x.size[0], threads, 5 * width, [&](int64_t n, float* memory) {
+    float *x_row = memory, *d_row = memory + width, *normalised = memory + 2 * width;
+    float *dx_sums = memory + 3 * width, *d_sums = memory + 4 * width;
+    std::memset(dx_sums, 0, 2 * width * sizeof(float));
+    const Sink sink{const_cast<char*>(to.sample(n).data), to.dtype};
+    for (int64_t t = 0; t < rows; ++t) {
+      const float* xs = row_of(x.sample(n).at(t * x.stride[1]), x.stride[2], columns, x_row);
+      const float* ds = row_of(d.sample(n).at(t * d.stride[1]), d.stride[2], columns, d_row);
+      const View row{{reinterpret_cast<const char*>(xs), Dtype::float32}, 0, 1};
+      const Statistics s = statistics(row, 1, columns, eps, rms);
+      backward_row(xs, ds, scale, s, columns, rms, normalised, dx_sums, d_sums,
+                   sink.at(t * to.stride[1]));
+    }
+    finish({squares(dx_sums, columns), squares(d_sums, columns)}, result, n);
+  });
+}
+
 // x and d are [N, C, T], normalised over each group of channels.
 bool group_norm(const Tensor& x, const Tensor& d, int64_t groups, double eps, Result result,
                 int64_t threads) {

@@ -27,6 +27,7 @@ __all__ = [
     "batch_norm_sqnorm",
     "batch_norm_backward_sqnorm",
     "layer_norm_sqnorm",
+    "layer_norm_backward_sqnorm",
     "group_norm_sqnorm",
     "embedding_sqnorm",
     "tracing",
@@ -42,6 +43,9 @@ _SCHEMAS = {
         "(Tensor x, Tensor d, Tensor mean, Tensor rstd, Tensor scale) -> (Tensor, Tensor, Tensor)"
     ),
     "layer_norm_sqnorm": "(Tensor x, Tensor d, float eps, bool rms) -> (Tensor, Tensor)",
+    "layer_norm_backward_sqnorm": (
+        "(Tensor x, Tensor d, Tensor scale, float eps, bool rms) -> (Tensor, Tensor, Tensor)"
+    ),
     "group_norm_sqnorm": "(Tensor x, Tensor d, int groups, float eps) -> (Tensor, Tensor)",
     "embedding_sqnorm": "(Tensor indices, Tensor d, int padding_idx) -> Tensor",
 }
@@ -53,7 +57,7 @@ def _register(name: str, schema: str) -> None:
     _LIBRARY.define(name + schema)
     _LIBRARY.impl(name, partial(dispatch, name), "CompositeExplicitAutograd")
 
-    def fake(*args: object) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    def fake(*args: Any) -> torch.Tensor | tuple[torch.Tensor, ...]:
         d = args[0] if name == "bias_sqnorm" else args[1]
         assert isinstance(d, torch.Tensor)
         dtype = d.dtype
@@ -63,8 +67,9 @@ def _register(name: str, schema: str) -> None:
         if dtype in (torch.float16, torch.bfloat16):
             dtype = torch.float32
         norm = d.new_empty(d.shape[0], dtype=dtype)
-        if name == "batch_norm_backward_sqnorm":
-            return norm, torch.empty_like(norm), torch.empty_like(d)
+        if "(Tensor, Tensor, Tensor)" in schema:
+            like = d if name == "batch_norm_backward_sqnorm" else args[0]
+            return norm, torch.empty_like(norm), torch.empty_like(like)
         if "(Tensor, Tensor)" not in schema:
             return norm
         with_bias = args[-1] if schema.find("bool bias") > 0 else True
@@ -95,5 +100,6 @@ conv_sqnorm = _operator("conv_sqnorm")
 batch_norm_sqnorm = _operator("batch_norm_sqnorm")
 batch_norm_backward_sqnorm = _operator("batch_norm_backward_sqnorm")
 layer_norm_sqnorm = _operator("layer_norm_sqnorm")
+layer_norm_backward_sqnorm = _operator("layer_norm_backward_sqnorm")
 group_norm_sqnorm = _operator("group_norm_sqnorm")
 embedding_sqnorm = _operator("embedding_sqnorm")

@@ -82,7 +82,7 @@ def reject(op: str, *args: object) -> str | None:
             return f"{t.dtype} is left to PyTorch"
     if op == "conv_sqnorm" and isinstance(args[0], Tensor) and args[0].dim() > 5:
         return "more than three spatial dimensions"
-    if op == "batch_norm_backward_sqnorm" and args[1].dtype == torch.float16:  # type: ignore[attr-defined]
+    if op.endswith("backward_sqnorm") and torch.float16 in (args[0].dtype, args[1].dtype):  # type: ignore[attr-defined]
         return "the kernel writes no float16"
     return None
 
@@ -162,6 +162,16 @@ def batch_norm_backward_sqnorm(
 def layer_norm_sqnorm(x: Tensor, d: Tensor, eps: float, rms: bool) -> tuple[Tensor, Tensor]:
     """See ``reference.layer_norm_sqnorm``."""
     return _fused("layer_norm", x, d, eps, int(rms))
+
+
+def layer_norm_backward_sqnorm(
+    x: Tensor, d: Tensor, scale: Tensor, eps: float, rms: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See ``reference.layer_norm_backward_sqnorm``."""
+    passed_on = x.new_empty(x.shape)
+    scale = scale.float().contiguous()
+    options = (scale.data_ptr(), eps, int(rms), *_describe(passed_on))
+    return *_fused("layer_norm_backward", x, d, *options), passed_on
 
 
 def group_norm_sqnorm(x: Tensor, d: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:

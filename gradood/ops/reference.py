@@ -103,6 +103,22 @@ def layer_norm_sqnorm(x: Tensor, d: Tensor, eps: float, rms: bool) -> tuple[Tens
     return (d * normalised).sum(1).square().sum(1), d.sum(1).square().sum(1)
 
 
+def layer_norm_backward_sqnorm(
+    x: Tensor, d: Tensor, scale: Tensor, eps: float, rms: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Both norms of ``layer_norm_sqnorm``, and the gradient of the layer's input.
+
+    ``r (g − mean g − x̂ mean(g x̂))`` with ``g = scale d`` and r the reciprocal deviation, means over
+    a row; without ``mean g`` for ``rms``.
+    """
+    centred = x if rms else x - x.mean(2, keepdim=True)
+    rstd = (centred.square().mean(2, keepdim=True) + eps).rsqrt()
+    normalised, g = centred * rstd, d * scale
+    gradient = g - normalised * (g * normalised).mean(2, keepdim=True)
+    gradient = gradient if rms else gradient - g.mean(2, keepdim=True)
+    return *layer_norm_sqnorm(x, d, eps, rms), rstd * gradient
+
+
 def group_norm_sqnorm(x: Tensor, d: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
     """``Σ_c (Σ_t d x̂)²`` and ``Σ_c (Σ_t d)²`` for ``x``, ``d`` ``[N, C, T]``.
 

@@ -136,6 +136,25 @@ def layer_norm_sqnorm(x: Tensor, d: Tensor, eps: float, rms: bool) -> tuple[Tens
     return _pair(_chunked(moments, 2 * x[0].numel(), x, d))
 
 
+def layer_norm_backward_sqnorm(
+    x: Tensor, d: Tensor, scale: Tensor, eps: float, rms: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See ``reference.layer_norm_backward_sqnorm``."""
+    norms = layer_norm_sqnorm(x, d, eps, rms)
+    dtype, (x, d) = x.dtype, _promote(x, d)
+    scale = scale.to(x.dtype)
+    if rms:
+        rstd = (x.square().mean(2, keepdim=True) + eps).rsqrt()
+        normalised, g = x * rstd, d * scale
+        gradient = rstd * (g - normalised * (g * normalised).mean(2, keepdim=True))
+    else:
+        variance, mean = torch.var_mean(x, 2, correction=0, keepdim=True)
+        statistics, wanted = (mean, (variance + eps).rsqrt()), [True, False, False]
+        arguments = (d.contiguous(), x.contiguous(), scale.shape, *statistics, scale, None, wanted)
+        gradient = torch.ops.aten.native_layer_norm_backward(*arguments)[0]
+    return *norms, gradient.to(dtype)
+
+
 def group_norm_sqnorm(x: Tensor, d: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
     """See ``reference.group_norm_sqnorm``."""
     x, d = _promote(x, d)

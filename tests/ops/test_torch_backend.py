@@ -35,6 +35,7 @@ def test_one_sample_a_chunk_changes_nothing(case, monkeypatch, assert_close):
         "batch_norm (2, 41, 17)",
         "batch_norm backward (2, 41, 17)",
         "layer_norm (2, 41, 17)",
+        "layer_norm backward (2, 41, 17)",
         "group_norm 8 groups",
         "embedding (17, 41, 5, 0)",
     ],

@@ -200,6 +200,17 @@ class LayerNormCall(_NormCall):
             return "the samples lie along the features"
         return None
 
+    def takes_over(self) -> bool:
+        assert self.data is not None
+        first = self.axis.dim == 0 and not self.axis.merged
+        return first and "weight" in self.operands and self.data.requires_grad
+
+    def backward(self, x: Tensor, d: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        scale = self.operands["weight"].detach().flatten()
+        arguments = self._arrange(x), self._arrange(d), scale, self.eps, self.rms
+        weight, bias, gradient = ops.layer_norm_backward_sqnorm(*arguments)
+        return {"weight": weight, "bias": bias}, gradient.view(x.shape)
+
     def _arrange(self, t: Tensor) -> Tensor:
         return t.reshape(len(t), -1, self.width)
 
