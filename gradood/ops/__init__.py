@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from gradood.ops.dispatch import Served, dispatch, tracing
+from gradood.ops.dispatch import Served, dispatch, offers, tracing
 
 __all__ = [
     "Served",
@@ -30,6 +30,7 @@ __all__ = [
     "layer_norm_backward_sqnorm",
     "group_norm_sqnorm",
     "embedding_sqnorm",
+    "offers",
     "tracing",
 ]
 

@@ -12,6 +12,8 @@ from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from gradood.errors import BackendError
 
 _LOG = logging.getLogger("gradood")
@@ -63,6 +65,12 @@ def dispatch(op: str, *args: Any) -> Any:
             return getattr(backend, op)(*args)
         _log_once(f"backend {backend.NAME} cannot serve {op}: {reason}")
     raise BackendError(f"no backend serves {op} on {args[0].device}; unset GRADOOD_BACKEND")
+
+
+def offers(op: str, tensor: Tensor) -> bool:
+    """Whether the first choice among the backends for a tensor knows ``op``."""
+    forced = os.environ.get("GRADOOD_BACKEND", "auto")
+    return hasattr(_candidates(tensor.device.type, forced)[0], op)
 
 
 @cache

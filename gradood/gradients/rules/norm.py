@@ -91,7 +91,8 @@ class BatchNormCall(_NormCall):
     def takes_over(self) -> bool:
         # PyTorch's own reads x and d once more for sums that are not asked for.
         assert self.data is not None
-        return not self.axis.merged and self.data.requires_grad
+        fused = ops.offers("batch_norm_backward_sqnorm", self.data)
+        return fused and not self.axis.merged and self.data.requires_grad
 
     def backward(self, x: Tensor, d: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         scale = self.rstd
@@ -202,8 +203,9 @@ class LayerNormCall(_NormCall):
 
     def takes_over(self) -> bool:
         assert self.data is not None
+        fused = ops.offers("layer_norm_backward_sqnorm", self.data) and "weight" in self.operands
         first = self.axis.dim == 0 and not self.axis.merged
-        return first and "weight" in self.operands and self.data.requires_grad
+        return fused and first and self.data.requires_grad
 
     def backward(self, x: Tensor, d: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         scale = self.operands["weight"].detach().flatten()
