@@ -16,7 +16,7 @@ struct Isa {
 
 namespace gradood {
 
-const Kernels kAvx512 = {"avx512",   direct,     gram,       depthwise, outer,
-                         batch_norm, layer_norm, group_norm, embedding, bias};
+const Kernels kAvx512 = {"avx512",   direct,     gram,      depthwise, outer,        batch_norm,
+                         layer_norm, group_norm, embedding, bias,      &kNoiseAvx512};
 
 }  // namespace gradood

@@ -16,7 +16,7 @@ struct Isa {
 
 namespace gradood {
 
-const Kernels kBaseline = {"baseline", direct,     gram,       depthwise, outer,
-                           batch_norm, layer_norm, group_norm, embedding, bias};
+const Kernels kBaseline = {"baseline", direct,     gram,      depthwise, outer,          batch_norm,
+                           layer_norm, group_norm, embedding, bias,      &kNoiseBaseline};
 
 }  // namespace gradood

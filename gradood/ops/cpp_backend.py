@@ -11,12 +11,13 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradood.errors import BackendError
-from gradood.ops import choice
+from gradood.ops import choice, noise_cpp
 
 NAME = "cpp"
 
@@ -74,6 +75,8 @@ def reject(op: str, *args: object) -> str | None:
     for t in tensors:
         if t.device.type != "cpu":
             return f"tensor on {t.device}"
+    if op in ("noisy_batch", "vote_count"):
+        return noise_cpp.reject(op, *args)
     for t in tensors[:2]:
         if t.is_floating_point() and t.dtype not in _DTYPES:
             return f"{t.dtype} is left to PyTorch"
@@ -163,6 +166,18 @@ def embedding_sqnorm(indices: Tensor, d: Tensor, padding_idx: int) -> Tensor:
     norm = torch.empty(d.shape[0])
     _call("embedding", indices.data_ptr(), *_describe(d), padding_idx, norm.data_ptr())
     return norm
+
+
+def noisy_batch(*args: Any) -> Tensor:
+    """See ``reference.noisy_batch``."""
+    assert _kernels is not None
+    return noise_cpp.noisy_batch(_kernels, *args)
+
+
+def vote_count(*args: Any) -> Tensor:
+    """See ``reference.vote_count``."""
+    assert _kernels is not None
+    return noise_cpp.vote_count(_kernels, *args)
 
 
 def _empty(x: Tensor, d: Tensor) -> bool:
