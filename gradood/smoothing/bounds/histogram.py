@@ -18,11 +18,13 @@ class Sample(NamedTuple):
 
     Attributes:
         values: float64 ``[A]``, ascending, in [0, 1].
-        counts: int64 ``[A]``, how many scores each value stands for; all positive.
+        counts: int64 ``[A]``, how many scores each value stands for.
+        seed: Of ``split``, in [0, 2^32).
     """
 
     values: Floats
     counts: Counts
+    seed: int = 0
 
     @property
     def n(self) -> int:
@@ -38,6 +40,17 @@ class Sample(NamedTuple):
         """``[A + 1]``: how many scores are above 'below all', values[0], ..., values[A - 1]."""
         return self.n - np.append(0, self.counts.cumsum())
 
+    def split(self, share: float, times: int) -> Counts:
+        """``[times, A]``: counts of parts to which each score belongs with probability ``share``.
+
+        Each part and the rest of the scores are independent: a coin that knows nothing of the
+        scores decides.
+        """
+        # NumPy promises this old generator's numbers for ever, so a bound can be computed again.
+        coins = np.random.RandomState(self.seed)
+        parts = coins.binomial(self.counts, min(share, 0.5), (times, len(self.counts)))
+        return parts.astype(np.int64)
+
 
 def default_edges() -> npt.NDArray[np.float32]:
     """``k / 4096`` and ever finer towards both ends, ascending; exact in float32.
@@ -50,19 +63,20 @@ def default_edges() -> npt.NDArray[np.float32]:
     return np.sort(edges).astype(np.float32)
 
 
-def rounded_up(counts: npt.ArrayLike, edges: npt.ArrayLike) -> Sample:
+def rounded_up(counts: npt.ArrayLike, edges: npt.ArrayLike, seed: int = 0) -> Sample:
     """Every score at the upper edge of its column; NaN and what is above the last edge at 1.
 
     Args:
         counts: int64 ``[K + 2]``.
         edges: ``[K]``, ascending, in [0, 1].
+        seed: Of the sample.
     """
     counts = np.asarray(counts, np.int64)
     values = np.append(np.asarray(edges, np.float64), 1.0)
     merged = counts[:-1].copy()
     merged[-1] += counts[-1]
     used = merged > 0
-    return Sample(values[used], merged[used])
+    return Sample(values[used], merged[used], seed)
 
 
 def mirrored(counts: npt.ArrayLike, edges: npt.ArrayLike) -> tuple[Counts, Floats]:
@@ -76,9 +90,9 @@ def mirrored(counts: npt.ArrayLike, edges: npt.ArrayLike) -> tuple[Counts, Float
     return columns, 1 - np.asarray(edges, np.float64)[::-1]
 
 
-def of_scores(scores: npt.ArrayLike) -> Sample:
+def of_scores(scores: npt.ArrayLike, seed: int = 0) -> Sample:
     """Exact scores ``[n]`` as a sample: ties merged, NaN and what is above 1 at 1."""
     scores = np.asarray(scores, np.float64)
     scores = np.clip(np.where(np.isnan(scores), 1.0, scores), 0, 1)
     values, counts = np.unique(scores, return_counts=True)
-    return Sample(values, counts.astype(np.int64))
+    return Sample(values, counts.astype(np.int64), seed)

@@ -5,28 +5,37 @@ over the sample, the smoothed score is at most that everywhere within ``r = c si
 and ``lower`` apply one to histograms.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy import special
 
 from gradood.smoothing.bounds import binomial
-from gradood.smoothing.bounds.histogram import Floats, Sample, mirrored, rounded_up
+from gradood.smoothing.bounds.band import dkw, rank
+from gradood.smoothing.bounds.histogram import Counts, Floats, Sample, mirrored, rounded_up
 
 Bound = Callable[[Sample, Floats, float], Floats]
 
 #: Fractions of the largest bet. Small ones serve large n, those near 1 small variances.
 _BETS = np.concatenate([0.5 ** np.arange(14, 0, -1), 1 - 0.5 ** np.arange(2, 12)])
 _BISECTIONS = 45
+#: The pilot is this times n^-0.2 of the sample: a quarter of 100 scores, a tenth of 10k.
+_PILOT = 0.63
+_SPLITS = 4
+
+__all__ = ["Bound", "betting", "default", "dkw", "kl", "lower", "rank", "tangent", "upper"]
 
 
 def kl(sample: Sample, c: Floats, alpha: float) -> Floats:
-    r"""Invert Chernoff's bound: the largest m with ``n kl(mean, m) <= ln(1 / alpha)``, shifted.
+    r"""Chernoff's bound inverted: the largest m with ``n d(mean, m) <= ln(1 / alpha)``, shifted.
 
-    Claim: P(kl(...) < sup E s(x + delta)) <= alpha; kl(p, q) of two Bernoulli distributions.
+    Claim: P(kl(...) < sup E s(x + delta)) <= alpha; d(p, q) is the divergence of two Bernoullis.
     Proof: E exp(t X) <= 1 - mu + mu exp(t) on [0, 1] by convexity, so by Chernoff P(mean <= a) <=
-    exp(-n kl(a, mu)) for a < mu: the bound is below mu with probability at most alpha.
+    exp(-n d(a, mu)) for a < mu: the bound is below mu with probability at most alpha.
     ``binomial.shift``, monotone, carries it to x + delta. (Hoeffding 1963, theorem 1.)
     """
     mean, limit = sample.mean, np.log(1 / alpha) / sample.n
@@ -72,61 +81,80 @@ def _smallest(rejected: Callable[[float], bool], low: float) -> float:
     return high
 
 
-def dkw(sample: Sample, c: Floats, alpha: float) -> Floats:
-    r"""``integral_0^1 shift(min(1, S_n(t) + e), c) dt`` with ``e = sqrt(ln(1 / alpha) / 2n)``.
+def tangent(sample: Sample, c: Floats, alpha: float) -> Floats:
+    r"""Bet against the mean that the shifted distribution would have: no band, one variance.
 
-    S_n(t) is the share of scores above t. Claim: P(dkw(...) < sup E s(x + delta)) <= alpha.
-    Proof: S(t) = P(s(x + sigma Z) > t) <= S_n(t) + e for all t at once but for an event of
-    probability alpha <= 1/2 (Massart 1990). E s(x + delta + sigma Z) is the integral of the
-    survival function there, and at each t that is a smoothed indicator, at most shift(S(t), c).
-    (Kumar et al. 2020, arXiv 2009.08061.)
+    With g(s) = shift(s, c) and a guess S0 of the survival function, from a pilot sample alone::
+
+        h(x) = integral_0^x g'(S0(t)) dt      C = integral_0^1 g(S0) - g'(S0) S0 dt
+        wealth(m) = prod_i [1 + b (m - C - h(X_i))],   b = min(b0, 1 / (h(1) - m + C))
+
+    over the other samples, with b0 fixed by the pilot. The bound is the smallest m at which the
+    mean wealth of a few such splits is 1 / alpha.
+
+    Claim: P(tangent(...) < sup E s(x + delta)) <= alpha, for each c by itself.
+    Proof: g is concave and lies below its tangents: g(S) <= g(S0) + g'(S0) (S - S0). Integrated,
+    E s(x + delta) <= integral g(S) dt <= C + integral g'(S0) S dt = C + E h(X) =: mu. At m = mu,
+    given the pilot, the factors are independent of mean 1, and nonnegative since h <= h(1). So the
+    wealth, and the mean of several, has mean at most 1 at the truth and reaches 1 / alpha with
+    probability at most alpha (Markov). Wealth grows with m, so the bound is below the truth only
+    then. Coins that know nothing of the scores choose the pilot (``Sample.split``), which leaves
+    the others independent of it. h is the influence function of integral g(S) dt at S0: the bound
+    is as wide as the mean of h varies, where a band pays for every threshold at once.
     """
-    if alpha > 0.5:
-        return np.ones_like(c)
-    band = sample.above() / sample.n + np.sqrt(np.log(1 / alpha) / (2 * sample.n))
-    return _integral(np.concatenate([[0], sample.values, [1]]), np.minimum(band, 1), c)
+    pilots = sample.split(_PILOT * sample.n**-0.2, _SPLITS)
+    return np.reshape([_tangent(sample, pilots, float(one), alpha) for one in c.flat], c.shape)
 
 
-def rank(sample: Sample, c: Floats, alpha: float) -> Floats:
-    r"""Like ``dkw``, with the band through m order statistics chosen beforehand.
+def _tangent(sample: Sample, pilots: Counts, c: float, alpha: float) -> float:
+    needed = np.log(1 / alpha)
+    bets = [_Bet.on(sample, pilot, c, needed) for pilot in pilots]
+    goal = needed + np.log(len(bets))
 
-    At the k-th largest score, of m ranks k, the band is the 1 - alpha / m quantile of
-    Beta(k, n - k + 1); between them it continues from the next one below.
+    def rejected(m: float) -> bool:
+        return bool(np.logaddexp.reduce([bet.log_wealth(m) for bet in bets]) >= goal)
 
-    Claim: P(rank(...) < sup E s(x + delta)) <= alpha.
-    Proof: S(X) at the k-th largest of n scores is at most the k-th smallest of n uniform variables,
-    which is Beta(k, n - k + 1); so it exceeds its band with probability at most alpha / m, and any
-    of m does with at most alpha. S decreases, so the band at one chosen rank holds above it, up to
-    the next; below the last, S <= 1. Then as for ``dkw``.
-    """
-    ranks, band = _rank_band(sample.n, alpha)
-    # The k-th largest is the value with fewer than k scores above it, and k or more at or above.
-    chosen = np.searchsorted(sample.above()[1:][::-1], ranks, side="left")
-    values = sample.values[::-1][chosen - 1]
-    steps = np.concatenate([[0], values[::-1], [1]])
-    return _integral(steps, np.concatenate([[1], band[::-1]]), c)
+    return _smallest(rejected, 0.0)
 
 
-@lru_cache(maxsize=64)
-def _rank_band(n: int, alpha: float) -> tuple[npt.NDArray[np.int64], Floats]:
-    """Ranks from the top, ascending, uniform in logit(rank / (n + 1)), and the band there."""
-    wanted = 128 if n <= 10_000 else 512
-    logits = np.linspace(-np.log(n), np.log(n), 4 * wanted)
-    ranks = np.unique(np.clip(np.round((n + 1) / (1 + np.exp(-logits))), 1, n).astype(np.int64))
-    if len(ranks) > wanted:
-        ranks = ranks[np.unique(np.linspace(0, len(ranks) - 1, wanted).round().astype(int))]
-    return ranks, binomial.upper(ranks - 1, n, alpha / len(ranks))
+class _Bet(NamedTuple):
+    """One split of ``tangent``: the formulas there."""
 
+    h: Floats
+    top: float
+    constant: float
+    size: float
+    counts: Counts
 
-def _integral(steps: Floats, survival: Floats, c: Floats) -> Floats:
-    """``integral shift(survival, c)``, with survival[i] constant on [steps[i], steps[i + 1])."""
-    shifted = binomial.shift(survival, np.asarray(c)[..., None])
-    return np.minimum(shifted @ np.diff(steps), 1.0)
+    @classmethod
+    def on(cls, sample: Sample, pilot: Counts, c: float, needed: float) -> _Bet:
+        # Half a score at 1, and a tail that n samples cannot exclude: near S0 = 0 slopes are steep.
+        weights = np.append(pilot, 0.5) / (pilot.sum() + 0.5)
+        above = 1 - np.append(0, weights[:-1].cumsum())
+        guess = np.minimum(above + needed / sample.n, 1 - 1e-9)
+        widths = np.diff(sample.values, prepend=0, append=1)
+        slope = np.exp(-c * special.ndtri(guess) - c * c / 2)
+        constant = float((binomial.shift(guess, c) - slope * guess) @ widths)
+        h = np.cumsum(slope * widths)
+        variance = float(weights @ (h - weights @ h) ** 2)
+        size = np.sqrt(2 * needed / (sample.n * max(variance, 1e-300)))
+        return cls(h[:-1], h[-1], constant, size, sample.counts - pilot)
+
+    def log_wealth(self, m: float) -> float:
+        room = self.top - m + self.constant
+        if room <= 0:  # E h cannot be this large
+            return np.inf
+        gains = np.log1p(min(self.size, (1 - 1e-9) / room) * (m - self.constant - self.h))
+        return float(gains @ self.counts)
 
 
 def default(sample: Sample, c: Floats, alpha: float) -> Floats:
-    """The smaller of ``betting`` and ``rank``, each at alpha / 2 (so that both hold: alpha)."""
-    return np.minimum(betting(sample, c, alpha / 2), rank(sample, c, alpha / 2))
+    """The smaller of ``betting`` and ``tangent``, each at alpha / 2, so that both hold.
+
+    In simulations the excess over the truth is about 0.96, 0.8 and 0.7 times that of the best of
+    ``kl``, ``betting``, ``dkw`` and ``rank`` at full alpha, for n = 100, 1k and 10k.
+    """
+    return np.minimum(betting(sample, c, alpha / 2), tangent(sample, c, alpha / 2))
 
 
 def upper(
@@ -135,6 +163,7 @@ def upper(
     c: npt.ArrayLike,
     alpha: float,
     bound: Bound = default,
+    seed: npt.ArrayLike = 0,
 ) -> Floats:
     """Upper bounds of the smoothed score within ``c sigma``, from histograms.
 
@@ -146,13 +175,17 @@ def upper(
         c: ``r / sigma >= 0``, of any shape.
         alpha: Error probability of each bound.
         bound: Which one.
+        seed: Integers in [0, 2^32), broadcast over the leading shape of ``counts``: of the coins of
+            ``tangent``. Different ones, such as the ids of the inputs, keep errors independent.
 
     Returns:
         float64, the leading shape of ``counts`` followed by the shape of ``c``.
     """
     counts, c = np.asarray(counts, np.int64), np.asarray(c, np.float64)
     rows = counts.reshape(-1, counts.shape[-1])
-    bounds = [bound(rounded_up(row, edges), c, alpha) for row in rows]
+    seeds = np.broadcast_to(np.asarray(seed), counts.shape[:-1]).ravel()
+    samples = (rounded_up(row, edges, int(one)) for row, one in zip(rows, seeds, strict=True))
+    bounds = [bound(sample, c, alpha) for sample in samples]
     return np.reshape(np.array(bounds, np.float64), counts.shape[:-1] + c.shape)
 
 
@@ -162,6 +195,7 @@ def lower(
     c: npt.ArrayLike,
     alpha: float,
     bound: Bound = default,
+    seed: npt.ArrayLike = 0,
 ) -> Floats:
     """Lower bounds: ``1 - upper`` of the scores ``1 - s``; NaN counts as 0. See ``upper``."""
-    return 1 - upper(*mirrored(counts, edges), c, alpha, bound)
+    return 1 - upper(*mirrored(counts, edges), c, alpha, bound, seed)
