@@ -25,7 +25,7 @@ def dkw(sample: Sample, c: Floats, alpha: float) -> Floats:
     if alpha > 0.5:
         return np.ones_like(c)
     band = sample.above() / sample.n + np.sqrt(np.log(1 / alpha) / (2 * sample.n))
-    return _integral(np.concatenate([[0], sample.values, [1]]), np.minimum(band, 1), c)
+    return integral(sample.values, np.minimum(band, 1), c)
 
 
 def rank(sample: Sample, c: Floats, alpha: float) -> Floats:
@@ -44,8 +44,7 @@ def rank(sample: Sample, c: Floats, alpha: float) -> Floats:
     # The k-th largest is the value with fewer than k scores above it, and k or more at or above.
     chosen = np.searchsorted(sample.above()[1:][::-1], ranks, side="left")
     values = sample.values[::-1][chosen - 1]
-    steps = np.concatenate([[0], values[::-1], [1]])
-    return _integral(steps, np.concatenate([[1], band[::-1]]), c)
+    return integral(values[::-1], np.append(1, band[::-1]), c)
 
 
 @lru_cache(maxsize=64)
@@ -59,7 +58,10 @@ def _rank_band(n: int, alpha: float) -> tuple[npt.NDArray[np.int64], Floats]:
     return ranks, binomial.upper(ranks - 1, n, alpha / len(ranks))
 
 
-def _integral(steps: Floats, survival: Floats, c: Floats) -> Floats:
-    """``integral shift(survival, c)``, with survival[i] constant on [steps[i], steps[i + 1])."""
+def integral(values: Floats, survival: Floats, c: Floats) -> Floats:
+    """``integral_0^1 shift(survival(t), c) dt`` of a step function; ``[A]``, ``[A + 1]`` -> like c.
+
+    survival[0] holds below values[0], survival[i + 1] from values[i] on; values ascend.
+    """
     shifted = binomial.shift(survival, np.asarray(c)[..., None])
-    return np.minimum(shifted @ np.diff(steps), 1.0)
+    return np.minimum(shifted @ np.diff(values, prepend=0, append=1), 1.0)
