@@ -114,7 +114,7 @@ def certify_class(
 
         def stop(rows: Ints, counts: Ints, samples: Ints) -> npt.NDArray[np.bool_]:
             pairs = zip(rows, counts, samples, strict=True)
-            return np.array([_clear(claims[r], c, s, settings, radius) for r, c, s in pairs])
+            return np.array([_clear(claims[r], c, s, run.common) for r, c, s in pairs])
 
     run.sampler.run(run.main, count_classes, settings.n, ESTIMATION, stop)
     counts = zip(run.main.counts.tolist(), pilot.tolist(), strict=True)
@@ -138,15 +138,16 @@ def evaluate(common: Row, row: Row) -> Row:
     counts, pilot = np.array(row["counts"]), np.array(row["pilot"])
     claim = _claim(pilot, (radius or 0.0) / sigma)
     hits, others = _votes(claim.label, counts)
-    if radius is not None and _proved(claim, hits, others, n, alpha):
+    slack = common["slack"]
+    if radius is not None and _proved(claim, hits, others, n, alpha, slack):
         return _result(claim.label, radius, claim.lower, claim.upper)
     if radius is not None and n < settings["n"]:
         return _result(claim.label, 0.0, 0.0, 1.0)
     share = alpha / 2 if radius is None or not claim.two_sided else alpha / 4
-    lower = float(binomial.lower(hits, n, share))
+    lower = max(float(binomial.lower(hits, n, share)) - slack, 0.0)
     upper = 1 - lower
     if radius is None or claim.two_sided:
-        upper = min(upper, float(binomial.upper(others, n, share)))
+        upper = min(upper, float(binomial.upper(others, n, share)) + slack)
     certified = _radius(sigma, lower, upper)
     enough = certified > 0 if radius is None else certified >= radius
     return _result(claim.label, certified if enough else 0.0, lower, upper, not enough)
@@ -178,23 +179,29 @@ def _votes(label: int, counts: Ints) -> tuple[int, int]:
     return int(counts[label]), int(np.delete(counts, label).max())
 
 
-def _proved(claim: _Claim, hits: int, others: int, n: int, alpha: float) -> bool:
+def _proved(claim: _Claim, hits: int, others: int, n: int, alpha: float, slack: float) -> bool:
+    """The claim about true probabilities, by tests of the sampled ones, ``slack`` away."""
+    low, high = claim.lower + slack, 1 - claim.upper + slack
+    if max(low, high) >= 1:
+        return False
     if not claim.two_sided:
-        return bool(sequential.log_evalue(hits, n, claim.lower) >= np.log(2 / alpha))
-    evidence = sequential.log_evalue([hits, n - others], n, [claim.lower, 1 - claim.upper])
+        return bool(sequential.log_evalue(hits, n, low) >= np.log(2 / alpha))
+    evidence = sequential.log_evalue([hits, n - others], n, [low, high])
     return bool((evidence >= np.log(4 / alpha)).all())
 
 
-def _clear(claim: _Claim, counts: Ints, n: int, settings: Smoothing, radius: float) -> bool:
+def _clear(claim: _Claim, counts: Ints, n: int, common: Row) -> bool:
     """Whether the claim is proved, or the radius is out of reach."""
     hits, others = _votes(claim.label, counts)
-    if _proved(claim, hits, others, n, settings.alpha):
+    settings = common["settings"]
+    if _proved(claim, hits, others, n, settings["alpha"], common["slack"]):
         return True
-    if settings.futility == 0:
+    if settings["futility"] == 0:
         return False
-    share = settings.futility / _LOOKS
+    share = settings["futility"] / _LOOKS
     best = binomial.upper(hits, n, share), binomial.lower(others, n, share)
-    return _radius(settings.sigma, float(best[0]), float(best[1])) < radius
+    reach = _radius(settings["sigma"], float(best[0]), float(best[1]))
+    return bool(reach < common["target"]["radius"])
 
 
 def _radius(sigma: float, lower: float, upper: float) -> float:

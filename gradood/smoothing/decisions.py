@@ -131,8 +131,9 @@ def evaluate(common: Row, row: Row) -> Row:
     sigma, alpha, n = settings["sigma"], settings["alpha"], row["samples"]
     above, missing = row["counts"]
     if target["radius"] is None:
-        lower = float(binomial.lower(above, n, alpha / 2))
-        upper = float(binomial.upper(above + missing, n, alpha / 2))
+        slack = common["slack"]
+        lower = max(float(binomial.lower(above, n, alpha / 2)) - slack, 0.0)
+        upper = min(float(binomial.upper(above + missing, n, alpha / 2)) + slack, 1.0)
         middle = ndtri(1 - target["q"])
         reach = sigma * (ndtri(lower) - middle), sigma * (middle - ndtri(upper))
         decision = int(reach[0] > 0) - int(reach[1] > 0)
@@ -156,13 +157,15 @@ def _limits(common: Row) -> tuple[float, float]:
 
 def _answers(common: Row, counts: Ints, samples: Ints) -> Ints:
     """What the tests for "anomalous" and for "normal" say, ``[2, A]``."""
-    settings = common["settings"]
+    settings, slack = common["settings"], common["slack"]
     high, low = _limits(common)
     above, missing = counts.T
+    # True probabilities are at most ``slack`` from the sampled ones; 1 can never be exceeded.
+    limits = np.minimum([[high + slack], [1 - low + slack]], 1 - 2.0**-53)
     return sequential.decide(
         np.stack([above, samples - above - missing]),
         samples,
-        np.array([[high], [1 - low]]),
+        limits,
         settings["alpha"] / 2,
         settings["futility"],
         settings["n"],

@@ -95,6 +95,7 @@ class Run:
             "settings": settings.as_json(),
             "tile": self.inputs.tile,
             "block": self.inputs.block,
+            "slack": self.inputs.slack,
             "shape": list(x.shape[1:]),
             "model": self.model.fingerprint,
         }

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradood.errors import InputError
 from gradood.smoothing.bounds import mean
 from gradood.smoothing.bounds.histogram import default_edges
 from gradood.smoothing.counting import CountUnit
@@ -72,6 +73,11 @@ def certify_mean(
         CheckpointError: ``state`` belongs to another run.
     """
     radii = check_radii(radius)
+    if settings.exact_grid:
+        raise InputError(
+            "certify_mean has no certificate on the exact grid; use certify_quantile, or leave "
+            "exact_grid off"
+        )
     run = Run("mean", score, x, settings, {"radius": radii}, ids, state)
     edges = default_edges()
     counter = CountUnit(torch.from_numpy(edges))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradood import ops
 from gradood.errors import InputError
+from gradood.smoothing.lattice import Lattice
 from gradood.smoothing.settings import DTYPES, Smoothing
 
 #: Streams of noise that never meet.
@@ -45,11 +46,19 @@ class NoisyInputs:
         self.block = min(_BLOCK, self.tile)
         self._device_ids = self.ids.to(x.device)
         self._limits = settings.clamp or (None, None)
+        self._lattice = Lattice(self.x, settings.sigma) if settings.exact_grid else None
+
+    @property
+    def slack(self) -> float:
+        """How far the probability of any event may be from the one that is sampled."""
+        return 0.0 if self._lattice is None else self._lattice.slack
 
     def copies(self, rows: Tensor, samples: Tensor, tag: int) -> Tensor:
         """Noisy copies ``[M, ...]`` of rows of x, each with the number of its sample."""
         rows, samples = rows.to(self.x.device), samples.to(self.x.device)
         key = torch.tensor([self.settings.seed, tag], device=self.x.device)
+        if self._lattice is not None:
+            return self._finished(self._lattice.copies(rows, self._device_ids[rows], samples, key))
         noisy: Tensor = ops.noisy_batch(
             self.x,
             rows,
@@ -64,6 +73,13 @@ class NoisyInputs:
             self.settings.channels_last,
         )
         return noisy
+
+    def _finished(self, exact: Tensor) -> Tensor:
+        low, high = self._limits
+        exact = exact if low is None else exact.clamp(low, high)
+        exact = exact.to(DTYPES[self.settings.dtype])
+        last = self.settings.channels_last
+        return exact.contiguous(memory_format=torch.channels_last) if last else exact
 
     def digest(self) -> str:
         """A hash of inputs and ids."""

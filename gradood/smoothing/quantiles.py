@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gradood.smoothing.bounds import quantile
+from gradood.smoothing.bounds import binomial, quantile
 from gradood.smoothing.counting import CountBetween, Record
 from gradood.smoothing.evidence import (
     Evidence,
@@ -115,10 +115,13 @@ def evaluate(common: Row, row: Row) -> Row:
     """The bounds that follow from what was counted for one input."""
     settings, target = common["settings"], common["target"]
     c = np.array(target["radius"]) / settings["sigma"]
-    arguments = row["samples"], target["q"], c, settings["alpha"] / 2
+    n, q, share = row["samples"], target["q"], settings["alpha"] / 2
     counted = row["counts"], np.array(row["edges"], np.float64)
-    below = quantile.lower_from_counts(*counted, quantile.lower_rank(*arguments))
-    above = quantile.upper_from_counts(*counted, quantile.upper_rank(*arguments))
+    # The lemma's probabilities, widened by what the sampled ones may be off; no further shift.
+    low = np.maximum(binomial.shift(q, -c) - common["slack"], 0)
+    high = np.minimum(binomial.shift(q, c) + common["slack"], 1)
+    below = quantile.lower_from_counts(*counted, quantile.lower_rank(n, low, 0.0, share))
+    above = quantile.upper_from_counts(*counted, quantile.upper_rank(n, high, 0.0, share))
     return {"lower": below.tolist(), "upper": above.tolist()}
 
 

@@ -44,9 +44,10 @@ class Smoothing:
         fold_batch_norm: Merge batch normalisation into the convolution or linear layer before it.
         compile: Run ``torch.compile``'s version of the model.
         exact_grid: Noise on the integer lattice of inputs that are multiples of 1/255; then
-            rounding in the sum of input and noise cannot make a certificate false. Without it,
-            certificates hold up to floating-point rounding of that sum (Voracek and Hein 2022,
-            arXiv 2207.07209).
+            rounding in the sum of input and noise cannot make a certificate false; see
+            ``smoothing.lattice``. For classes, decisions and quantiles. Without it, certificates
+            hold up to floating-point rounding of that sum, and up to the 1e-11 of the normal
+            distribution beyond 6.7 sigma (Voracek and Hein 2022, arXiv 2207.07209).
         progress: Show a progress bar on stderr; None shows it only on a terminal.
 
     Raises:
