@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
@@ -119,13 +120,15 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
             f"fold_batch_norm needs a model that torch.fx can trace ({error}); leave it off"
         ) from error
     modules = dict(graph.named_modules())
+    uses = Counter(str(n.target) for n in graph.graph.nodes if n.op == "call_module")
     for node in list(graph.graph.nodes):
         source = node.args[0] if node.args else None
         if node.op != "call_module" or not isinstance(source, torch.fx.Node):
             continue
         norm, layer = modules[node.target], modules.get(str(source.target))
         fused = _fused(layer, norm)
-        if source.op != "call_module" or fused is None or len(source.users) > 1:
+        shared = uses[str(source.target)] > 1 or len(source.users) > 1
+        if source.op != "call_module" or fused is None or shared:
             continue
         graph.set_submodule(str(source.target), fused)
         modules[str(source.target)] = fused
