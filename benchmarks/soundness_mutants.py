@@ -21,7 +21,7 @@ def _classes(certify: Callable[..., Claims]) -> Run:
 
 
 def _means(bound: mean.Bound, *scores: str) -> Run:
-    return lambda rng, n, times: checks.check_means(rng, n, times, bound, list(scores))
+    return lambda rng, n, times: checks.check_means(rng, n, times, [bound], scores)
 
 
 def _quantiles(**broken: checks.Bound) -> Run:
@@ -55,11 +55,11 @@ def _sample_mean(sample: Sample, c: Floats, alpha: float) -> Floats:
 
 
 def _unshifted(sample: Sample, c: Floats, alpha: float) -> Floats:
-    return mean.default(sample, 0 * c, alpha)
+    return mean.kl(sample, 0 * c, alpha)
 
 
 def _without_sigma(sample: Sample, c: Floats, alpha: float) -> Floats:
-    return mean.default(sample, c * SIGMA, alpha)
+    return mean.kl(sample, c * SIGMA, alpha)
 
 
 def _mean_alone(sample: Sample, c: Floats, alpha: float) -> Floats:
@@ -72,15 +72,13 @@ def _wrong_dkw(sample: Sample, c: Floats, alpha: float) -> Floats:
 
 def _one_value_lower(sample: Sample, c: Floats, alpha: float) -> Floats:
     values = np.append(0, sample.values[:-1])
-    return mean.default(sample._replace(values=values), c, alpha)
+    return mean.kl(sample._replace(values=values), c, alpha)
 
 
 def _nan_is_zero(sample: Sample, c: Floats, alpha: float) -> Floats:
     values = np.where(sample.values == 1, 0, sample.values)
     order = values.argsort()
-    return mean.default(
-        sample._replace(values=values[order], counts=sample.counts[order]), c, alpha
-    )
+    return mean.kl(sample._replace(values=values[order], counts=sample.counts[order]), c, alpha)
 
 
 def _best_bet(sample: Sample, c: Floats, alpha: float) -> Floats:
