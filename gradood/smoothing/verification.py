@@ -113,9 +113,9 @@ def _certify(
 
 def _difference(record: Row, new: Row) -> str | None:
     new = encode(new)
-    for name in ("model", "samples", "pilot", "counts", "edges"):
+    for name in ("model", "denoiser", "samples", "pilot", "counts", "edges"):
         if record.get(name) != new.get(name):
-            what = "another model" if name == "model" else f"{name} {new.get(name)}"
+            what = f"another {name}" if name in ("model", "denoiser") else f"{name} {new.get(name)}"
             return f"drawn again, it has {what}, recorded {record.get(name)}"
     return verify(record)
 

@@ -9,7 +9,7 @@ from scipy.special import ndtr, ndtri
 from torch import nn
 
 import gradood
-from gradood.errors import InputError, ModelError
+from gradood.errors import CheckpointError, InputError, ModelError
 from gradood.smoothing.bounds import binomial
 
 
@@ -264,6 +264,28 @@ def test_denoiser_sees_sigma_and_comes_first(half_space, points):
     with pytest.raises(ModelError, match="shape"):
         bad = gradood.Smoothing(sigma=0.3, denoiser=lambda noisy, sigma: noisy[:1])
         gradood.certify_class(half_space, points(-5.0), bad)
+
+
+def test_a_denoisers_weights_are_part_of_the_state(half_space, points, tmp_path):
+    class Denoiser(nn.Linear):
+        def forward(self, noisy, sigma):
+            return super().forward(noisy)
+
+    state = tmp_path / "state.safetensors"
+    smoothing = gradood.Smoothing(sigma=0.3, n=100, denoiser=Denoiser(4, 4))
+    gradood.certify_class(half_space, points(1.0), smoothing, state=state)
+    with torch.no_grad():
+        smoothing.denoiser.bias.add_(1.0)
+    with pytest.raises(CheckpointError, match="denoiser"):
+        gradood.certify_class(half_space, points(1.0), smoothing, state=state)
+
+
+def test_progress_is_shown_where_it_is_wanted(half_space, points, capsys):
+    gradood.certify_class(half_space, points(1.0), gradood.Smoothing(sigma=1.0, n=100))
+    assert capsys.readouterr().err == "", "stderr is no terminal"
+    shown = gradood.Smoothing(sigma=1.0, n=100, progress=True)
+    gradood.certify_class(half_space, points(1.0, 2.0), shown)
+    assert "2/2 inputs, 200 samples" in capsys.readouterr().err
 
 
 def test_noise_is_added_once_at_sigma(points):
