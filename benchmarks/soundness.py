@@ -57,7 +57,7 @@ def broken(repetitions: int, log: Callable[[str], object]) -> dict[str, Cell]:
     """The cell that gives each mutant away most clearly."""
     worst = {}
     for seed, (name, check) in enumerate(MUTANTS.items()):
-        n = 1_000 if name.startswith("sequential") else 100
+        n = 1_000 if name.endswith("alpha not split") else 100
         cells = check(np.random.default_rng([99, seed]), n, repetitions)
         worst[name] = min(cells, key=lambda cell: cell.p_value)
         log(f"{name}: p = {worst[name].p_value:.1g}")
@@ -71,8 +71,8 @@ def report(cells: list[Cell], worst: dict[str, Cell], repetitions: int) -> str:
         f"Made by `OMP_NUM_THREADS=1 python benchmarks/soundness.py --repetitions {repetitions}`; "
         "every cell is in `soundness.csv`. "
         f"alpha = {ALPHA} per certificate, so that failures can be counted. Scores are functions "
-        "of one direction of the noise, whose smoothed value under the worst perturbation is a sum of "
-        "normal distribution functions: half-spaces, monotone scores, scores with atoms, ties, "
+        "of one direction of the noise, whose smoothed value under the worst perturbation is a sum "
+        "of normal distribution functions: half-spaces, monotone scores, scores with atoms, ties, "
         "infinite values and NaN, and random mixtures. p is the probability of as many failures or "
         "more if each had probability alpha; below 1e-5 a certificate counts as unsound.",
         "",

@@ -16,8 +16,8 @@ from gradood.smoothing.bounds.histogram import Sample
 Run = Callable[[Generator, int, int], Iterator[Cell]]
 
 
-def _classes(certify: Callable[..., Claims]) -> Run:
-    return lambda rng, n, times: checks.check_classes(rng, n, times, certify)
+def _classes(certify: Callable[..., Claims], longer: int = 1) -> Run:
+    return lambda rng, n, times: checks.check_classes(rng, n, longer * times, certify)
 
 
 def _means(bound: mean.Bound, *scores: str) -> Run:
@@ -103,7 +103,7 @@ def _repeated(scores: Floats, rank: Floats) -> Floats:
 
 MUTANTS: dict[str, Run] = {
     "class: alpha not split": _classes(
-        lambda p, k, s, alpha: checks.class_certificate(p, k, s, 2 * alpha)
+        lambda p, k, s, alpha: checks.class_certificate(p, k, s, 2 * alpha), longer=10
     ),
     "class: selection on the samples of the estimate": _classes(
         lambda p, k, s, alpha: checks.class_certificate(k, k, s, alpha)
@@ -128,7 +128,7 @@ MUTANTS: dict[str, Run] = {
         rng, n, times, _peeking
     ),
     "sequential: alpha not split": lambda rng, n, times: checks.check_sequential(
-        rng, n, times, _unsplit_sequence
+        rng, n, 3 * times, _unsplit_sequence
     ),
     "mean: the sample's": _means(_sample_mean, "half-space .3"),
     "mean: no shift": _means(_unshifted, "large variance"),
