@@ -21,6 +21,7 @@ from gradood.smoothing.settings import Smoothing
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 #: Looks of a sequential test at which giving up is wrong add up to about the settings' futility.
 _LOOKS = 20
@@ -110,11 +111,10 @@ def certify_class(
     pilot = run.pilot.counts
     stop = None
     if radius is not None and len(x):
-        claims = [_claim(row, radius / settings.sigma) for row in pilot]
+        claims = _claims(pilot, radius / settings.sigma)
 
-        def stop(rows: Ints, counts: Ints, samples: Ints) -> npt.NDArray[np.bool_]:
-            pairs = zip(rows, counts, samples, strict=True)
-            return np.array([_clear(claims[r], c, s, run.common) for r, c, s in pairs])
+        def stop(rows: Ints, counts: Ints, samples: Ints) -> Bools:
+            return _clear(claims.of(rows), counts, samples, run.common)
 
     run.sampler.run(run.main, count_classes, settings.n, ESTIMATION, stop)
     counts = zip(run.main.counts.tolist(), pilot.tolist(), strict=True)
@@ -133,88 +133,89 @@ def certify_class(
 
 def evaluate(common: Row, row: Row) -> Row:
     """The certificate that follows from what was counted for one input."""
-    settings, radius = common["settings"], common["target"]["radius"]
+    settings, radius, slack = common["settings"], common["target"]["radius"], common["slack"]
     sigma, alpha, n = settings["sigma"], settings["alpha"], row["samples"]
-    counts, pilot = np.array(row["counts"]), np.array(row["pilot"])
-    claim = _claim(pilot, (radius or 0.0) / sigma)
-    hits, others = _votes(claim.label, counts)
-    slack = common["slack"]
-    if radius is not None and _proved(claim, hits, others, n, alpha, slack):
-        return _result(claim.label, radius, claim.lower, claim.upper)
+    counts = np.array([row["counts"]])
+    claims = _claims(np.array([row["pilot"]]), (radius or 0.0) / sigma)
+    label, two_sided = int(claims.label[0]), bool(claims.two_sided[0])
+    if radius is not None and _proved(claims, counts, np.array([n]), common)[0]:
+        return _result(label, radius, float(claims.lower[0]), float(claims.upper[0]), False)
     if radius is not None and n < settings["n"]:
-        return _result(claim.label, 0.0, 0.0, 1.0)
-    share = alpha / 2 if radius is None or not claim.two_sided else alpha / 4
+        return _result(label, 0.0, 0.0, 1.0, True)
+    hits, others = (int(votes[0]) for votes in _votes(claims.label, counts))
+    share = alpha / 2 if radius is None or not two_sided else alpha / 4
     lower = max(float(binomial.lower(hits, n, share)) - slack, 0.0)
     upper = 1 - lower
-    if radius is None or claim.two_sided:
+    if radius is None or two_sided:
         upper = min(upper, float(binomial.upper(others, n, share)) + slack)
-    certified = _radius(sigma, lower, upper)
-    enough = certified > 0 if radius is None else certified >= radius
-    return _result(claim.label, certified if enough else 0.0, lower, upper, not enough)
-
-
-class _Claim(NamedTuple):
-    """What a sequential test tries to prove: P(label) > lower, P(any other) < upper."""
-
-    label: int
-    lower: float
-    upper: float
-    two_sided: bool
-
-
-def _claim(pilot: Ints, c: float) -> _Claim:
-    """The label with most pilot votes, and the two bounds that make ``c = radius / sigma``."""
-    label = int(pilot[:-1].argmax())
-    hits, others = _votes(label, pilot)
-    total = pilot.sum() + 1
-    top, second = ndtri((hits + 0.5) / total), ndtri((others + 0.5) / total)
-    if top + second > -0.1:  # as good as two classes: the first bound implies the second
-        return _Claim(label, float(ndtr(c)), float(ndtr(-c)), False)
-    margin = (top - second) / 2 - c
-    return _Claim(label, float(ndtr(top - margin)), float(ndtr(second + margin)), True)
-
-
-def _votes(label: int, counts: Ints) -> tuple[int, int]:
-    """Votes for ``label``, and the most for another class, NaN being one."""
-    return int(counts[label]), int(np.delete(counts, label).max())
-
-
-def _proved(claim: _Claim, hits: int, others: int, n: int, alpha: float, slack: float) -> bool:
-    """The claim about true probabilities, by tests of the sampled ones, ``slack`` away."""
-    low, high = claim.lower + slack, 1 - claim.upper + slack
-    if max(low, high) >= 1:
-        return False
-    if not claim.two_sided:
-        return bool(sequential.log_evalue(hits, n, low) >= np.log(2 / alpha))
-    evidence = sequential.log_evalue([hits, n - others], n, [low, high])
-    return bool((evidence >= np.log(4 / alpha)).all())
-
-
-def _clear(claim: _Claim, counts: Ints, n: int, common: Row) -> bool:
-    """Whether the claim is proved, or the radius is out of reach."""
-    hits, others = _votes(claim.label, counts)
-    settings = common["settings"]
-    if _proved(claim, hits, others, n, settings["alpha"], common["slack"]):
-        return True
-    if settings["futility"] == 0:
-        return False
-    share = settings["futility"] / _LOOKS
-    best = binomial.upper(hits, n, share), binomial.lower(others, n, share)
-    reach = _radius(settings["sigma"], float(best[0]), float(best[1]))
-    return bool(reach < common["target"]["radius"])
-
-
-def _radius(sigma: float, lower: float, upper: float) -> float:
     # 1 and 0 have infinite quantiles; no bound of a certificate reaches them.
-    return float(sigma / 2 * (ndtri(lower) - ndtri(upper)))
+    reach = float(sigma / 2 * (ndtri(lower) - ndtri(upper)))
+    enough = reach > 0 if radius is None else reach >= radius
+    return _result(label, reach if enough else 0.0, lower, upper, not enough)
 
 
-def _result(
-    label: int, radius: float, lower: float, upper: float, abstained: bool | None = None
-) -> Row:
-    """``abstained`` None: as radius 0 says, unless 0 is what was asked for and proved."""
-    if abstained is None:
-        abstained = lower == 0.0
+class _Claims(NamedTuple):
+    """What sequential tests try to prove of each input: P(label) > lower, P(any other) < upper."""
+
+    label: Ints
+    lower: Floats
+    upper: Floats
+    two_sided: Bools
+
+    def of(self, rows: Ints) -> _Claims:
+        """Those of some inputs."""
+        return _Claims(*(column[rows] for column in self))  # type: ignore[arg-type]
+
+
+def _claims(pilot: Ints, c: float) -> _Claims:
+    """Labels with most pilot votes, and two bounds each that make ``c = radius / sigma``."""
+    label = pilot[:, :-1].argmax(1)
+    hits, others = _votes(label, pilot)
+    total = pilot.sum(1) + 1
+    top, second = ndtri((hits + 0.5) / total), ndtri((others + 0.5) / total)
+    # Else it is as good as two classes, where the first bound implies the second.
+    two_sided = top + second <= -0.1
+    margin = (top - second) / 2 - c
+    lower = np.where(two_sided, ndtr(top - margin), ndtr(c))
+    upper = np.where(two_sided, ndtr(second + margin), ndtr(-c))
+    return _Claims(label, lower, upper, two_sided)
+
+
+def _votes(label: Ints, counts: Ints) -> tuple[Ints, Ints]:
+    """Votes for the label, and the most for another class, NaN being one."""
+    rows = np.arange(len(label))
+    others = counts.copy()
+    others[rows, label] = -1
+    return counts[rows, label], others.max(1)
+
+
+def _proved(claims: _Claims, counts: Ints, n: Ints, common: Row) -> Bools:
+    """Claims about true probabilities, by tests of the sampled ones, ``slack`` away."""
+    hits, others = _votes(claims.label, counts)
+    goals = np.stack([claims.lower, 1 - claims.upper]) + common["slack"]
+    evidence = sequential.log_evalue(
+        np.stack([hits, n - others]), n, np.minimum(goals, 1 - 2.0**-53)
+    )
+    needed = np.log(np.where(claims.two_sided, 4, 2) / common["settings"]["alpha"])
+    first, second = (evidence >= needed) & (goals < 1)
+    proved: Bools = first & (second | ~claims.two_sided)
+    return proved
+
+
+def _clear(claims: _Claims, counts: Ints, n: Ints, common: Row) -> Bools:
+    """Whether a claim is proved, or its radius out of reach."""
+    proved = _proved(claims, counts, n, common)
+    settings = common["settings"]
+    if settings["futility"] == 0:
+        return proved
+    hits, others = _votes(claims.label, counts)
+    share = settings["futility"] / _LOOKS
+    best = ndtri(binomial.upper(hits, n, share)) - ndtri(binomial.lower(others, n, share))
+    futile: Bools = settings["sigma"] / 2 * best < common["target"]["radius"]
+    return proved | futile
+
+
+def _result(label: int, radius: float, lower: float, upper: float, abstained: bool) -> Row:
     return {
         "label": label,
         "radius": radius,

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -175,5 +176,6 @@ def encode(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
+@cache
 def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("gradood", "torch", "numpy", "scipy")}

@@ -52,9 +52,9 @@ def certify_mean(
 
     With ``S(t) = P(score(x + sigma Z) > t)`` the largest mean within r is at most ``integral_0^1
     Phi(Phi^-1(S(t)) + r / sigma) dt`` (Kumar et al., "Certifying confidence via randomized
-    smoothing", 2020, arXiv 2009.08061). S and the mean are bounded from n samples, the smaller of
-    two bounds counts; see ``bounds.mean``. With probability 1 - alpha all R intervals of an input
-    hold: each side has alpha / 2, and a side fails for all radii or for none.
+    smoothing", 2020, arXiv 2009.08061). Bounds of that from n samples: see ``bounds.mean``, whose
+    coins are those of the seed and the number of the input. Each interval, for one input and one
+    radius, holds with probability 1 - alpha.
 
     The certificate is about the smoothed score. Scores are counted in a histogram that is rounded
     to the safe side by at most 1/4096; a score that is NaN counts as 1 above and as 0 below.
@@ -100,4 +100,6 @@ def evaluate(common: Row, row: Row) -> Row:
     settings = common["settings"]
     c = np.array(common["target"]["radius"]) / settings["sigma"]
     arguments = row["counts"], row["edges"], c, settings["alpha"] / 2
-    return {"lower": mean.lower(*arguments).tolist(), "upper": mean.upper(*arguments).tolist()}
+    seed = (settings["seed"] + row["id"]) % 2**32
+    below, above = mean.lower(*arguments, seed=seed), mean.upper(*arguments, seed=seed)
+    return {"lower": below.tolist(), "upper": above.tolist()}

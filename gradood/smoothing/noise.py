@@ -46,6 +46,7 @@ class NoisyInputs:
         self.block = min(_BLOCK, self.tile)
         self._device_ids = self.ids.to(x.device)
         self._limits = settings.clamp or (None, None)
+        self._keys: dict[int, Tensor] = {}
         self._lattice = Lattice(self.x, settings.sigma) if settings.exact_grid else None
 
     @property
@@ -56,7 +57,7 @@ class NoisyInputs:
     def copies(self, rows: Tensor, samples: Tensor, tag: int) -> Tensor:
         """Noisy copies ``[M, ...]`` of rows of x, each with the number of its sample."""
         rows, samples = rows.to(self.x.device), samples.to(self.x.device)
-        key = torch.tensor([self.settings.seed, tag], device=self.x.device)
+        key = self._key(tag)
         if self._lattice is not None:
             return self._finished(self._lattice.copies(rows, self._device_ids[rows], samples, key))
         noisy: Tensor = ops.noisy_batch(
@@ -73,6 +74,11 @@ class NoisyInputs:
             self.settings.channels_last,
         )
         return noisy
+
+    def _key(self, tag: int) -> Tensor:
+        if tag not in self._keys:
+            self._keys[tag] = torch.tensor([self.settings.seed, tag], device=self.x.device)
+        return self._keys[tag]
 
     def _finished(self, exact: Tensor) -> Tensor:
         low, high = self._limits

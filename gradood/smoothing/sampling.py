@@ -33,6 +33,10 @@ Numbers: TypeAlias = "npt.NDArray[np.int64]"
 Stop: TypeAlias = "Callable[[Numbers, Numbers, Numbers], npt.NDArray[np.bool_]]"
 
 
+#: Tiles that "auto" draws at once, to share the cost of bookkeeping.
+_TILES = 4
+
+
 class Sampler:
     """Draws samples of every input of ``noisy`` through ``model``.
 
@@ -45,7 +49,7 @@ class Sampler:
     def __init__(self, model: Certified, noisy: NoisyInputs, save: Callable[[bool], None]) -> None:
         self._model, self._noisy, self._save = model, noisy, save
         size = noisy.settings.batch_size
-        self._tiles = 1 if size == "auto" else -(-size // noisy.tile)
+        self._tiles = _TILES if size == "auto" else -(-size // noisy.tile)
 
     def run(
         self, tally: Tally, counter: Counter, n: int, tag: int, stop: Stop | None = None
@@ -67,14 +71,22 @@ class Sampler:
                 while queue or active:
                     while queue and len(active) < capacity:
                         active.append(queue.popleft())
-                    blocks = self._plan(tally, active, n, capacity)
-                    counts = self._count(blocks, counter, tag)
-                    _book(tally, blocks, counts, n, stop)
+                    # Where a test may stop, further blocks of an input may be for nothing: they
+                    # only fill a tile that runs anyway.
+                    room = capacity if stop is None else min(capacity, self._whole(len(active)))
+                    blocks = self._plan(tally, active, n, room)
+                    for done, counts in self._count(blocks, counter, tag):
+                        _book(tally, done, counts, n, stop)
                     active = [row for row in active if not tally[row].finished]
                     bar.update()
                     self._save(False)
         finally:
             self._save(True)
+
+    def _whole(self, blocks: int) -> int:
+        """Blocks of as many tiles as these need."""
+        per_tile = self._noisy.tile // self._noisy.block
+        return -(-blocks // per_tile) * per_tile
 
     def _plan(self, tally: Tally, active: Sequence[int], n: int, capacity: int) -> list[Block]:
         """The next blocks: one an input, and further ones where there is room."""
@@ -90,19 +102,34 @@ class Sampler:
             depth += 1
         return blocks
 
-    def _count(self, blocks: Sequence[Block], counter: Counter, tag: int) -> Tensor:
-        """Rows of counts for blocks, from as many whole tiles as they need."""
+    def _count(
+        self, blocks: Sequence[Block], counter: Counter, tag: int
+    ) -> Iterator[tuple[Sequence[Block], Tensor]]:
+        """Blocks and their rows of counts, from as many whole tiles as they need.
+
+        All at once; if the model fails or is interrupted, those that it has finished, and then the
+        exception.
+        """
         tile = self._noisy.tile
-        counts = torch.tensor([block.size for block in blocks])
-        owners = torch.repeat_interleave(torch.arange(len(blocks)), counts)
-        rows = torch.tensor([block.row for block in blocks])[owners]
-        samples = torch.cat([torch.arange(b.first, b.first + b.size) for b in blocks])
-        used, padding = len(owners), -len(owners) % tile
+        rows, firsts, sizes = np.array(blocks, np.int64).T
+        owners = np.arange(len(blocks)).repeat(sizes)
+        used = len(owners)
         # Padding repeats the last copy, so that it cannot be stranger than what is counted.
-        repeat = torch.cat([torch.arange(used), torch.full((padding,), used - 1)])
-        noisy = self._noisy.copies(rows[repeat], samples[repeat], tag)
-        values = torch.cat([self._model(part) for part in noisy.split(tile)])[:used]
-        return counter(values, owners.to(values.device), blocks)
+        place = np.minimum(np.arange(-(-used // tile) * tile), used - 1)
+        samples = (firsts - sizes.cumsum() + sizes)[owners] + np.arange(used)
+        copies = torch.from_numpy(np.stack([rows[owners], samples])[:, place])
+        noisy = self._noisy.copies(copies[0], copies[1], tag)
+        results: list[Tensor] = []
+        try:
+            for part in noisy.split(tile):
+                results.append(self._model(part))
+        finally:
+            whole = int(np.searchsorted(sizes.cumsum(), len(results) * tile, side="right"))
+            if results and (whole := min(whole, len(blocks))):
+                rows_done = int(sizes[:whole].sum())
+                values = (results[0] if len(results) == 1 else torch.cat(results))[:rows_done]
+                owner = torch.from_numpy(owners[:rows_done]).to(values.device)
+                yield blocks[:whole], counter(values, owner, blocks[:whole])
 
 
 def _book(tally: Tally, blocks: Sequence[Block], counts: Tensor, n: int, stop: Stop | None) -> None:

@@ -32,7 +32,7 @@ class Smoothing:
         seed: Of the noise, 64 bits. A certificate is a function of the seed, the number of the
             input and the model; batch size, order, threads and interruptions do not matter.
         denoiser: ``(noisy, sigma) -> clean``, applied to every noisy batch, or None.
-        batch_size: Noisy copies drawn at once, rounded up to whole tiles; "auto" is one tile.
+        batch_size: Noisy copies drawn at once, rounded up to whole tiles; "auto" is four.
         n0: Samples of a stream of its own that choose the class, or the edges of a histogram.
         tile: Rows of every forward pass. It never varies within a run, since results of a model
             may vary with it in the last bit; "auto" depends on the size of an input and on the
