@@ -115,11 +115,9 @@ def halfspace(p: float) -> Known:
 ATOMS = stairs([0.0, 0.25, 0.26, 0.7, 1.0], [-1.0, 0.2, 1.3, 2.5])
 MEANS = {
     "half-space .3": halfspace(0.3),
-    "half-space .01": halfspace(0.01),
     "low, small variance": probit(-1.93, 0.2),
     "heavy tail": probit(-2.2, 1.4),
     "large variance": probit(0.0, 3.0),
-    "nearly binary": probit(-23.3, 10.0),
     "atoms": ATOMS,
     "NaN in the tail": stairs([0.1, 0.4, np.nan], [0.0, 1.0]),
     "mixture": mixture(0.3, ATOMS, probit(-0.55, 0.3)),

@@ -133,7 +133,7 @@ MUTANTS: dict[str, Run] = {
     "mean: the sample's": _means(_sample_mean, "half-space .3"),
     "mean: no shift": _means(_unshifted, "large variance"),
     "mean: radius without sigma": _means(_without_sigma, "large variance"),
-    "mean: shifted like a likelihood ratio": _means(_mean_alone, "half-space .01"),
+    "mean: shifted like a likelihood ratio": _means(_mean_alone, "heavy tail"),
     "mean: DKW with a quarter of the logarithm": _means(_wrong_dkw, "half-space .3"),
     "mean: rounded down": _means(_one_value_lower, "atoms"),
     "mean: NaN is 0": _means(_nan_is_zero, "NaN in the tail"),

@@ -121,7 +121,8 @@ def evaluate_guaranteed(
 def _radii(radius: npt.ArrayLike) -> Floats:
     grid = np.atleast_1d(np.asarray(radius, np.float64))
     if grid.ndim != 1 or not grid.size or len(np.unique(grid)) < grid.size or not (grid >= 0).all():
-        raise InputError(f"radius must be distinct numbers of at least 0, shape [R], got {radius}.")
+        found = grid.tolist()
+        raise InputError(f"radius must be distinct numbers of at least 0, shape [R], got {found}.")
     return grid
 
 
@@ -169,8 +170,9 @@ def _worst(normal: Floats, anomalous: Floats, wrong: int) -> GuaranteedMetrics:
         )
         for j in shares
     ]
-    *benefits, fpr95, error = zip(*cases, strict=True)
-    return GuaranteedMetrics(*(min(one) for one in benefits), max(fpr95), max(error))
+    columns = np.array(cases)
+    auroc, anomalous_first, normal_first = columns[:, :3].min(0)
+    return GuaranteedMetrics(auroc, anomalous_first, normal_first, *columns[:, 3:].max(0))
 
 
 def _metrics(normal: Floats, anomalous: Floats) -> tuple[float, ...]:
