@@ -5,8 +5,8 @@
     python benchmarks/certify.py detectors     gradient-norm detectors, smoothed
     python benchmarks/certify.py memory        peak memory at n = 1k and n = 100k
 
-Appends to benchmarks/results/certify.csv. Methods take turns; times are medians or totals of one
-run, meant to be compared with one another.
+Appends to benchmarks/results/certify.csv. Methods take turns; times are medians or totals of
+processor time with one thread in one run, meant to be compared with one another.
 """
 
 from __future__ import annotations
@@ -49,9 +49,10 @@ def append(part: str, method: str, setting: str, **metrics: float) -> None:
 
 
 def timed(call: Callable[[], object]) -> tuple[object, float]:
-    begin = time.perf_counter()
+    """The result, and seconds of processor time: others may use the machine too."""
+    begin = time.process_time()
     result = call()
-    return result, time.perf_counter() - begin
+    return result, time.process_time() - begin
 
 
 def sequential(inputs: int, n: int, sigma: float, exact: bool) -> None:

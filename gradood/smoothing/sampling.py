@@ -138,6 +138,12 @@ def _book(tally: Tally, blocks: Sequence[Block], counts: Tensor, n: int, stop: S
     width = len(tally.width_of(numbers[0]))
     if width != numbers.shape[1]:
         raise ModelError(f"the model had {width - 1} outputs before, now {numbers.shape[1] - 1}")
+    if stop is None:
+        for block, more in zip(blocks, numbers, strict=True):
+            entry = tally[block.row]
+            reached = entry.samples + block.size
+            tally[block.row] = Entry(entry.counts_or(more) + more, reached, reached >= n)
+        return
     for turn in _turns(blocks):
         turn = [i for i in turn if not tally[blocks[i].row].finished]
         if not turn:
@@ -146,9 +152,7 @@ def _book(tally: Tally, blocks: Sequence[Block], counts: Tensor, n: int, stop: S
         total = np.stack([tally[r].counts_or(numbers[i]) for r, i in zip(rows, turn, strict=True)])
         total = total + numbers[turn]
         samples = np.array([tally[r].samples for r in rows]) + [blocks[i].size for i in turn]
-        finished = samples >= n
-        if stop is not None:
-            finished = finished | stop(rows, total, samples)
+        finished = (samples >= n) | stop(rows, total, samples)
         for row, count, number, done in zip(rows, total, samples, finished, strict=True):
             tally[int(row)] = Entry(count, int(number), bool(done))
 
