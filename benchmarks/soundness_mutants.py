@@ -62,8 +62,9 @@ def _without_sigma(sample: Sample, c: Floats, alpha: float) -> Floats:
     return mean.kl(sample, c * SIGMA, alpha)
 
 
-def _mean_alone(sample: Sample, c: Floats, alpha: float) -> Floats:
-    return np.minimum(1, mean.kl(sample, 0 * c, alpha) * np.exp(c))
+def _lipschitz(sample: Sample, c: Floats, alpha: float) -> Floats:
+    """The smoothed score has the Lipschitz constant sqrt(2 / pi) / sigma at most."""
+    return sample.mean + np.sqrt(2 / np.pi) * c * SIGMA
 
 
 def _wrong_dkw(sample: Sample, c: Floats, alpha: float) -> Floats:
@@ -133,7 +134,7 @@ MUTANTS: dict[str, Run] = {
     "mean: the sample's": _means(_sample_mean, "half-space .3"),
     "mean: no shift": _means(_unshifted, "large variance"),
     "mean: radius without sigma": _means(_without_sigma, "large variance"),
-    "mean: shifted like a likelihood ratio": _means(_mean_alone, "heavy tail"),
+    "mean: a Lipschitz constant without sigma": _means(_lipschitz, "large variance"),
     "mean: DKW with a quarter of the logarithm": _means(_wrong_dkw, "half-space .3"),
     "mean: rounded down": _means(_one_value_lower, "atoms"),
     "mean: NaN is 0": _means(_nan_is_zero, "NaN in the tail"),
