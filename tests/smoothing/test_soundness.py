@@ -60,7 +60,7 @@ def test_a_broken_certificate_is_found(name: str) -> None:
 
 
 # The certificates themselves, with their noise, on linear scores: every input is a repetition.
-SIGMA, ALPHA, INPUTS = 0.25, 0.05, 2000
+SIGMA, ALPHA = 0.25, 0.05
 DIRECTION = torch.tensor([0.6, -0.8])
 
 
@@ -68,9 +68,9 @@ def smoothing(n: int) -> Smoothing:
     return Smoothing(sigma=SIGMA, n=n, alpha=ALPHA, seed=11, progress=False)
 
 
-def inputs(margin: float) -> Tensor:
+def inputs(margin: float, count: int) -> Tensor:
     """Points at a signed distance ``margin`` from the line <direction, x> = 0."""
-    along = torch.linspace(-1, 1, INPUTS)[:, None] * torch.tensor([0.8, 0.6])
+    along = torch.linspace(-1, 1, count)[:, None] * torch.tensor([0.8, 0.6])
     return along + margin * DIRECTION
 
 
@@ -89,40 +89,43 @@ class Halves(nn.Module):
         return torch.stack([-distance(x), distance(x)], 1)
 
 
-SIZES = [pytest.param(size, marks=pytest.mark.slow) for size in (100, 1000)]
+#: Samples and inputs.
+SIZES = [(100, 200), *(pytest.param(n, 2000, marks=pytest.mark.slow) for n in (100, 1000))]
 
 
-@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize(("n", "count"), SIZES)
 @pytest.mark.parametrize("radius", [None, 0.1])
-def test_certified_radii_of_a_linear_classifier(n: int, radius: float | None) -> None:
+def test_certified_radii_of_a_linear_classifier(n: int, count: int, radius: float | None) -> None:
     # The smoothed classifier changes at the line. With a radius, at the limit of what is true.
     margin = 0.02 if radius is None else radius - 1e-4
-    result = certify_class(Halves(), inputs(margin), smoothing(n), radius=radius)
+    result = certify_class(Halves(), inputs(margin, count), smoothing(n), radius=radius)
     reach = torch.where(result.label == 1, margin, 0.0)
     assert not too_often(result.radius > reach + 1e-6)
     assert not too_often(result.lower > ndtr(margin / SIGMA))
 
 
-@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize(("n", "count"), SIZES)
 @pytest.mark.parametrize("radius", [None, 0.0, 0.25])
-def test_certified_decisions_of_a_linear_score(n: int, radius: float | None) -> None:
+def test_certified_decisions_of_a_linear_score(n: int, count: int, radius: float | None) -> None:
     margin = 0.0 if radius is None else radius - 1e-4
     options = {"threshold": 0.0, "radius": radius}
-    result = certify_decision(distance, inputs(margin), smoothing(n), **options)
+    result = certify_decision(distance, inputs(margin, count), smoothing(n), **options)
     reach = torch.where(result.decision > 0, margin, -margin)
     assert not too_often((result.decision != 0) & (result.radius > reach + 1e-6))
 
 
-@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize(("n", "count"), SIZES)
 @pytest.mark.parametrize("q", [0.1, 0.5])
-def test_certified_quantiles_of_a_linear_score_with_infinite_values(n: int, q: float) -> None:
+def test_certified_quantiles_of_a_linear_score_with_infinite_values(
+    n: int, count: int, q: float
+) -> None:
     def score(x: Tensor) -> Tensor:
         s = distance(x)
         s = torch.where(s > 0.6, math.inf, s)
         return torch.where(s < -0.6, -math.inf, s)
 
     radii = [0.0, 0.25]
-    result = certify_quantile(score, inputs(0.1), smoothing(n), radius=radii, q=q)
+    result = certify_quantile(score, inputs(0.1, count), smoothing(n), radius=radii, q=q)
     for column, radius in enumerate(radii):
         above, below = (0.1 + SIGMA * ndtri(q) + move for move in (radius, -radius))
         above, below = (math.copysign(math.inf, v) if abs(v) > 0.6 else v for v in (above, below))
@@ -130,13 +133,13 @@ def test_certified_quantiles_of_a_linear_score_with_infinite_values(n: int, q: f
         assert not too_often(wrong)
 
 
-@pytest.mark.parametrize("n", SIZES)
-def test_certified_means_of_a_probit_score(n: int) -> None:
+@pytest.mark.parametrize(("n", "count"), SIZES)
+def test_certified_means_of_a_probit_score(n: int, count: int) -> None:
     def score(x: Tensor) -> Tensor:
         return torch.special.ndtr(distance(x) * 8 - 1)
 
     radii = [0.0, 0.25]
-    result = certify_mean(score, inputs(0.1), smoothing(n), radius=radii)
+    result = certify_mean(score, inputs(0.1, count), smoothing(n), radius=radii)
     for column, radius in enumerate(radii):
         above, below = (
             ndtr((8 * (0.1 + move) - 1) / math.hypot(1, 8 * SIGMA)) for move in (radius, -radius)
