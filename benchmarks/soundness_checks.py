@@ -297,10 +297,10 @@ def check_decisions(
 def check_sequential(
     rng: Generator, n: int, repetitions: int, decide: Bound = sequential.decide
 ) -> Iterator[Cell]:
-    """At p = p0 the claim p > p0 is false; n is n_max. Looks 200 times on the way."""
+    """At p = p0 the claim p > p0 is false; n is n_max. Looks 100 times on the way."""
     for c in (0.0, 0.5, 1.0, 2.0):
         p0 = ndtr(c)
-        looks = np.unique(np.linspace(1, n, min(n, 200)).round().astype(int))
+        looks = np.unique(np.linspace(1, n, min(n, 100)).round().astype(int))
         fresh = rng.binomial(np.diff(looks, prepend=0), p0, (repetitions, len(looks)))
         answers = decide(fresh.cumsum(1), looks, p0, ALPHA, n_max=n)
         ended = np.argmax(answers != sequential.GO_ON, axis=1)
