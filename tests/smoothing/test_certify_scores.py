@@ -10,6 +10,8 @@ import gradood
 from gradood.data import embedded_images
 from gradood.errors import InputError, ModelError, NotFittedError
 
+slow = pytest.mark.slow
+
 
 def first(x):
     """A score that under noise sigma is normal about ``x[0]``."""
@@ -236,7 +238,10 @@ def test_scores_of_a_wrong_shape_are_refused(points):
     assert column.lower.shape == (1, 1)
 
 
-@pytest.mark.parametrize("name", ["Energy", "MaxSoftmax", "GradientMahalanobis", "GradientKNN"])
+@pytest.mark.parametrize(
+    "name",
+    ["Energy", "MaxSoftmax", "GradientMahalanobis", pytest.param("GradientKNN", marks=slow)],
+)
 def test_decisions_of_detectors_on_the_embedded_classifier(name, classifier):
     """Letters are anomalous, clothes are not: the threshold is calibrated on smoothed scores."""
     normal, letters = embedded_images("fashion-mnist"), embedded_images("glyphs")

@@ -25,7 +25,7 @@ def detector(classifier):
 
 def certificates(classifier, detector, pictures, ids=None, **changes):
     """Every kind of certificate, as the records that would be written."""
-    smoothing = gradood.Smoothing(**{"sigma": 0.03, "n": 64, "n0": 16, "tile": 16, **changes})
+    smoothing = gradood.Smoothing(**{"sigma": 0.03, "n": 48, "n0": 16, "tile": 16, **changes})
     common = {"x": pictures, "settings": smoothing, "ids": ids}
     confidence = gradood.MaxSoftmax(classifier)
     made = [
@@ -165,3 +165,11 @@ def test_memory_does_not_grow_with_n():
         return int(done.stdout)
 
     assert peak(30_000) < 1.05 * peak(1000)
+
+
+@pytest.mark.parametrize("batch_size", ["auto", 1, 640])
+def test_blocks_beyond_the_stop_are_not_counted(half_space, points, batch_size):
+    """A lone input fills its tile with a second block, which the first makes superfluous."""
+    smoothing = gradood.Smoothing(sigma=0.5, n=6400, n0=32, batch_size=batch_size)
+    found = gradood.certify_class(half_space, points(5.0), smoothing, radius=0.1)
+    assert found.samples[0] == 64 and sum(found.evidence.rows[0]["counts"]) == 32
