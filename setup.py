@@ -19,20 +19,26 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 COMMON = ["-std=c++17", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
 COMMON += ["-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+#: The noise is the same in every backend to the last bit: no fused multiply-adds.
+EXACT = ["-ffp-contract=off"]
 UNITS = {
     "module": [],
     "cpu": [],
     "parallel": [],
     "geometry": [],
     "tile_plan": [],
+    "votes": [],
     "isa_baseline": [],
+    "noise_baseline": EXACT,
 }
 if X86:
     COMMON += ["-DGRADOOD_X86"]
     AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-vector-width=512".split()
     UNITS |= {
         "isa_avx2": ["-mavx2", "-mfma"],
+        "noise_avx2": ["-mavx2", *EXACT],
         "isa_avx512": AVX512,
+        "noise_avx512": [*AVX512, *EXACT],
         "isa_amx": [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
     }
 if SANITIZE:

@@ -18,6 +18,6 @@ namespace gradood {
 
 const Kernels kAvx2 = {"avx2",     direct,     gram,       depthwise,
                        outer,      batch_norm, layer_norm, layer_norm_backward,
-                       group_norm, embedding,  bias};
+                       group_norm, embedding,  bias,       &kNoiseAvx2};
 
 }  // namespace gradood

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "geometry.h"
+#include "noisy_batch.h"
 
 namespace gradood {
 
@@ -23,6 +24,7 @@ struct Kernels {
   bool (*embedding)(const int64_t* indices, const Tensor& d, int64_t padding, float* result,
                     int64_t threads);
   bool (*bias)(const Tensor& d, float* result, int64_t threads);
+  const NoiseKernel* noisy_batch;
 };
 
 extern const Kernels kBaseline, kAvx2, kAvx512;

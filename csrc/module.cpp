@@ -4,6 +4,7 @@
 #include <Python.h>
 
 #include "kernels.h"
+#include "votes.h"
 
 namespace gradood {
 namespace {
@@ -163,6 +164,48 @@ PyObject* bias(PyObject*, PyObject* args) {
   return run([&] { return kernels->bias(d, result, threads); });
 }
 
+PyObject* noisy_batch(PyObject*, PyObject* args) {
+  Reader read(args);
+  NoisyBatch b;
+  b.x = read.address<const float>();
+  b.channels = read.integer();
+  b.elements = read.integer();
+  b.copies = read.integer();
+  b.rows = read.address<const int64_t>();
+  b.inputs = read.address<const int64_t>();
+  b.samples = read.address<const int64_t>();
+  b.seed = static_cast<uint64_t>(read.integer());
+  b.tag = static_cast<uint32_t>(read.integer());
+  b.sigma = static_cast<float>(read.real());
+  b.low = static_cast<float>(read.real());
+  b.high = static_cast<float>(read.real());
+  b.mean = read.address<const float>();
+  b.rstd = read.address<const float>();
+  b.out = read.address<void>();
+  b.bfloat16 = read.integer() != 0;
+  b.channels_last = read.integer() != 0;
+  const int64_t threads = read.integer();
+  return run([&] { return (*kernels->noisy_batch)(b, threads); });
+}
+
+PyObject* vote_count(PyObject*, PyObject* args) {
+  Reader read(args);
+  const Vote mode = static_cast<Vote>(read.integer());
+  Votes v;
+  v.values = read.address<const float>();
+  v.rows = read.address<const int64_t>();
+  v.copies = read.integer();
+  v.width = read.integer();
+  v.thresholds = read.address<const float>();
+  v.threshold_count = read.integer();
+  v.counts = read.address<int64_t>();
+  v.columns = read.integer();
+  return run([&] {
+    count_votes(v, mode);
+    return true;
+  });
+}
+
 PyObject* select(PyObject*, PyObject* args) {
   const char* name;
   if (!PyArg_ParseTuple(args, "s", &name)) return nullptr;
@@ -186,6 +229,8 @@ PyMethodDef methods[] = {
     {"group_norm", group_norm, METH_VARARGS, nullptr},
     {"embedding", embedding, METH_VARARGS, nullptr},
     {"bias", bias, METH_VARARGS, nullptr},
+    {"noisy_batch", noisy_batch, METH_VARARGS, nullptr},
+    {"vote_count", vote_count, METH_VARARGS, nullptr},
     {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef definition = {

@@ -20,14 +20,27 @@ if TYPE_CHECKING:
         MaxSoftmax,
         load,
     )
-    from gradood.evaluation import Metrics, evaluate
+    from gradood.evaluation import Metrics, evaluate, evaluate_guaranteed
     from gradood.gradients import Explanation, GradientNorms, explain, gradient_norms
+    from gradood.smoothing import (
+        ClassCertificates,
+        DecisionCertificates,
+        MeanCertificates,
+        QuantileCertificates,
+        Smoothing,
+        certify_class,
+        certify_decision,
+        certify_mean,
+        certify_quantile,
+    )
 
 __version__ = _version("gradood")
 
 #: Where each public name lives: imported when it is first used, so that ``import gradood`` is fast.
 _HOMES = {
+    "ClassCertificates": "gradood.smoothing",
     "ConfoundingDetector": "gradood.detectors",
+    "DecisionCertificates": "gradood.smoothing",
     "Detector": "gradood.detectors",
     "Energy": "gradood.detectors",
     "Explanation": "gradood.gradients",
@@ -36,14 +49,24 @@ _HOMES = {
     "GradientMahalanobis": "gradood.detectors",
     "GradientNorms": "gradood.gradients",
     "MaxSoftmax": "gradood.detectors",
+    "MeanCertificates": "gradood.smoothing",
     "Metrics": "gradood.evaluation",
+    "QuantileCertificates": "gradood.smoothing",
+    "Smoothing": "gradood.smoothing",
+    "certify_class": "gradood.smoothing",
+    "certify_decision": "gradood.smoothing",
+    "certify_mean": "gradood.smoothing",
+    "certify_quantile": "gradood.smoothing",
     "evaluate": "gradood.evaluation",
+    "evaluate_guaranteed": "gradood.evaluation",
     "explain": "gradood.gradients",
     "gradient_norms": "gradood.gradients",
     "load": "gradood.detectors",
 }
 __all__ = [
+    "ClassCertificates",
     "ConfoundingDetector",
+    "DecisionCertificates",
     "Detector",
     "Energy",
     "Explanation",
@@ -52,8 +75,16 @@ __all__ = [
     "GradientMahalanobis",
     "GradientNorms",
     "MaxSoftmax",
+    "MeanCertificates",
     "Metrics",
+    "QuantileCertificates",
+    "Smoothing",
+    "certify_class",
+    "certify_decision",
+    "certify_mean",
+    "certify_quantile",
     "evaluate",
+    "evaluate_guaranteed",
     "explain",
     "gradient_norms",
     "load",

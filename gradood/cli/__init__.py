@@ -10,6 +10,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from gradood.cli.bench import bench
+from gradood.cli.certify import certify
 from gradood.cli.demo import demo
 from gradood.cli.info import info
 from gradood.errors import GradoodError
@@ -41,6 +42,7 @@ def _options(
 
 
 app.command()(bench)
+app.command()(certify)
 app.command()(demo)
 app.command()(info)
 

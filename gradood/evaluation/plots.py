@@ -1,4 +1,4 @@
-"""The demo's figures, each as a PNG in a data URI."""
+"""Figures of the demo and of guarantees, each as a PNG in a data URI."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from gradood.evaluation.demonstration import (
     Demonstration,
     SetResult,
 )
+from gradood.evaluation.guaranteed import Guarantee
+from gradood.evaluation.metrics import Metrics
 
 NORMAL, ANOMALOUS = "#2a6f97", "#d1495b"
 _LINES = {
@@ -94,6 +96,33 @@ def reaction_map(result: Demonstration) -> str:
     bar = figure.colorbar(image, ax=panel, pad=0.01, extend="both")
     bar.set_label("standard deviations", **_STYLE)
     bar.outline.set_visible(False)
+    return _uri(figure)
+
+
+def guarantee_curves(guarantee: Guarantee, clean: Metrics | None = None) -> str:
+    """Guaranteed AUROC, AUPR and FPR at 95 % TPR against the radius.
+
+    Args:
+        guarantee: What ``evaluate_guaranteed`` returned.
+        clean: What ``evaluate`` says of the same scores without perturbation: a dotted line.
+    """
+    figure, panels = _grid(3)
+    kinds = [("anomalous inputs move", guarantee.clean_normals, ANOMALOUS, "-")]
+    if guarantee.moved_normals is not None:
+        kinds.append(("all inputs move", guarantee.moved_normals, NORMAL, "--"))
+    order = np.argsort(guarantee.radius)
+    names = {"auroc": "AUROC ≥", "aupr_anomalous": "AUPR ≥", "fpr95": "FPR at 95 % TPR ≤"}
+    for panel, (name, title) in zip(panels, names.items(), strict=False):
+        for label, metrics, color, dashes in kinds:
+            line = {"color": color, "linestyle": dashes, "linewidth": 1.4, "label": label}
+            panel.plot(guarantee.radius[order], getattr(metrics, name)[order], marker=".", **line)
+        if clean is not None:
+            at = getattr(clean, name)
+            panel.axhline(at, color="#333333", linewidth=1, linestyle=":", label="no perturbation")
+        panel.set_title(title, **_STYLE)
+        panel.set_ylim(-0.02, 1.02)
+    panels[0].set_xlabel("radius, l2", loc="right", **_STYLE)
+    _legend(figure, panels, 3)
     return _uri(figure)
 
 

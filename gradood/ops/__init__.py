@@ -1,4 +1,4 @@
-"""Squared norms of per-sample gradients: one schema an operator, several backends that serve it.
+"""Squared norms of per-sample gradients, and noise: one schema an operator, several backends.
 
 ``x`` is an operator's input and ``d`` the loss gradient of its output, samples first; any strides,
 float64, float32, bfloat16 or float16. Results are ``[N]``, float32 for half-precision inputs.
@@ -30,6 +30,8 @@ __all__ = [
     "layer_norm_backward_sqnorm",
     "group_norm_sqnorm",
     "embedding_sqnorm",
+    "noisy_batch",
+    "vote_count",
     "offers",
     "tracing",
 ]
@@ -54,10 +56,13 @@ _SCHEMAS = {
 _LIBRARY = torch.library.Library("gradood", "DEF")
 
 
-def _register(name: str, schema: str) -> None:
+def _define(name: str, schema: str, fake: Callable[..., Any]) -> None:
     _LIBRARY.define(name + schema)
     _LIBRARY.impl(name, partial(dispatch, name), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"gradood::{name}", fake, lib=_LIBRARY)
 
+
+def _register(name: str, schema: str) -> None:
     def fake(*args: Any) -> torch.Tensor | tuple[torch.Tensor, ...]:
         d = args[0] if name == "bias_sqnorm" else args[1]
         assert isinstance(d, torch.Tensor)
@@ -76,7 +81,42 @@ def _register(name: str, schema: str) -> None:
         with_bias = args[-1] if schema.find("bool bias") > 0 else True
         return norm, d.new_empty(d.shape[0] if with_bias else 0, dtype=dtype)
 
-    torch.library.register_fake(f"gradood::{name}", fake, lib=_LIBRARY)
+    _define(name, schema, fake)
+
+
+def _fake_noisy_batch(x: torch.Tensor, rows: torch.Tensor, *options: Any) -> torch.Tensor:
+    dtype, channels_last = options[-2:]
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    shape = (rows.shape[0], *x.shape[1:])
+    return torch.empty(shape, dtype=dtype, device=x.device, memory_format=layout)
+
+
+def _fake_vote_count(
+    values: torch.Tensor,
+    rows: torch.Tensor,
+    mode: str,
+    thresholds: torch.Tensor | None,
+    inputs: int,
+) -> torch.Tensor:
+    columns = values.shape[1] + 1 if thresholds is None else thresholds.shape[0] + 1
+    columns += mode == "histogram"
+    return values.new_empty((inputs, columns), dtype=torch.int64)
+
+
+_define(
+    "noisy_batch",
+    "(Tensor x, Tensor rows, Tensor inputs, Tensor samples, Tensor key, float sigma, float? low, "
+    "float? high, Tensor? mean, Tensor? rstd, ScalarType dtype, bool channels_last) -> Tensor",
+    _fake_noisy_batch,
+)
+_define(
+    "vote_count",
+    "(Tensor values, Tensor rows, str mode, Tensor? thresholds, int inputs) -> Tensor",
+    _fake_vote_count,
+)
+
+for _name, _schema in _SCHEMAS.items():
+    _register(_name, _schema)
 
 
 def _operator(name: str) -> Callable[..., Any]:
@@ -92,9 +132,6 @@ def _operator(name: str) -> Callable[..., Any]:
     return call
 
 
-for _name, _schema in _SCHEMAS.items():
-    _register(_name, _schema)
-
 bias_sqnorm = _operator("bias_sqnorm")
 linear_sqnorm = _operator("linear_sqnorm")
 conv_sqnorm = _operator("conv_sqnorm")
@@ -104,3 +141,5 @@ layer_norm_sqnorm = _operator("layer_norm_sqnorm")
 layer_norm_backward_sqnorm = _operator("layer_norm_backward_sqnorm")
 group_norm_sqnorm = _operator("group_norm_sqnorm")
 embedding_sqnorm = _operator("embedding_sqnorm")
+noisy_batch = _operator("noisy_batch")
+vote_count = _operator("vote_count")

@@ -13,13 +13,13 @@ from functools import lru_cache
 from math import prod
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gradood.errors import BackendError
-from gradood.ops import choice
+from gradood.ops import choice, noise_cpp
 
 NAME = "cpp"
 
@@ -71,18 +71,22 @@ if _kernels is not None:
     use_instruction_set(os.environ.get("GRADOOD_CPU_ISA", "auto"))
 
 
-def reject(op: str, *args: object) -> str | None:
+def reject(op: str, *args: Any) -> str | None:
     """Return why this backend cannot serve a call, or None."""
     for place, t in enumerate(args):
         if not isinstance(t, Tensor):
             break  # tensors come first
         if t.device.type != "cpu":
             return f"tensor on {t.device}"
+        if op in ("noisy_batch", "vote_count"):
+            continue
         if place < 2 and t.dtype not in _DTYPES and t.is_floating_point():
             return f"{t.dtype} is left to PyTorch"
-    if op == "conv_sqnorm" and isinstance(args[0], Tensor) and args[0].dim() > 5:
+    if op in ("noisy_batch", "vote_count"):
+        return noise_cpp.reject(op, *args)
+    if op == "conv_sqnorm" and args[0].dim() > 5:
         return "more than three spatial dimensions"
-    if op.endswith("backward_sqnorm") and torch.float16 in (args[0].dtype, args[1].dtype):  # type: ignore[attr-defined]
+    if op.endswith("backward_sqnorm") and torch.float16 in (args[0].dtype, args[1].dtype):
         return "the kernel writes no float16"
     return None
 
@@ -187,6 +191,18 @@ def embedding_sqnorm(indices: Tensor, d: Tensor, padding_idx: int) -> Tensor:
     norm = torch.empty(d.shape[0])
     _call("embedding", indices.data_ptr(), *_describe(d), padding_idx, norm.data_ptr())
     return norm
+
+
+def noisy_batch(*args: Any) -> Tensor:
+    """See ``reference.noisy_batch``."""
+    assert _kernels is not None
+    return noise_cpp.noisy_batch(_kernels, *args)
+
+
+def vote_count(*args: Any) -> Tensor:
+    """See ``reference.vote_count``."""
+    assert _kernels is not None
+    return noise_cpp.vote_count(_kernels, *args)
 
 
 #: No scale, and no gradient to write.

@@ -1,4 +1,4 @@
-"""Executable specification of every operator: slow, obvious, exact in float64.
+"""Executable specification of every operator: slow, obvious, exact in float64 (the noise apart).
 
 Each function materialises the per-sample gradient with PyTorch's own formulas and squares it.
 The C++ and Triton kernels and ``torch_backend`` are tested against this file.
@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from gradood.ops.philox import normals
 
 
 def bias_sqnorm(d: Tensor) -> Tensor:
@@ -142,3 +144,66 @@ def embedding_sqnorm(indices: Tensor, d: Tensor, padding_idx: int) -> Tensor:
 
 def _sqnorm(gradient: Tensor) -> Tensor:
     return gradient.flatten(1).square().sum(1)
+
+
+def noisy_batch(
+    x: Tensor,
+    rows: Tensor,
+    inputs: Tensor,
+    samples: Tensor,
+    key: Tensor,
+    sigma: float,
+    low: float | None,
+    high: float | None,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    dtype: torch.dtype,
+    channels_last: bool,
+) -> Tensor:
+    """``(clamp(x[rows] + σ n, low, high) − mean_c) rstd_c`` ``[M, C, *S]``, n as in ``philox.py``.
+
+    ``x`` ``[B, C, *S]`` or ``[B, F]`` float32; ``rows``, ``inputs`` and ``samples`` ``[M]``: for
+    each copy its row of ``x``, the number of that input and of the sample; ``key`` ``[2]``: seed
+    and tag of the stream. float32 throughout, ``dtype`` at the end.
+    """
+    noisy = x[rows] + normals(tuple(x.shape[1:]), inputs, samples, key) * sigma
+    if low is not None or high is not None:
+        noisy = noisy.clamp(low, high)
+    if mean is not None and rstd is not None:
+        by_channel = (-1, *[1] * (x.dim() - 2))
+        noisy = (noisy - mean.view(by_channel)) * rstd.view(by_channel)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return noisy.to(dtype).contiguous(memory_format=layout)
+
+
+def vote_count(
+    values: Tensor, rows: Tensor, mode: str, thresholds: Tensor | None, inputs: int
+) -> Tensor:
+    """How the values of each input fall: int64 ``[inputs, columns]``, ``rows`` the input of each.
+
+    * ``"argmax"``: ``values`` ``[M, C]``; column c counts rows whose first maximum is c.
+    * ``"above"``: ``values`` ``[M]``; column k counts values > ``thresholds[k]``.
+    * ``"histogram"``: column j counts ``thresholds[j − 1] < v <= thresholds[j]``, the first and
+      the last of the K + 1 being open.
+
+    In every mode a NaN counts in a last column of its own, and in no other.
+    """
+    if mode == "argmax":
+        columns = values.shape[1] + 1
+        column = torch.where(values.isnan().any(1), columns - 1, values.argmax(1))
+        votes = torch.nn.functional.one_hot(column, columns)
+    elif thresholds is None:
+        raise ValueError(f"vote_count needs thresholds for mode {mode!r}")
+    elif mode == "above":
+        over = values[:, None] > thresholds
+        votes = torch.cat([over, values.isnan()[:, None]], 1).long()
+    elif mode == "histogram":
+        columns = len(thresholds) + 2
+        column = torch.bucketize(values, thresholds)
+        votes = torch.nn.functional.one_hot(
+            torch.where(values.isnan(), columns - 1, column), columns
+        )
+    else:
+        raise ValueError(f"vote_count knows argmax, above and histogram, not {mode!r}")
+    counts = votes.new_zeros(inputs, votes.shape[1])
+    return counts.index_add_(0, rows, votes)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gradood.ops import choice
+from gradood.ops import choice, reference
 
 NAME = "torch"
 
@@ -186,6 +187,21 @@ def embedding_sqnorm(indices: Tensor, d: Tensor, padding_idx: int) -> Tensor:
         return _row_sqnorm(total.scatter_add_(1, slot[..., None].expand_as(d), d).flatten(1))
 
     return _chunked(segments, d[0].numel(), slot, d)
+
+
+def noisy_batch(
+    x: Tensor, rows: Tensor, inputs: Tensor, samples: Tensor, key: Tensor, *options: Any
+) -> Tensor:
+    """See ``reference.noisy_batch``."""
+    step = max(1, CHUNK_BYTES // max(1, 64 * x[:1].numel()))
+    parts = [
+        reference.noisy_batch(x, r, i, s, key, *options)
+        for r, i, s in zip(rows.split(step), inputs.split(step), samples.split(step), strict=True)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+vote_count = reference.vote_count
 
 
 def _conv_algorithm(

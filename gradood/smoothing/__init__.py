@@ -1,0 +1,29 @@
+"""Randomized smoothing: certificates for classes, scores, quantiles and decisions.
+
+Data flow: ``noise`` -> ``inference`` -> ``counting``, driven by ``sampling`` -> ``tally`` ->
+``bounds`` -> certificates. Every certificate is about the smoothed model.
+"""
+
+from gradood.smoothing.classes import ClassCertificates, certify_class
+from gradood.smoothing.decisions import DecisionCertificates, certify_decision
+from gradood.smoothing.evidence import Evidence
+from gradood.smoothing.means import MeanCertificates, certify_mean
+from gradood.smoothing.quantiles import QuantileCertificates, certify_quantile
+from gradood.smoothing.settings import Smoothing
+from gradood.smoothing.verification import read_records, verify, verify_with_model
+
+__all__ = [
+    "ClassCertificates",
+    "DecisionCertificates",
+    "Evidence",
+    "MeanCertificates",
+    "QuantileCertificates",
+    "Smoothing",
+    "certify_class",
+    "certify_decision",
+    "certify_mean",
+    "certify_quantile",
+    "read_records",
+    "verify",
+    "verify_with_model",
+]

@@ -1,0 +1,225 @@
+"""Certify that a smoothed classifier gives one class to everything near an input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.special import ndtr, ndtri
+from torch import Tensor, nn
+
+from gradood.smoothing.bounds import binomial, sequential
+from gradood.smoothing.counting import count_classes
+from gradood.smoothing.evidence import Evidence, Row, Run, check_radius
+from gradood.smoothing.noise import ESTIMATION, SELECTION
+from gradood.smoothing.settings import Smoothing
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+#: Looks of a sequential test at which giving up is wrong add up to about the settings' futility.
+_LOOKS = 20
+
+
+@dataclass(frozen=True)
+class ClassCertificates:
+    """For each of N inputs, the class of the smoothed classifier and how far it reaches.
+
+    Attributes:
+        label: int64 ``[N]``, the class chosen on samples of its own.
+        radius: float64 ``[N]``: within this l2 distance, in units of the input, the smoothed
+            classifier gives ``label``; 0 where it abstained.
+        abstained: bool ``[N]``: nothing is certified.
+        lower: float64 ``[N]``, lower bound of the probability of ``label`` under noise.
+        upper: float64 ``[N]``, upper bound of that of any other class.
+        samples: int64 ``[N]``, all samples used, those of the choice included.
+        evidence: What was counted; ``evidence.write(path)`` writes it for others to check.
+    """
+
+    label: Tensor
+    radius: Tensor
+    abstained: Tensor
+    lower: Tensor
+    upper: Tensor
+    samples: Tensor
+    evidence: Evidence
+
+
+def certify_class(
+    model: nn.Module,
+    x: Tensor,
+    settings: Smoothing,
+    *,
+    radius: float | None = None,
+    ids: Sequence[int] | Tensor | None = None,
+    state: str | Path | None = None,
+) -> ClassCertificates:
+    """Certify the class ``argmax_c P(model(x + sigma Z) = c)`` in an l2 ball about each input.
+
+    ``R = sigma / 2 (Phi^-1(lower) - Phi^-1(upper))``, where with probability 1 - alpha ``lower`` is
+    at most the probability of the class and ``upper`` at least that of every other one (Cohen,
+    Rosenfeld, Kolter, "Certified adversarial robustness via randomized smoothing", 2019, theorem
+    1). The class is chosen on ``n0`` samples of a stream of its own.
+
+    Without ``radius``: Clopper-Pearson bounds after n samples, at alpha / 2 each. One bound of the
+    largest other count serves all classes: it is at least that of the true runner-up, whichever
+    this is, and the bound is monotone.
+
+    With ``radius``: sampling stops as soon as it is clear whether that radius can be certified,
+    which takes tens of samples where it is clear. A sequential test (``bounds.sequential``) at
+    alpha / 2; inputs still open after n samples get Clopper-Pearson bounds at alpha / 2. It tests
+    ``P(class) > a`` and, if the choice saw more than two classes, ``P(other) < b``, with
+    ``Phi^-1(a) - Phi^-1(b) = 2 radius / sigma`` set halfway between what the choice saw; then each
+    gets half of its alpha.
+
+    The certificate is about the smoothed model, not the model; see ``Smoothing`` for what it is
+    made of. alpha is for each input: of N certificates, about alpha N may be false.
+
+    Args:
+        model: ``[T, ...] -> logits [T, C]``. A logit that is NaN counts as one more class.
+        x: ``[N, ...]``, finite.
+        settings: Noise, confidence and precision.
+        radius: The l2 radius that matters, or None for the largest that n samples support.
+        ids: Numbers of the inputs, see ``Smoothing.seed``; their rows by default.
+        state: File that keeps samples over interruptions; call again with it to go on.
+
+    Returns:
+        Labels, radii, bounds and exact numbers of samples.
+
+    Raises:
+        InputError: An argument is wrong.
+        ModelError: The model's result is not ``[T, C]``, batch statistics are in use, or weights
+            changed on the way.
+        CheckpointError: ``state`` belongs to another run.
+
+    Example:
+        >>> from gradood.data import embedded_classifier, embedded_images
+        >>> smoothing = Smoothing(sigma=0.1, n=200)
+        >>> images = embedded_images("fashion-mnist")[:2]
+        >>> certify_class(embedded_classifier(), images, smoothing, radius=0.05).label.shape
+        torch.Size([2])
+    """
+    target = {"radius": None if radius is None else check_radius(radius)}
+    run = Run("class", model, x, settings, target, ids, state)
+    run.sampler.run(run.pilot, count_classes, settings.n0, SELECTION)
+    pilot = run.pilot.counts
+    stop = None
+    if radius is not None and len(x):
+        claims = _claims(pilot, radius / settings.sigma)
+
+        def stop(rows: Ints, counts: Ints, samples: Ints) -> Bools:
+            return _clear(claims.of(rows), counts, samples, run.common)
+
+    run.sampler.run(run.main, count_classes, settings.n, ESTIMATION, stop)
+    counts = zip(run.main.counts.tolist(), pilot.tolist(), strict=True)
+    rows = run.rows([{"counts": count, "pilot": first} for count, first in counts])
+    evidence = run.evidence(rows, [evaluate(run.common, row) for row in rows])
+    return ClassCertificates(
+        evidence.column("label", torch.int64),
+        evidence.column("radius", torch.float64),
+        evidence.column("abstained", torch.bool),
+        evidence.column("lower", torch.float64),
+        evidence.column("upper", torch.float64),
+        evidence.samples,
+        evidence,
+    )
+
+
+def evaluate(common: Row, row: Row) -> Row:
+    """The certificate that follows from what was counted for one input."""
+    settings, radius, slack = common["settings"], common["target"]["radius"], common["slack"]
+    sigma, alpha, n = settings["sigma"], settings["alpha"], row["samples"]
+    counts = np.array([row["counts"]])
+    claims = _claims(np.array([row["pilot"]]), (radius or 0.0) / sigma)
+    label, two_sided = int(claims.label[0]), bool(claims.two_sided[0])
+    if radius is not None and _proved(claims, counts, np.array([n]), common)[0]:
+        return _result(label, radius, float(claims.lower[0]), float(claims.upper[0]), False)
+    if radius is not None and n < settings["n"]:
+        return _result(label, 0.0, 0.0, 1.0, True)
+    hits, others = (int(votes[0]) for votes in _votes(claims.label, counts))
+    share = alpha / 2 if radius is None or not two_sided else alpha / 4
+    lower = max(float(binomial.lower(hits, n, share)) - slack, 0.0)
+    upper = 1 - lower
+    if radius is None or two_sided:
+        upper = min(upper, float(binomial.upper(others, n, share)) + slack)
+    # 1 and 0 have infinite quantiles; no bound of a certificate reaches them.
+    reach = float(sigma / 2 * (ndtri(lower) - ndtri(upper)))
+    enough = reach > 0 if radius is None else reach >= radius
+    return _result(label, reach if enough else 0.0, lower, upper, not enough)
+
+
+class _Claims(NamedTuple):
+    """What sequential tests try to prove of each input: P(label) > lower, P(any other) < upper."""
+
+    label: Ints
+    lower: Floats
+    upper: Floats
+    two_sided: Bools
+
+    def of(self, rows: Ints) -> _Claims:
+        """Those of some inputs."""
+        return _Claims(*(column[rows] for column in self))  # type: ignore[arg-type]
+
+
+def _claims(pilot: Ints, c: float) -> _Claims:
+    """Labels with most pilot votes, and two bounds each that make ``c = radius / sigma``."""
+    label = pilot[:, :-1].argmax(1)
+    hits, others = _votes(label, pilot)
+    total = pilot.sum(1) + 1
+    top, second = ndtri((hits + 0.5) / total), ndtri((others + 0.5) / total)
+    # Else it is as good as two classes, where the first bound implies the second.
+    two_sided = top + second <= -0.1
+    margin = (top - second) / 2 - c
+    lower = np.where(two_sided, ndtr(top - margin), ndtr(c))
+    upper = np.where(two_sided, ndtr(second + margin), ndtr(-c))
+    return _Claims(label, lower, upper, two_sided)
+
+
+def _votes(label: Ints, counts: Ints) -> tuple[Ints, Ints]:
+    """Votes for the label, and the most for another class, NaN being one."""
+    rows = np.arange(len(label))
+    others = counts.copy()
+    others[rows, label] = -1
+    return counts[rows, label], others.max(1)
+
+
+def _proved(claims: _Claims, counts: Ints, n: Ints, common: Row) -> Bools:
+    """Claims about true probabilities, by tests of the sampled ones, ``slack`` away."""
+    hits, others = _votes(claims.label, counts)
+    goals = np.stack([claims.lower, 1 - claims.upper]) + common["slack"]
+    evidence = sequential.log_evalue(
+        np.stack([hits, n - others]), n, np.minimum(goals, 1 - 2.0**-53)
+    )
+    needed = np.log(np.where(claims.two_sided, 4, 2) / common["settings"]["alpha"])
+    first, second = (evidence >= needed) & (goals < 1)
+    proved: Bools = first & (second | ~claims.two_sided)
+    return proved
+
+
+def _clear(claims: _Claims, counts: Ints, n: Ints, common: Row) -> Bools:
+    """Whether a claim is proved, or its radius out of reach."""
+    proved = _proved(claims, counts, n, common)
+    settings = common["settings"]
+    if settings["futility"] == 0:
+        return proved
+    hits, others = _votes(claims.label, counts)
+    share = settings["futility"] / _LOOKS
+    best = ndtri(binomial.upper(hits, n, share)) - ndtri(binomial.lower(others, n, share))
+    futile: Bools = settings["sigma"] / 2 * best < common["target"]["radius"]
+    return proved | futile
+
+
+def _result(label: int, radius: float, lower: float, upper: float, abstained: bool) -> Row:
+    return {
+        "label": label,
+        "radius": radius,
+        "abstained": abstained,
+        "lower": lower,
+        "upper": upper,
+    }

@@ -1,0 +1,176 @@
+"""Certify the decision of a smoothed detector: anomalous, normal, or abstain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.special import ndtr, ndtri
+from torch import Tensor
+
+from gradood.detectors import Detector
+from gradood.errors import InputError
+from gradood.smoothing.bounds import binomial, sequential
+from gradood.smoothing.counting import CountAbove
+from gradood.smoothing.evidence import Evidence, Row, Run, check_probability, check_radius
+from gradood.smoothing.inference import Score
+from gradood.smoothing.noise import ESTIMATION
+from gradood.smoothing.settings import Smoothing
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class DecisionCertificates:
+    """For each of N inputs, the decision of the smoothed detector and how far it reaches.
+
+    Attributes:
+        decision: int64 ``[N]``: +1 anomalous, -1 normal, 0 abstain.
+        radius: float64 ``[N]``: the decision is the same within this l2 distance, in units of the
+            input; 0 where it abstained.
+        lower: float64 ``[N]``, lower bound of P(score > threshold) under noise.
+        upper: float64 ``[N]``, upper bound of it.
+        samples: int64 ``[N]``, samples used.
+        evidence: What was counted; ``evidence.write(path)`` writes it for others to check.
+    """
+
+    decision: Tensor
+    radius: Tensor
+    lower: Tensor
+    upper: Tensor
+    samples: Tensor
+    evidence: Evidence
+
+
+def certify_decision(
+    score: Score,
+    x: Tensor,
+    settings: Smoothing,
+    *,
+    threshold: float | None = None,
+    radius: float | None = None,
+    q: float = 0.5,
+    ids: Sequence[int] | Tensor | None = None,
+    state: str | Path | None = None,
+) -> DecisionCertificates:
+    """Certify "the q-quantile of score(x + sigma Z) is above the threshold", or that it is not.
+
+    The quantile is above the threshold exactly if ``pi = P(score > threshold) > 1 - q``. For every
+    perturbation of l2 size at most R the decision stays anomalous if ``R <= sigma (Phi^-1(pi) -
+    Phi^-1(1 - q))``, and normal if ``R <= sigma (Phi^-1(1 - q) - Phi^-1(pi))``: Neyman and Pearson,
+    as for a class (Cohen et al. 2019). Any real score will do, those of gradient detectors
+    included; no score is stored. A score that is NaN counts against either claim.
+
+    With ``radius`` (0 included): a sequential test for either side at alpha / 2 (half of that for
+    the test, half for Clopper-Pearson bounds after n samples), so that clear inputs take tens of
+    samples. Without: the largest radius that n samples support, with bounds at alpha / 2 each.
+
+    The certificate is about the smoothed detector. Its threshold is not that of the detector on
+    clean inputs, which noise makes look anomalous: calibrate it on ``certify_quantile(score,
+    normal, settings, radius=0.0, q=q).upper`` of normal inputs, say with
+    ``conservative_threshold``.
+
+    Args:
+        score: A detector, or ``[T, ...] -> [T]``; higher = more anomalous.
+        x: ``[N, ...]``, finite.
+        settings: Noise, confidence and precision.
+        threshold: Scores above it are anomalous; a detector's own by default.
+        radius: The l2 radius that matters, or None.
+        q: Which quantile decides; the median by default.
+        ids: Numbers of the inputs, see ``Smoothing.seed``; their rows by default.
+        state: File that keeps samples over interruptions; call again with it to go on.
+
+    Raises:
+        InputError: An argument is wrong.
+        NotFittedError: The detector is not fitted, or has no threshold and none is given.
+        ModelError: The score's result is not ``[T]``, or weights changed on the way.
+        CheckpointError: ``state`` belongs to another run.
+    """
+    if threshold is None:
+        if not isinstance(score, Detector):
+            raise InputError("give a threshold: only detectors have one of their own")
+        threshold = score.threshold
+    if math.isnan(threshold):
+        raise InputError("threshold is NaN")
+    target = {
+        "threshold": float(threshold),
+        "radius": None if radius is None else check_radius(radius),
+        "q": check_probability("q", q),
+    }
+    run = Run("decision", score, x, settings, target, ids, state)
+    stop = None
+    if radius is not None:
+
+        def stop(rows: Ints, counts: Ints, samples: Ints) -> npt.NDArray[np.bool_]:
+            answers = _answers(run.common, counts, samples)
+            certified = (answers == sequential.CERTIFY).any(0)
+            done: npt.NDArray[np.bool_] = certified | (answers != sequential.GO_ON).all(0)
+            return done
+
+    run.sampler.run(run.main, CountAbove(threshold), settings.n, ESTIMATION, stop)
+    rows = run.rows([{"counts": count} for count in run.main.counts.tolist()])
+    evidence = run.evidence(rows, [evaluate(run.common, row) for row in rows])
+    return DecisionCertificates(
+        evidence.column("decision", torch.int64),
+        evidence.column("radius", torch.float64),
+        evidence.column("lower", torch.float64),
+        evidence.column("upper", torch.float64),
+        evidence.samples,
+        evidence,
+    )
+
+
+def evaluate(common: Row, row: Row) -> Row:
+    """The certificate that follows from what was counted for one input."""
+    settings, target = common["settings"], common["target"]
+    sigma, alpha, n = settings["sigma"], settings["alpha"], row["samples"]
+    above, missing = row["counts"]
+    if target["radius"] is None:
+        slack = common["slack"]
+        lower = max(float(binomial.lower(above, n, alpha / 2)) - slack, 0.0)
+        upper = min(float(binomial.upper(above + missing, n, alpha / 2)) + slack, 1.0)
+        middle = ndtri(1 - target["q"])
+        reach = sigma * (ndtri(lower) - middle), sigma * (middle - ndtri(upper))
+        decision = int(reach[0] > 0) - int(reach[1] > 0)
+        return _result(decision, float(max(*reach, 0.0)), lower, upper)
+    answers = _answers(common, np.array([[above, missing]]), np.array([n]))[:, 0]
+    anomalous, normal = answers == sequential.CERTIFY
+    limits = _limits(common)
+    if anomalous:
+        return _result(1, target["radius"], limits[0], 1.0)
+    if normal:
+        return _result(-1, target["radius"], 0.0, limits[1])
+    return _result(0, 0.0, 0.0, 1.0)
+
+
+def _limits(common: Row) -> tuple[float, float]:
+    """What P(score > threshold) must be above for "anomalous", and below for "normal"."""
+    target = common["target"]
+    middle, c = ndtri(1 - target["q"]), target["radius"] / common["settings"]["sigma"]
+    return float(ndtr(middle + c)), float(ndtr(middle - c))
+
+
+def _answers(common: Row, counts: Ints, samples: Ints) -> Ints:
+    """What the tests for "anomalous" and for "normal" say, ``[2, A]``."""
+    settings, slack = common["settings"], common["slack"]
+    high, low = _limits(common)
+    above, missing = counts.T
+    # True probabilities are at most ``slack`` from the sampled ones; 1 can never be exceeded.
+    limits = np.minimum([[high + slack], [1 - low + slack]], 1 - 2.0**-53)
+    return sequential.decide(
+        np.stack([above, samples - above - missing]),
+        samples,
+        limits,
+        settings["alpha"] / 2,
+        settings["futility"],
+        settings["n"],
+    )
+
+
+def _result(decision: int, radius: float, lower: float, upper: float) -> Row:
+    return {"decision": decision, "radius": radius, "lower": lower, "upper": upper}

@@ -1,0 +1,181 @@
+"""What a certificate rests on: enough numbers to compute it again, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from gradood.errors import InputError
+from gradood.smoothing.inference import Certified, fingerprint
+from gradood.smoothing.noise import NoisyInputs
+from gradood.smoothing.sampling import Sampler
+from gradood.smoothing.settings import Smoothing
+from gradood.smoothing.tally import Resumable, Tally
+
+FORMAT = 1
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was counted.
+
+    Attributes:
+        common: Kind, target, settings, model and versions: the same for every input.
+        rows: For every input its id, samples and counts.
+        results: For every input what follows from them.
+    """
+
+    common: Row
+    rows: tuple[Row, ...]
+    results: tuple[Row, ...]
+
+    def records(self) -> list[Row]:
+        """One JSON object an input, from which ``verify`` computes its certificate again."""
+        pairs = zip(self.rows, self.results, strict=True)
+        return [{**self.common, **row, "result": result} for row, result in pairs]
+
+    def write(self, path: str | Path) -> None:
+        """Write ``records`` as JSON lines."""
+        lines = [json.dumps(encode(record)) + "\n" for record in self.records()]
+        Path(path).write_text("".join(lines), encoding="utf-8")
+
+    def column(self, name: str, dtype: torch.dtype) -> Tensor:
+        """One result of all inputs, ``[N]`` or ``[N, …]``."""
+        return torch.tensor([result[name] for result in self.results], dtype=dtype)
+
+    @property
+    def samples(self) -> Tensor:
+        """int64 ``[N]``: all that were counted, the choice of class or edges included."""
+        return torch.tensor([r["samples"] + r["pilot_samples"] for r in self.rows]).long()
+
+
+class Run:
+    """One call of a ``certify`` function: checked arguments, tallies and the sampler.
+
+    Args:
+        kind: "class", "mean", "quantile" or "decision".
+        model: What is certified; ``outputs`` as in ``Certified``.
+        x: The inputs.
+        settings: How they are smoothed.
+        target: What is claimed, as JSON values.
+        ids: As in ``NoisyInputs``.
+        state: Path of the file that survives interruptions, or None.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        model: Any,
+        x: Tensor,
+        settings: Smoothing,
+        target: Row,
+        ids: Sequence[int] | Tensor | None,
+        state: str | Path | None,
+    ) -> None:
+        if not isinstance(settings, Smoothing):
+            raise InputError(f"settings are {type(settings).__name__}; expected a Smoothing")
+        self.settings, self.inputs = settings, NoisyInputs(x, ids, settings)
+        self.model = Certified(model, settings, 2 if kind == "class" else 1)
+        self.common: Row = {
+            "format": FORMAT,
+            "kind": kind,
+            "target": target,
+            "settings": settings.as_json(),
+            "tile": self.inputs.tile,
+            "block": self.inputs.block,
+            "slack": self.inputs.slack,
+            "shape": list(x.shape[1:]),
+            "model": self.model.fingerprint,
+            "denoiser": fingerprint(settings.denoiser),
+        }
+        identity = self.common | {"inputs": self.inputs.digest()}
+        self._tallies = Resumable(state, identity, len(x), "pilot", "main")
+        self.sampler = Sampler(self.model, self.inputs, self._tallies.save)
+
+    @property
+    def pilot(self) -> Tally:
+        """Samples of the stream that chooses."""
+        return self._tallies["pilot"]
+
+    @property
+    def main(self) -> Tally:
+        """Samples of the stream that estimates."""
+        return self._tallies["main"]
+
+    def evidence(self, counted: Sequence[Row], results: Sequence[Row]) -> Evidence:
+        """All of it, provided that the model is still the same."""
+        self.model.check_unchanged()
+        return Evidence(self.common | {"versions": _versions()}, tuple(counted), tuple(results))
+
+    def rows(self, counts: Sequence[Row]) -> list[Row]:
+        """Id and numbers of samples, beside what was counted."""
+        ids, pilot = self.inputs.ids.tolist(), self.pilot.samples.tolist()
+        numbers = zip(ids, self.main.samples.tolist(), pilot, counts, strict=True)
+        return [
+            {"id": i, "samples": samples, "pilot_samples": first, **count}
+            for i, samples, first, count in numbers
+        ]
+
+
+def check_radius(radius: float) -> float:
+    """``radius`` as a float.
+
+    Raises:
+        InputError: It is negative or not finite.
+    """
+    if not (math.isfinite(radius) and radius >= 0):
+        raise InputError(f"radius = {radius}; expected a number from 0 on, in units of the input")
+    return float(radius)
+
+
+def check_radii(radius: float | Sequence[float] | Tensor) -> list[float]:
+    """One radius or several, as floats."""
+    radii = torch.as_tensor(radius, dtype=torch.float64).flatten().tolist()
+    if not radii:
+        raise InputError("radius is empty; give one radius or several")
+    return [check_radius(r) for r in radii]
+
+
+def check_probability(name: str, value: float) -> float:
+    """``value`` as a float in (0, 1)."""
+    if not 0 < value < 1:
+        raise InputError(f"{name} = {value}; expected a probability in (0, 1)")
+    return float(value)
+
+
+def compact(counts: npt.ArrayLike, edges: npt.ArrayLike) -> tuple[list[float], list[int]]:
+    """The same histogram without the edges on neither side of which anything was counted."""
+    counts, edges = np.asarray(counts, np.int64), np.asarray(edges, np.float64)
+    used = counts[:-1] > 0
+    kept = used[:-1] | used[1:]
+    # A column that loses its edge is empty, so is its neighbour: nothing is merged.
+    columns = np.append(0, kept.cumsum())
+    merged = np.bincount(columns, weights=counts[:-1], minlength=kept.sum() + 1)
+    return edges[kept].tolist(), [*merged.astype(np.int64).tolist(), int(counts[-1])]
+
+
+def encode(value: Any) -> Any:
+    """JSON values; infinities and NaN, which JSON lacks, as strings that ``float`` reads."""
+    if isinstance(value, Mapping):
+        return {key: encode(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [encode(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("gradood", "torch", "numpy", "scipy")}

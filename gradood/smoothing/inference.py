@@ -1,0 +1,190 @@
+"""The model that is certified: a checked copy, in the precision and layout that were asked for."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from gradood.detectors import Detector
+from gradood.errors import InputError, ModelError
+from gradood.smoothing.settings import DTYPES, Smoothing
+
+#: A detector, or anything that maps inputs ``[N, ...]`` to scores ``[N]``.
+Score: TypeAlias = "Detector | Callable[[Tensor], Tensor]"
+
+_OPTIONS = ("dtype", "fold_batch_norm", "compile")
+
+
+class Certified:
+    """A model or score, ready to run on noisy batches of one shape.
+
+    Args:
+        model: Module, detector or callable.
+        settings: Which options apply. Detectors and plain callables take none but the layout.
+        outputs: Dimensions of a result: 1 for scores ``[N]``, 2 for logits ``[N, C]``.
+    """
+
+    def __init__(self, model: Any, settings: Smoothing, outputs: int) -> None:
+        if not (callable(model) or isinstance(model, Detector)):
+            raise InputError(f"cannot certify {type(model).__name__}; give a module or a callable")
+        self._original, self._settings, self._outputs = model, settings, outputs
+        self.fingerprint = fingerprint(model)
+        self._width: int | None = None
+        if isinstance(model, Detector):
+            model._require_fitted()
+            _check_modules(model.model)
+            _refuse_options(settings, "detectors")
+            quiet = copy.copy(model)
+            quiet.progress = False
+            self._run: Callable[[Tensor], Any] = quiet.score
+        elif isinstance(model, nn.Module):
+            _check_modules(model)
+            self._run = prepared(model, settings)
+        else:
+            _refuse_options(settings, "plain callables")
+            self._run = model
+
+    @torch.no_grad()
+    def __call__(self, noisy: Tensor) -> Tensor:
+        """Scores ``[T]`` or logits ``[T, C]`` of a noisy batch, float32 or float64."""
+        if self._settings.denoiser is not None:
+            clean = self._settings.denoiser(noisy, self._settings.sigma)
+            if not isinstance(clean, Tensor) or clean.shape != noisy.shape:
+                raise ModelError("the denoiser must return a tensor of the shape that it is given")
+            noisy = clean
+        return self._checked(self._run(noisy), len(noisy))
+
+    def check_unchanged(self) -> None:
+        """Refuse a certificate of a model whose weights changed while it was sampled.
+
+        Raises:
+            ModelError: They did.
+        """
+        if fingerprint(self._original) != self.fingerprint:
+            raise ModelError(
+                "the model changed while it was being certified; samples of different models "
+                "certify neither. Leave the weights alone, and start again"
+            )
+
+    def _checked(self, result: Any, rows: int) -> Tensor:
+        values = getattr(result, "logits", result)
+        expected = "[N]" if self._outputs == 1 else "[N, C]"
+        if not isinstance(values, Tensor):
+            raise ModelError(f"the result is {type(result).__name__}; expected a Tensor {expected}")
+        if self._outputs == 1 and values.dim() == 2 and values.shape[1] == 1:
+            values = values[:, 0]
+        if values.dim() != self._outputs or values.shape[0] != rows:
+            raise ModelError(
+                f"the result for {rows} inputs has shape {list(values.shape)}; expected {expected}"
+            )
+        width = values.shape[-1] if self._outputs == 2 else 0
+        if self._width not in (None, width):
+            raise ModelError(f"the model had {self._width} outputs before, and now has {width}")
+        self._width = width
+        return values.float() if values.dtype != torch.float64 else values
+
+
+def prepared(model: nn.Module, settings: Smoothing) -> Callable[[Tensor], Any]:
+    """``model`` itself, or a copy with the options of ``settings``."""
+    dtype = DTYPES[settings.dtype]
+    if settings.fold_batch_norm:
+        model = fold_batch_norm(model)
+    if dtype != torch.float32:
+        model = copy.deepcopy(model).to(dtype)
+    if settings.channels_last:
+        model = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    return torch.compile(model, dynamic=False) if settings.compile else model
+
+
+def fold_batch_norm(model: nn.Module) -> nn.Module:
+    """A copy in which ``norm(layer(x))`` is one layer, wherever the trace shows such a pair.
+
+    Args:
+        model: In evaluation mode; it must be traceable by ``torch.fx``.
+
+    Raises:
+        ModelError: It cannot be traced.
+    """
+    try:
+        graph = torch.fx.symbolic_trace(copy.deepcopy(model))
+    except Exception as error:  # whatever the model's own code raises on a proxy
+        raise ModelError(
+            f"fold_batch_norm needs a model that torch.fx can trace ({error}); leave it off"
+        ) from error
+    modules = dict(graph.named_modules())
+    uses = Counter(str(n.target) for n in graph.graph.nodes if n.op == "call_module")
+    for node in list(graph.graph.nodes):
+        source = node.args[0] if node.args else None
+        if node.op != "call_module" or not isinstance(source, torch.fx.Node):
+            continue
+        norm, layer = modules[node.target], modules.get(str(source.target))
+        fused = _fused(layer, norm)
+        shared = uses[str(source.target)] > 1 or len(source.users) > 1
+        if source.op != "call_module" or fused is None or shared:
+            continue
+        graph.set_submodule(str(source.target), fused)
+        modules[str(source.target)] = fused
+        node.replace_all_uses_with(source)
+        graph.graph.erase_node(node)
+    graph.recompile()
+    graph.delete_all_unused_submodules()
+    return graph
+
+
+def _fused(layer: nn.Module | None, norm: nn.Module) -> nn.Module | None:
+    if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None:
+        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            return fuse_conv_bn_eval(layer, norm)
+        if isinstance(layer, nn.Linear):
+            return fuse_linear_bn_eval(layer, norm)
+    return None
+
+
+def fingerprint(model: Any) -> str | None:
+    """A hash of the weights: of a module, or of a detector and its model; None for a callable."""
+    digest = hashlib.blake2b(digest_size=16)
+    tensors = list(_tensors(model))
+    if not tensors and not isinstance(model, nn.Module | Detector):
+        return None
+    digest.update(type(model).__qualname__.encode())
+    for name, tensor in tensors:
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(raw.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(model, Detector):
+        yield from _tensors(model.model)
+        yield from sorted(model._require_fitted().items())
+    elif isinstance(model, nn.Module):
+        yield from model.named_parameters()
+        yield from model.named_buffers()
+
+
+def _check_modules(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        is_norm = isinstance(module, nn.modules.batchnorm._NormBase)
+        if is_norm and (module.training or module.running_mean is None):
+            raise ModelError(
+                f"{name or 'the model'} normalises by statistics of the batch, so that noisy "
+                "copies would influence one another; call model.eval() first"
+            )
+
+
+def _refuse_options(settings: Smoothing, what: str) -> None:
+    used = [name for name in _OPTIONS if getattr(settings, name) not in (False, "float32")]
+    if used:
+        raise InputError(
+            f"{', '.join(used)} cannot be applied to {what}, only to a torch.nn.Module; prepare "
+            "the model yourself, and leave the option off"
+        )

@@ -1,0 +1,105 @@
+"""Bound the smoothed mean of a score in [0, 1] everywhere near an input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradood.errors import InputError
+from gradood.smoothing.bounds import mean
+from gradood.smoothing.bounds.histogram import default_edges
+from gradood.smoothing.counting import CountUnit
+from gradood.smoothing.evidence import Evidence, Row, Run, check_radii, compact
+from gradood.smoothing.inference import Score
+from gradood.smoothing.noise import ESTIMATION
+from gradood.smoothing.settings import Smoothing
+
+
+@dataclass(frozen=True)
+class MeanCertificates:
+    """For each of N inputs and R radii, bounds of the smoothed mean within that radius.
+
+    Attributes:
+        lower: float64 ``[N, R]``.
+        upper: float64 ``[N, R]``.
+        radius: float64 ``[R]``, l2, in units of the input.
+        samples: int64 ``[N]``, samples used.
+        evidence: What was counted; ``evidence.write(path)`` writes it for others to check.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    radius: Tensor
+    samples: Tensor
+    evidence: Evidence
+
+
+def certify_mean(
+    score: Score,
+    x: Tensor,
+    settings: Smoothing,
+    *,
+    radius: float | Sequence[float] | Tensor = 0.0,
+    ids: Sequence[int] | Tensor | None = None,
+    state: str | Path | None = None,
+) -> MeanCertificates:
+    """Bound ``E score(x + delta + sigma Z)`` for every ``|delta|_2 <= radius``.
+
+    With ``S(t) = P(score(x + sigma Z) > t)`` the largest mean within r is at most ``integral_0^1
+    Phi(Phi^-1(S(t)) + r / sigma) dt`` (Kumar et al., "Certifying confidence via randomized
+    smoothing", 2020, arXiv 2009.08061). Bounds of that from n samples: see ``bounds.mean``, whose
+    coins are those of the seed and the number of the input. Each interval, for one input and one
+    radius, holds with probability 1 - alpha.
+
+    The certificate is about the smoothed score. Scores are counted in a histogram that is rounded
+    to the safe side by at most 1/4096; a score that is NaN counts as 1 above and as 0 below.
+
+    Args:
+        score: ``[T, ...] -> [T]`` in [0, 1].
+        x: ``[N, ...]``, finite.
+        settings: Noise, confidence and precision.
+        radius: One l2 radius or several, in units of the input.
+        ids: Numbers of the inputs, see ``Smoothing.seed``; their rows by default.
+        state: File that keeps samples over interruptions; call again with it to go on.
+
+    Raises:
+        InputError: An argument is wrong, or a score lies outside [0, 1].
+        ModelError: The score's result is not ``[T]``, or weights changed on the way.
+        CheckpointError: ``state`` belongs to another run.
+    """
+    radii = check_radii(radius)
+    if settings.exact_grid:
+        raise InputError(
+            "certify_mean has no certificate on the exact grid; use certify_quantile, or leave "
+            "exact_grid off"
+        )
+    run = Run("mean", score, x, settings, {"radius": radii}, ids, state)
+    edges = default_edges()
+    counter = CountUnit(torch.from_numpy(edges))
+    run.sampler.run(run.main, counter, settings.n, ESTIMATION)
+    parts = [compact(count, edges) for count in run.main.counts]
+    rows = run.rows([{"edges": edges, "counts": counts} for edges, counts in parts])
+    evidence = run.evidence(rows, [evaluate(run.common, row) for row in rows])
+    shape = (len(x), len(radii))
+    return MeanCertificates(
+        evidence.column("lower", torch.float64).view(shape),
+        evidence.column("upper", torch.float64).view(shape),
+        torch.tensor(radii, dtype=torch.float64),
+        evidence.samples,
+        evidence,
+    )
+
+
+def evaluate(common: Row, row: Row) -> Row:
+    """The bounds that follow from what was counted for one input."""
+    settings = common["settings"]
+    c = np.array(common["target"]["radius"]) / settings["sigma"]
+    arguments = row["counts"], row["edges"], c, settings["alpha"] / 2
+    seed = (settings["seed"] + row["id"]) % 2**32
+    below, above = mean.lower(*arguments, seed=seed), mean.upper(*arguments, seed=seed)
+    return {"lower": below.tolist(), "upper": above.tolist()}

@@ -1,0 +1,134 @@
+"""Noisy copies of checked inputs, each a function of seed, input and sample alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+from gradood import ops
+from gradood.errors import InputError
+from gradood.smoothing.lattice import Lattice
+from gradood.smoothing.settings import DTYPES, Smoothing
+
+#: Streams of noise that never meet.
+ESTIMATION, SELECTION = 0, 1
+
+#: Numbers of a tile that "auto" aims at, by kind of device, and the limits of its rows.
+_TILE_NUMBERS = {"cpu": 1 << 18, "cuda": 1 << 24}
+_TILE_ROWS = {"cpu": (8, 64), "cuda": (32, 1024)}
+_BLOCK = 32
+
+
+class NoisyInputs:
+    """N inputs and their noise.
+
+    Args:
+        x: Floating point ``[N, ...]``, finite.
+        ids: A number below 2^32 for each input, all different: which noise it gets. By default its
+            row; give your own to certify parts of a set separately, or in another order.
+        settings: The noise.
+
+    Raises:
+        InputError: An argument is none of that.
+    """
+
+    def __init__(self, x: Tensor, ids: Sequence[int] | Tensor | None, settings: Smoothing) -> None:
+        _check_inputs(x, settings)
+        self.x = x.detach().float()
+        self.ids = _checked_ids(ids, len(x))
+        self.settings = settings
+        self.tile = _tile(x, settings)
+        #: Samples of one input that are drawn together; a sequential test looks after each block.
+        self.block = min(_BLOCK, self.tile)
+        self._device_ids = self.ids.to(x.device)
+        self._limits = settings.clamp or (None, None)
+        self._keys: dict[int, Tensor] = {}
+        self._lattice = Lattice(self.x, settings.sigma) if settings.exact_grid else None
+
+    @property
+    def slack(self) -> float:
+        """How far the probability of any event may be from the one that is sampled."""
+        return 0.0 if self._lattice is None else self._lattice.slack
+
+    def copies(self, rows: Tensor, samples: Tensor, tag: int) -> Tensor:
+        """Noisy copies ``[M, ...]`` of rows of x, each with the number of its sample."""
+        rows, samples = rows.to(self.x.device), samples.to(self.x.device)
+        key = self._key(tag)
+        if self._lattice is not None:
+            return self._finished(self._lattice.copies(rows, self._device_ids[rows], samples, key))
+        noisy: Tensor = ops.noisy_batch(
+            self.x,
+            rows,
+            self._device_ids[rows],
+            samples,
+            key,
+            self.settings.sigma,
+            *self._limits,
+            None,
+            None,
+            DTYPES[self.settings.dtype],
+            self.settings.channels_last,
+        )
+        return noisy
+
+    def _key(self, tag: int) -> Tensor:
+        if tag not in self._keys:
+            self._keys[tag] = torch.tensor([self.settings.seed, tag], device=self.x.device)
+        return self._keys[tag]
+
+    def _finished(self, exact: Tensor) -> Tensor:
+        low, high = self._limits
+        exact = exact if low is None else exact.clamp(low, high)
+        exact = exact.to(DTYPES[self.settings.dtype])
+        last = self.settings.channels_last
+        return exact.contiguous(memory_format=torch.channels_last) if last else exact
+
+    def digest(self) -> str:
+        """A hash of inputs and ids."""
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(str(list(self.x.shape)).encode())
+        digest.update(self.x.cpu().contiguous().numpy().tobytes())
+        digest.update(self.ids.numpy().tobytes())
+        return digest.hexdigest()
+
+
+def _check_inputs(x: Tensor, settings: Smoothing) -> None:
+    if not isinstance(x, Tensor) or x.dim() < 2:
+        raise InputError("x must be a Tensor [N, ...] with the inputs along dimension 0")
+    if not x.is_floating_point():
+        raise InputError(f"x is {x.dtype}, expected floating point; for 0…255 give x.float() / 255")
+    finite = x.flatten(1).isfinite().all(1)
+    if not finite.all():
+        rows = (~finite).nonzero().flatten().tolist()
+        raise InputError(f"x holds NaN or Inf in rows {rows[:10]}; remove them")
+    if settings.channels_last and x.dim() != 4:
+        raise InputError(f"channels_last needs images [N, C, H, W], x is {list(x.shape)}")
+    if prod(x.shape[1:]) == 0 or prod(x.shape[1:]) >= 2**33:
+        raise InputError(f"an input of shape {list(x.shape[1:])} cannot be smoothed")
+
+
+def _checked_ids(ids: Sequence[int] | Tensor | None, count: int) -> Tensor:
+    if ids is None:
+        return torch.arange(count)
+    numbers = torch.as_tensor(ids).cpu()
+    if numbers.shape != (count,) or numbers.is_floating_point():
+        raise InputError(f"ids must be {count} integers, one for every input")
+    numbers = numbers.long()
+    if count and (int(numbers.min()) < 0 or int(numbers.max()) >= 2**32):
+        raise InputError("ids must lie in [0, 2^32)")
+    if len(numbers.unique()) < count:
+        raise InputError("ids repeat; inputs with the same id would share their noise")
+    return numbers
+
+
+def _tile(x: Tensor, settings: Smoothing) -> int:
+    if settings.tile != "auto":
+        return settings.tile
+    kind = "cuda" if x.device.type == "cuda" else "cpu"
+    low, high = _TILE_ROWS[kind]
+    rows = _TILE_NUMBERS[kind] // prod(x.shape[1:])
+    return min(high, max(low, 1 << max(0, rows.bit_length() - 1)))

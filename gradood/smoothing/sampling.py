@@ -1,0 +1,208 @@
+"""The engine: fill batches with noisy copies of whichever inputs still need some, and count.
+
+Samples of an input are drawn in blocks 0, 1, 2, …, and a sequential test looks after each. Forward
+passes have one fixed shape, *tiles* of blocks of any inputs, the last one padded. So what is
+counted for an input does not depend on the other inputs, on their order, on the batch size or on
+interruptions. (On the CPU, PyTorch's kernels give a row the same bits wherever it stands in a batch
+of one shape, with any number of threads; on other devices, a score within rounding of a threshold
+may be counted on its other side.)
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from gradood.errors import ModelError
+from gradood.smoothing.counting import Block, Counter
+from gradood.smoothing.inference import Certified
+from gradood.smoothing.noise import NoisyInputs
+from gradood.smoothing.tally import Entry, Tally
+
+Numbers: TypeAlias = "npt.NDArray[np.int64]"
+#: ``(rows, counts [A, K], samples [A])`` -> bool ``[A]``: which inputs need no more samples?
+Stop: TypeAlias = "Callable[[Numbers, Numbers, Numbers], npt.NDArray[np.bool_]]"
+
+
+#: Tiles that "auto" draws at once, to share the cost of bookkeeping.
+_TILES = 4
+
+
+class Sampler:
+    """Draws samples of every input of ``noisy`` through ``model``.
+
+    Args:
+        model: What is certified.
+        noisy: The inputs and their noise.
+        save: Called now and then, and whenever sampling ends, however it ends.
+    """
+
+    def __init__(self, model: Certified, noisy: NoisyInputs, save: Callable[[bool], None]) -> None:
+        self._model, self._noisy, self._save = model, noisy, save
+        size = noisy.settings.batch_size
+        self._tiles = _TILES if size == "auto" else -(-size // noisy.tile)
+
+    def run(
+        self, tally: Tally, counter: Counter, n: int, tag: int, stop: Stop | None = None
+    ) -> None:
+        """Add samples to ``tally`` until each input has n, or ``stop`` has had enough of them.
+
+        Args:
+            tally: What was counted before; it is changed, one whole block at a time.
+            counter: What is kept of a sample.
+            n: The most samples an input.
+            tag: The stream of noise.
+            stop: Asked after every block; None goes on to n.
+        """
+        queue = deque(row for row, entry in enumerate(tally) if not entry.finished)
+        active: list[int] = []
+        capacity = self._tiles * (self._noisy.tile // self._noisy.block)
+        try:
+            with _Bar(self._noisy.settings.progress, tally, n) as bar:
+                while queue or active:
+                    while queue and len(active) < capacity:
+                        active.append(queue.popleft())
+                    # Where a test may stop, further blocks of an input may be for nothing: they
+                    # only fill a tile that runs anyway.
+                    room = capacity if stop is None else min(capacity, self._whole(len(active)))
+                    blocks = self._plan(tally, active, n, room)
+                    for done, counts in self._count(blocks, counter, tag):
+                        _book(tally, done, counts, n, stop)
+                    active = [row for row in active if not tally[row].finished]
+                    bar.update()
+                    self._save(False)
+        finally:
+            self._save(True)
+
+    def _whole(self, blocks: int) -> int:
+        """Blocks of as many tiles as these need."""
+        per_tile = self._noisy.tile // self._noisy.block
+        return -(-blocks // per_tile) * per_tile
+
+    def _plan(self, tally: Tally, active: Sequence[int], n: int, capacity: int) -> list[Block]:
+        """The next blocks: one an input, and further ones where there is room."""
+        blocks: list[Block] = []
+        size, depth = self._noisy.block, 0
+        while len(blocks) < capacity:
+            room = capacity - len(blocks)
+            starts = [(row, tally[row].samples + depth * size) for row in active]
+            more = [Block(r, s, min(size, n - s)) for r, s in starts if s < n][:room]
+            if not more:
+                break
+            blocks += more
+            depth += 1
+        return blocks
+
+    def _count(
+        self, blocks: Sequence[Block], counter: Counter, tag: int
+    ) -> Iterator[tuple[Sequence[Block], Tensor]]:
+        """Blocks and their rows of counts, from as many whole tiles as they need.
+
+        All at once; if the model fails or is interrupted, those that it has finished, and then the
+        exception.
+        """
+        tile = self._noisy.tile
+        rows, firsts, sizes = np.array(blocks, np.int64).T
+        owners = np.arange(len(blocks)).repeat(sizes)
+        used = len(owners)
+        # Padding repeats the last copy, so that it cannot be stranger than what is counted.
+        place = np.minimum(np.arange(-(-used // tile) * tile), used - 1)
+        samples = (firsts - sizes.cumsum() + sizes)[owners] + np.arange(used)
+        copies = torch.from_numpy(np.stack([rows[owners], samples])[:, place])
+        noisy = self._noisy.copies(copies[0], copies[1], tag)
+        results: list[Tensor] = []
+        try:
+            for part in noisy.split(tile):
+                results.append(self._model(part))
+        finally:
+            whole = int(np.searchsorted(sizes.cumsum(), len(results) * tile, side="right"))
+            if results and (whole := min(whole, len(blocks))):
+                rows_done = int(sizes[:whole].sum())
+                values = (results[0] if len(results) == 1 else torch.cat(results))[:rows_done]
+                owner = torch.from_numpy(owners[:rows_done]).to(values.device)
+                yield blocks[:whole], counter(values, owner, blocks[:whole])
+
+
+def _book(tally: Tally, blocks: Sequence[Block], counts: Tensor, n: int, stop: Stop | None) -> None:
+    """Add blocks in order; those of inputs that stopped before are dropped, and not counted."""
+    numbers = counts.numpy()
+    width = len(tally.width_of(numbers[0]))
+    if width != numbers.shape[1]:
+        raise ModelError(f"the model had {width - 1} outputs before, now {numbers.shape[1] - 1}")
+    if stop is None:
+        for block, more in zip(blocks, numbers, strict=True):
+            entry = tally[block.row]
+            reached = entry.samples + block.size
+            tally[block.row] = Entry(entry.counts_or(more) + more, reached, reached >= n)
+        return
+    for turn in _turns(blocks):
+        turn = [i for i in turn if not tally[blocks[i].row].finished]
+        if not turn:
+            continue
+        rows = np.array([blocks[i].row for i in turn])
+        total = np.stack([tally[r].counts_or(numbers[i]) for r, i in zip(rows, turn, strict=True)])
+        total = total + numbers[turn]
+        samples = np.array([tally[r].samples for r in rows]) + [blocks[i].size for i in turn]
+        finished = (samples >= n) | stop(rows, total, samples)
+        for row, count, number, done in zip(rows, total, samples, finished, strict=True):
+            tally[int(row)] = Entry(count, int(number), bool(done))
+
+
+def _turns(blocks: Sequence[Block]) -> Iterator[list[int]]:
+    """Positions of the first block of every input, of the second, and so on."""
+    turns: list[list[int]] = []
+    seen: dict[int, int] = {}
+    for i, block in enumerate(blocks):
+        turn = seen.get(block.row, 0)
+        seen[block.row] = turn + 1
+        if turn == len(turns):
+            turns.append([])
+        turns[turn].append(i)
+    yield from turns
+
+
+class _Bar:
+    """Inputs that are finished, and samples drawn, on stderr."""
+
+    def __init__(self, show: bool | None, tally: Tally, n: int) -> None:
+        terminal = sys.stderr.isatty()
+        self._tally, self._n = tally, n
+        self._progress: Progress | None = None
+        if terminal if show is None else show:
+            columns = (TextColumn("certifying"), BarColumn(), TextColumn("{task.fields[state]}"))
+            self._progress = Progress(
+                *columns,
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=terminal,
+            )
+
+    def __enter__(self) -> _Bar:
+        if self._progress is not None:
+            self._progress.start()
+            self._task = self._progress.add_task("", total=len(self._tally), state="")
+            self.update()
+        return self
+
+    def update(self) -> None:
+        """Show where the tally stands."""
+        if self._progress is None:
+            return
+        finished = sum(entry.finished for entry in self._tally)
+        drawn = sum(entry.samples for entry in self._tally)
+        begun = sum(entry.samples / self._n for entry in self._tally if not entry.finished)
+        state = f"{finished}/{len(self._tally)} inputs, {drawn:,} samples"
+        self._progress.update(self._task, completed=finished + begun, state=state)
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()

@@ -1,0 +1,114 @@
+"""How an input is smoothed, and how sure a certificate has to be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gradood.errors import InputError
+
+Denoiser = Callable[[Tensor, float], Tensor]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Smoothing:
+    """Gaussian smoothing ``x + sigma Z`` of a model, and the confidence of what is said about it.
+
+    Certificates are about the smoothed model: the random one that adds the noise, applies the
+    denoiser if there is one, and then the model in the precision and layout chosen here. It may be
+    random itself (dropout that is left on), provided that its randomness does not depend on x.
+
+    Attributes:
+        sigma: Standard deviation of the noise, in units of the input.
+        n: Noisy samples an input; for sequential tests the most.
+        alpha: Probability, for each input, that its certificate is false.
+        seed: Of the noise, 64 bits. A certificate is a function of the seed, the number of the
+            input and the model; batch size, order, threads and interruptions do not matter.
+        denoiser: ``(noisy, sigma) -> clean``, applied to every noisy batch, or None.
+        batch_size: Noisy copies drawn at once, rounded up to whole tiles; "auto" is four.
+        n0: Samples of a stream of its own that choose the class, or the edges of a histogram.
+        tile: Rows of every forward pass. It never varies within a run, since results of a model
+            may vary with it in the last bit; "auto" depends on the size of an input and on the
+            kind of device alone.
+        clamp: Limits to which noisy inputs are clamped, or None.
+        futility: Probability of giving up early on an input that deserves its certificate.
+        dtype: "float32", "bfloat16" or "float16": of noisy inputs, and of a copy of the model.
+        channels_last: Memory layout of noisy images, and of a copy of the model.
+        fold_batch_norm: Merge batch normalisation into the convolution or linear layer before it.
+        compile: Run ``torch.compile``'s version of the model.
+        exact_grid: Noise on the integer lattice of inputs that are multiples of 1/255; then
+            rounding in the sum of input and noise cannot make a certificate false; see
+            ``smoothing.lattice``. For classes, decisions and quantiles. Without it, certificates
+            hold up to floating-point rounding of that sum, and up to the 1e-11 of the normal
+            distribution beyond 6.7 sigma (Voracek and Hein 2022, arXiv 2207.07209).
+        progress: Show a progress bar on stderr; None shows it only on a terminal.
+
+    Raises:
+        InputError: A value is out of range.
+    """
+
+    sigma: float
+    n: int = 10_000
+    alpha: float = 1e-3
+    seed: int = 0
+    denoiser: Denoiser | None = None
+    batch_size: int | Literal["auto"] = "auto"
+    n0: int = 64
+    tile: int | Literal["auto"] = "auto"
+    clamp: tuple[float, float] | None = None
+    futility: float = 0.02
+    dtype: str = "float32"
+    channels_last: bool = False
+    fold_batch_norm: bool = False
+    compile: bool = False
+    exact_grid: bool = False
+    progress: bool | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.sigma) and self.sigma > 0):
+            raise InputError(f"sigma = {self.sigma}; expected a positive number")
+        if not 0 < self.alpha < 1:
+            raise InputError(f"alpha = {self.alpha}; expected a probability in (0, 1)")
+        if not 0 <= self.futility < 1:
+            raise InputError(f"futility = {self.futility}; expected a probability in [0, 1)")
+        for name in ("n", "n0"):
+            _check_count(name, getattr(self, name), 2**32 - 1)
+        for name in ("batch_size", "tile"):
+            if getattr(self, name) != "auto":
+                _check_count(name, getattr(self, name), 2**31 - 1)
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise InputError(f"seed = {self.seed!r}; expected an integer")
+        if not -(2**63) <= self.seed < 2**63:
+            raise InputError(f"seed = {self.seed}; expected 64 bits, signed")
+        if self.dtype not in DTYPES:
+            raise InputError(f"dtype = {self.dtype!r}; expected one of {', '.join(DTYPES)}")
+        if self.denoiser is not None and not callable(self.denoiser):
+            raise InputError("denoiser is not callable; expected (noisy, sigma) -> clean, or None")
+        if self.clamp is not None:
+            low, high = self.clamp
+            if not low < high:
+                raise InputError(f"clamp = {self.clamp}; expected (low, high) with low < high")
+
+    def as_json(self) -> dict[str, Any]:
+        """What a certificate depends on, as JSON values: all but batch size and progress bar."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values["denoiser"] = None if self.denoiser is None else _name_of(self.denoiser)
+        values["clamp"] = None if self.clamp is None else [float(v) for v in self.clamp]
+        del values["batch_size"], values["progress"]
+        return values
+
+
+def _check_count(name: str, value: object, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise InputError(f"{name} = {value!r}; expected an integer from 1 to {most}")
+
+
+def _name_of(denoiser: Denoiser) -> str:
+    return getattr(denoiser, "__qualname__", type(denoiser).__qualname__)

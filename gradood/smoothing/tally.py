@@ -1,0 +1,146 @@
+"""What has been counted so far, and how it survives an interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from gradood.errors import CheckpointError
+
+_KEY, _FORMAT = "gradood-sampling", 1
+_SECONDS_BETWEEN_SAVES = 60.0
+
+
+class Entry(NamedTuple):
+    """What was counted for one input; replaced as a whole, so that it is never half new."""
+
+    counts: npt.NDArray[Any] | None
+    samples: int
+    finished: bool
+
+    def counts_or(self, like: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The counts, or zeros before the first block."""
+        return np.zeros_like(like) if self.counts is None else self.counts
+
+
+class Tally:
+    """An ``Entry`` for each of N inputs."""
+
+    def __init__(self, inputs: int) -> None:
+        self._entries = [Entry(None, 0, False)] * inputs
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._entries)
+
+    def __getitem__(self, row: int) -> Entry:
+        return self._entries[row]
+
+    def __setitem__(self, row: int, entry: Entry) -> None:
+        self._entries[row] = entry
+
+    def width_of(self, like: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Counts of any input that has some, else ``like``."""
+        return next((e.counts for e in self._entries if e.counts is not None), like)
+
+    @property
+    def counts(self) -> npt.NDArray[Any]:
+        """``[N, K]``; ``[N, 0]`` before the first sample."""
+        like = self.width_of(np.zeros(0, np.int64))
+        rows = [entry.counts_or(like) for entry in self._entries]
+        return np.stack(rows) if rows else like[None][:0]
+
+    @property
+    def samples(self) -> npt.NDArray[np.int64]:
+        """``[N]``."""
+        return np.array([entry.samples for entry in self._entries], np.int64)
+
+
+class Resumable:
+    """Tallies that are read from a file, if it is there, and written to it.
+
+    Args:
+        path: safetensors with a JSON header, never pickle; None keeps tallies in memory only.
+        identity: What samples depend on, as JSON values.
+        inputs: How many there are.
+        names: Of the tallies.
+
+    Raises:
+        CheckpointError: The file is not one of ours, or belongs to another run.
+    """
+
+    def __init__(
+        self, path: str | Path | None, identity: Mapping[str, Any], inputs: int, *names: str
+    ) -> None:
+        self._path = None if path is None else Path(path)
+        self._identity = json.loads(json.dumps(identity))
+        self._tallies = {name: Tally(inputs) for name in names}
+        self._saved = time.monotonic()
+        if self._path is not None and self._path.exists():
+            self._read(self._path)
+
+    def __getitem__(self, name: str) -> Tally:
+        return self._tallies[name]
+
+    def save(self, now: bool) -> None:
+        """Write the file, at once or if the last time is a minute ago."""
+        if self._path is None:
+            return
+        if not now and time.monotonic() - self._saved < _SECONDS_BETWEEN_SAVES:
+            return
+        tensors: dict[str, torch.Tensor] = {}
+        for name, tally in self._tallies.items():
+            finished = np.array([entry.finished for entry in tally], bool)
+            parts = {"counts": tally.counts, "samples": tally.samples, "finished": finished}
+            tensors |= {f"{name}.{part}": torch.from_numpy(a) for part, a in parts.items()}
+        header = {_KEY: json.dumps({"format": _FORMAT, "identity": self._identity})}
+        partial = self._path.with_name(self._path.name + ".partial")
+        save_file(tensors, partial, metadata=header)
+        os.replace(partial, self._path)
+        self._saved = time.monotonic()
+
+    def _read(self, path: Path) -> None:
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = json.loads((file.metadata() or {})[_KEY])
+                arrays = {name: file.get_tensor(name).numpy() for name in file.keys()}
+            self._check(path, header["identity"])
+            for name, tally in self._tallies.items():
+                counts, samples, finished = (
+                    arrays[f"{name}.{part}"] for part in ("counts", "samples", "finished")
+                )
+                for row in range(len(tally)):
+                    kept = counts[row] if samples[row] else None
+                    tally[row] = Entry(kept, int(samples[row]), bool(finished[row]))
+        except CheckpointError:
+            raise
+        except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} is no state of an interrupted certification ({error}); remove it, or "
+                "choose another path"
+            ) from error
+
+    def _check(self, path: Path, saved: Mapping[str, Any]) -> None:
+        names = dict.fromkeys((*saved, *self._identity))
+        differing = [name for name in names if saved.get(name) != self._identity.get(name)]
+        if differing:
+            shown = ", ".join(
+                f"{name} ({saved.get(name)} there, {self._identity.get(name)} here)"
+                for name in differing
+            )
+            raise CheckpointError(
+                f"{path} holds samples of another run: {shown} differ. Use the same arguments, or "
+                "another path"
+            )
