@@ -32,7 +32,7 @@ class Statistics(NamedTuple):
     groups: int = 1
 
 
-@triton.jit(do_not_specialize=["T", "blocks"])
+@triton.jit(do_not_specialize=["blocks"])
 def _affine_kernel(
     x,  # [N, T, C]
     d,  # [N, T, C]

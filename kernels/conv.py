@@ -124,7 +124,7 @@ def _conv_kernel(
     tl.store(row + tile, tl.sum(tl.sum(gradient * gradient, axis=1), axis=0))
     if BIAS:
         if tile_q == 0:
-            tl.store(row + tiles + group_p, tl.sum(total * total, axis=0))
+            tl.store(row + tiles + group_p, reduction.vector_sqnorm(total))
 
 
 def conv_sqnorm(x: Tensor, d: Tensor, geometry: Geometry, bias: bool) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """``Σ_{t,s} (x_t · x_s)(d_t · d_s)``: the same norm from inner products of tokens.
 
-``x`` is ``[N, T, Q]`` and ``d`` ``[N, T, P]``, any strides; both norms are ``[N]`` float32. Tiles of
-``T × T`` with ``t ≥ s`` suffice, so ``N T² (P + Q) / 2`` multiply-adds; the tile of d alone also
+``x`` is ``[N, T, Q]`` and ``d`` ``[N, T, P]``, any strides; both norms are ``[N]`` float32. Tiles
+of ``T × T`` with ``t ≥ s`` suffice, so ``N T² (P + Q) / 2`` multiply-adds; the tile of d alone also
 holds the bias norm, ``Σ_{t,s} d_t · d_s``. Where T is at most half a tile, several samples share
 one, and only its blocks along the diagonal are used. For an embedding, ``x_t · x_s`` becomes
 ``[index_t = index_s]``.
@@ -52,7 +52,7 @@ def inner_products(rows, columns, row_inside, column_inside, size, stride, total
     return total
 
 
-@triton.jit(do_not_specialize=["T", "blocks", "padding"])
+@triton.jit(do_not_specialize=["blocks", "padding"])
 def _gram_kernel(
     x,  # [N, T, Q], or indices [N, T, 1]
     d,  # [N, T, P]
@@ -101,7 +101,7 @@ def _gram_kernel(
         tl.store(row + pairs + pair, twice * tl.sum(tl.sum(of_d, axis=1), axis=0))
 
 
-@triton.jit(do_not_specialize=["N", "T"])
+@triton.jit(do_not_specialize=["N"])
 def _packed_gram_kernel(
     x,  # [N, T, Q]
     d,  # [N, T, P]

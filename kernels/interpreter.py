@@ -1,8 +1,8 @@
 """Make Triton's interpreter compute what a GPU would.
 
 As released (3.8) it multiplies the bit patterns of bfloat16 operands in ``tl.dot``, truncates where
-a GPU rounds to the nearest bfloat16, and ignores ``input_precision``. ``mend`` puts all three right;
-``shuffled`` runs the programs of a launch in random order, as a GPU may.
+a GPU rounds to the nearest bfloat16, and ignores ``input_precision``. ``mend`` puts all three
+right; ``shuffled`` runs the programs of a launch in random order, as a GPU may.
 """
 
 from __future__ import annotations

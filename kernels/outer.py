@@ -16,7 +16,7 @@ from gradood.kernels import reduction
 from gradood.kernels.launch import fit, on, product_precision, settings
 
 
-@triton.jit(do_not_specialize=["T", "tiles_p", "tiles_q"])
+@triton.jit(do_not_specialize=["tiles_p", "tiles_q"])
 def _outer_kernel(
     x,  # [N, T, Q]
     d,  # [N, T, P]
@@ -64,7 +64,7 @@ def _outer_kernel(
     tl.store(row + tile, tl.sum(tl.sum(gradient * gradient, axis=1), axis=0))
     if BIAS:
         if tile % tiles_q == 0:
-            tl.store(row + tiles + tile // tiles_q, tl.sum(total * total, axis=0))
+            tl.store(row + tiles + tile // tiles_q, reduction.vector_sqnorm(total))
 
 
 @triton.jit

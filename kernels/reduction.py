@@ -14,6 +14,16 @@ from torch import Tensor
 from gradood.kernels.launch import on
 
 
+@triton.jit
+def vector_sqnorm(vector):
+    """``Σ v²`` of a vector that was summed up in a loop.
+
+    Triton 3.8 fails an assertion when the result of such a loop has two uses, as in ``v * v``.
+    """
+    column = tl.expand_dims(vector, 1)
+    return tl.sum(tl.sum(column * column, axis=1), axis=0)
+
+
 @triton.jit(do_not_specialize=["weights", "biases"])
 def _sum_kernel(
     partial,  # [N, weights + biases]

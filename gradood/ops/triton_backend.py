@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from triton.runtime import driver
 
-from gradood.kernels import affine, conv, depthwise, gram, launch, outer, pixel_gram
+from gradood.kernels import affine, conv, depthwise, gram, launch, noise, outer, pixel_gram, votes
 from gradood.kernels.launch import precision
 from gradood.kernels.layout import Geometry
 from gradood.ops import choice
@@ -159,6 +159,35 @@ def embedding_sqnorm(indices: Tensor, d: Tensor, padding_idx: int) -> Tensor:
     if d.numel() == 0:
         return _zeros(d)
     return gram.embedding_sqnorm(indices, d, padding_idx)
+
+
+def noisy_batch(
+    x: Tensor,
+    rows: Tensor,
+    inputs: Tensor,
+    samples: Tensor,
+    key: Tensor,
+    sigma: float,
+    low: float | None,
+    high: float | None,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    dtype: torch.dtype,
+    channels_last: bool,
+) -> Tensor:
+    """Noisy copies of rows of ``x``, see ``kernels.noise``."""
+    if rows.numel() == 0 or x.numel() == 0:
+        return torch.empty(len(rows), *x.shape[1:], dtype=dtype, device=x.device)
+    ids = (t.contiguous() for t in (rows, inputs, samples, key))
+    channels = (t if t is None else t.float().contiguous() for t in (mean, rstd))
+    return noise.noisy_batch(x, *ids, sigma, low, high, *channels, dtype, channels_last)
+
+
+def vote_count(
+    values: Tensor, rows: Tensor, mode: str, thresholds: Tensor | None, inputs: int
+) -> Tensor:
+    """Counts of the values of each input, see ``kernels.votes``."""
+    return votes.vote_count(values, rows.contiguous(), mode, thresholds, inputs)
 
 
 def _dry() -> bool:
