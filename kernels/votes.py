@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gradood.errors import InputError
-from gradood.kernels.launch import on
+from gradood.kernels.launch import on, settings
 
 MODES = ("argmax", "above", "histogram")
 
@@ -59,6 +59,7 @@ def _argmax_kernel(
         value = tl.load(values + (m * v_m)[:, None] + (c * v_c)[None, :], mask=mask,
                         other=float("-inf")).to(tl.float32)  # fmt: skip
         bad += tl.sum((value != value).to(tl.int32), axis=1)
+        value = tl.where(value != value, float("-inf"), value)
         largest, place = tl.max(
             value, axis=1, return_indices=True, return_indices_tie_break_left=True
         )
@@ -124,17 +125,19 @@ def vote_count(
     total = values.shape[0]
     if total == 0:
         return counts
-    block_k = min(32, triton.next_power_of_2(size + extra))
+    chosen = settings("votes" if thresholds is None else "thresholds", torch.float32)
+    options = {"BS": chosen.tokens, "BK": min(chosen.outputs, triton.next_power_of_2(size + extra))}
+    grid = (triton.cdiv(total, chosen.tokens),)
     with on(values):
         if thresholds is None:
-            block_c = min(256, triton.next_power_of_2(size))
-            _argmax_kernel[(triton.cdiv(total, 8),)](
+            block_c = min(chosen.inputs, triton.next_power_of_2(size))
+            _argmax_kernel[grid](
                 values, rows, counts, total, size, *values.stride(),
-                BS=8, BC=block_c, BK=block_k,
+                BC=block_c, **options, **chosen.options,
             )  # fmt: skip
         else:
-            _threshold_kernel[(triton.cdiv(total, 64),)](
+            _threshold_kernel[grid](
                 values, rows, thresholds, counts, total, size, *values.stride(),
-                BS=64, BK=block_k, HISTOGRAM=mode == "histogram",
+                HISTOGRAM=mode == "histogram", **options, **chosen.options,
             )  # fmt: skip
     return counts
