@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from gradood.cli.bench import bench
 from gradood.cli.demo import demo
 from gradood.cli.info import info
+from gradood.cli.selftest import selftest
 from gradood.errors import GradoodError
 
 __all__ = ["app", "main"]
@@ -43,6 +44,7 @@ def _options(
 app.command()(bench)
 app.command()(demo)
 app.command()(info)
+app.command()(selftest)
 
 
 def main() -> None:
