@@ -126,4 +126,4 @@ def on(t: Tensor) -> AbstractContextManager[object]:
 
 def fit(block: int, size: int) -> int:
     """Shrink a block to the smallest power of two, at least 16, that holds ``size`` elements."""
-    return max(16, min(block, triton.next_power_of_2(size)))
+    return max(16, min(block, int(triton.next_power_of_2(size))))

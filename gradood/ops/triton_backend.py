@@ -178,9 +178,12 @@ def noisy_batch(
     """Noisy copies of rows of ``x``, see ``kernels.noise``."""
     if rows.numel() == 0 or x.numel() == 0:
         return torch.empty(len(rows), *x.shape[1:], dtype=dtype, device=x.device)
-    ids = (t.contiguous() for t in (rows, inputs, samples, key))
-    channels = (t if t is None else t.float().contiguous() for t in (mean, rstd))
-    return noise.noisy_batch(x, *ids, sigma, low, high, *channels, dtype, channels_last)
+    mean, rstd = (t if t is None else t.float().contiguous() for t in (mean, rstd))
+    rows, inputs, samples = rows.contiguous(), inputs.contiguous(), samples.contiguous()
+    return noise.noisy_batch(
+        x, rows, inputs, samples, key.contiguous(), sigma, low, high, mean, rstd, dtype,
+        channels_last,
+    )  # fmt: skip
 
 
 def vote_count(

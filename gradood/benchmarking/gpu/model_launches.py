@@ -43,7 +43,7 @@ class _Shape(NamedTuple):
 
 class _Recorder(TorchDispatchMode):
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
 
     def __torch_dispatch__(
@@ -60,21 +60,25 @@ def record(model: nn.Module, x: Tensor) -> list[tuple[str, tuple[Any, ...]]]:
     from gradood import gradient_norms
 
     gradient_norms(model, x[:1].expand_as(x).contiguous())  # the plan is made without recording
-    with _Recorder() as recorder:
+    recorder = _Recorder()
+    with recorder:
         gradient_norms(model, x)
     return recorder.calls
 
 
 def replay(
-    calls: Sequence[tuple[str, tuple[Any, ...]]], target: str, dtype: torch.dtype
+    calls: Sequence[tuple[str, tuple[Any, ...]]],
+    target: str,
+    dtype: torch.dtype,
+    batch: int = BATCH,
 ) -> list[Launch]:
-    """Compile what the calls would launch for a batch of ``BATCH``."""
+    """Compile what the calls would launch for a batch."""
     from gradood.ops import triton_backend
 
     with dry(target) as launches:
         for operator, args in calls:
             made = [
-                a.tensor(BATCH if i < 2 else None, dtype if i < 2 else None)
+                a.tensor(batch if i < 2 else None, dtype if i < 2 else None)
                 if isinstance(a, _Shape)
                 else a
                 for i, a in enumerate(args)
