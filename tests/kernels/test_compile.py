@@ -39,22 +39,18 @@ def compiled(folder, module, *arguments):
 
 
 def faults(name, target, kernel, found):
-    """What is wrong with one compiled kernel."""
-    case = CASES[name]
-    if target.startswith("sm_") and found["spilled"]:
+    """What is wrong with one compiled kernel; spills and widths on NVIDIA's targets."""
+    case, nvidia = CASES[name], target.startswith("sm_")
+    if nvidia and found["spilled"]:
         yield f"spills {found['spilled']}"
     if kernel in SMALL:
         return
     instruction = found["tensor_core"]
     if case.products and not instruction.startswith((TENSOR_CORE[target], FALLBACK)):
-        exact = "float32" in name and target.startswith("gfx") and "gram" in kernel
-        if not exact or not instruction:
-            yield f"multiplies with {instruction or 'nothing'}"
-    if case.wide and (
-        set(found["loads"]) != {"128"} if target.startswith("sm_") else "128" not in found["loads"]
-    ):
+        yield f"multiplies with {instruction or 'nothing'}"
+    if nvidia and case.wide and set(found["loads"]) != {"128"}:
         yield f"loads {found['loads']}"
-    if name.startswith("noise") and target.startswith("sm_") and found["fused"]:
+    if nvidia and name.startswith("noise") and found["fused"]:
         yield f"{found['fused']} fused or approximate instructions"
 
 
