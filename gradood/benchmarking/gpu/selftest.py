@@ -95,11 +95,11 @@ def noise_checks(device: str) -> Iterator[Check]:
 def vote_checks(device: str) -> Iterator[Check]:
     """Counts with ties, infinities and NaN."""
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(97, 13, generator=generator)
+    logits = torch.randn(97, 300, generator=generator)
     logits[3], logits[5, 2] = 1.0, torch.nan
-    winners = torch.where(logits.isnan().any(1), 13, logits.nan_to_num(-1e9).argmax(1))
+    winners = torch.where(logits.isnan().any(1), 300, logits.nan_to_num(-1e9).argmax(1))
     rows = torch.arange(97) % 3
-    wanted = torch.zeros(3, 14, dtype=torch.int64)
+    wanted = torch.zeros(3, 301, dtype=torch.int64)
     wanted.index_put_((rows, winners), torch.ones_like(rows), accumulate=True)
     got = triton_backend.vote_count(logits.to(device), rows.to(device), "argmax", None, 3)
     yield Check("votes", torch.equal(got.cpu(), wanted), "97 votes, one NaN, one tie")
