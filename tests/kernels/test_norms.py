@@ -72,6 +72,7 @@ ALGORITHMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ALGORITHMS)
 def test_every_algorithm_serves_every_convolution(kind):
     """Also those that the cost model would not choose."""
@@ -165,8 +166,9 @@ def test_unwritten_memory_is_poisoned():
     assert reduction.partials(torch.zeros(2, 3), 2, 2).isnan().all()
 
 
+@pytest.mark.slow
 def test_sixty_four_bit_offsets():
-    """The second sample lies beyond 2³¹ elements; the pages between are never touched."""
+    """The second sample lies beyond 2³¹ elements, in 4.3 GB of memory."""
     far = 2**31 + 64
     memory = torch.empty(0, dtype=torch.bfloat16)
     memory.untyped_storage().resize_(2 * (far + 70 * 33))
