@@ -13,6 +13,7 @@ from gradood.cli.bench import bench
 from gradood.cli.certify import certify
 from gradood.cli.demo import demo
 from gradood.cli.info import info
+from gradood.cli.selftest import selftest
 from gradood.errors import GradoodError
 
 __all__ = ["app", "main"]
@@ -45,6 +46,7 @@ app.command()(bench)
 app.command()(certify)
 app.command()(demo)
 app.command()(info)
+app.command()(selftest)
 
 
 def main() -> None:

@@ -43,6 +43,12 @@ def bench(
     scaling: Annotated[
         bool, typer.Option(help="Instead: how time grows with samples, width, depth and size.")
     ] = False,
+    cuda: Annotated[
+        bool, typer.Option("--cuda", help="Instead: on this machine's GPU, in bfloat16.")
+    ] = False,
+    dry: Annotated[
+        str | None, typer.Option(help="With --cuda: only compile, for a GPU not there: sm_90 …")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the CSV files and the plot.")] = (
         _DEFAULT_OUT
     ),
@@ -61,6 +67,11 @@ def bench(
         return
     models = [*(model or STANDARD), *(LARGE if large else ())]
     workloads = [workload(name) for name in dict.fromkeys(models)]
+    if cuda or dry:
+        from gradood.cli.bench_cuda import on_gpu
+
+        on_gpu([replace(w, batch=batch or w.batch) for w in workloads], dry, out)
+        return
     settings = Settings(
         [replace(w, batch=batch) for w in workloads] if batch else workloads,
         tuple(method or METHODS),

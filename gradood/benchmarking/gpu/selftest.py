@@ -1,0 +1,180 @@
+"""Is the CUDA path right on this machine? The same checks on a GPU as in the interpreter.
+
+Every kernel against the float64 reference, the noise against its definition bit for bit, counts
+against PyTorch's; on a GPU also the sizes of real layers, what the compiled kernels spill, and how
+long they take beside the roofline.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gradood.benchmarking.gpu import noise_definition
+from gradood.benchmarking.gpu.launch_cases import launch_cases
+from gradood.benchmarking.gpu.roofline import least_seconds, peaks
+from gradood.ops import reference, triton_backend
+
+#: What all backends agree to; half-precision inputs are summed in float32.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
+#: Samples of a large case that the reference looks at.
+_COMPARED = 4
+
+
+class Check(NamedTuple):
+    """One question and its answer."""
+
+    name: str
+    passed: bool
+    detail: str
+    milliseconds: float | None = None
+    share_of_roofline: float | None = None
+
+
+def small_checks(device: str) -> Iterator[Check]:
+    """Odd shapes of every operator: seconds in the interpreter."""
+    generator = torch.Generator().manual_seed(0)
+
+    def tensor(*shape: int) -> Tensor:
+        return (torch.randn(shape, generator=generator) + 0.5).to(device)
+
+    x, d = tensor(2, 37, 41), tensor(2, 37, 41)
+    image, change = tensor(2, 18, 9, 7), tensor(2, 20, 9, 7)
+    options = ((3, 3), (1, 1), (1, 1), (1, 1))
+    calls: dict[str, tuple[Any, ...]] = {
+        "bias_sqnorm": (d,),
+        "linear_sqnorm": (x, d, True),
+        "conv_sqnorm": (image, change, *options, 1, True),
+        "batch_norm_sqnorm": (x, x + d, *tensor(2, 37)),
+        "layer_norm_sqnorm": (x, x + d, 1e-5, False),
+        "group_norm_sqnorm": (x[:, :36], (x + d)[:, :36], 4, 1e-5),
+        "embedding_sqnorm": (torch.arange(74, device=device).view(2, 37) % 5, d, 0),
+    }
+    for name, arguments in calls.items():
+        for dtype in TOLERANCE:
+            yield _compare(f"{name}, {str(dtype)[6:]}", name, _cast(arguments, dtype), dtype)
+    depthwise = (image, image + 0.5, *options, 18, False)
+    yield _compare("conv_sqnorm, depthwise", "conv_sqnorm", depthwise, torch.float32)
+
+
+def noise_checks(device: str) -> Iterator[Check]:
+    """Known answers of the generator, and bits of noisy copies."""
+    right = all(
+        tuple(map(int, noise_definition.philox(key, counter))) == answer
+        for counter, key, answer in noise_definition.KNOWN_ANSWERS
+    )
+    yield Check("Philox, known answers", right, "Random123's three vectors")
+    x = torch.rand(2, 3, 9, 7, generator=torch.Generator().manual_seed(0)).to(device)
+    rows = torch.tensor([0, 1, 1], device=device)
+    key = torch.tensor([2**35 + 1, 1], device=device)
+    for last in (False, True):
+        got = triton_backend.noisy_batch(
+            x, rows, rows + 7, rows + 2**31, key, 0.25, None, None, None, None, torch.float32, last
+        )
+        wanted = torch.stack(
+            [
+                x[row].cpu()
+                + 0.25
+                * torch.from_numpy(
+                    noise_definition.noise(2**35 + 1, 1, row + 7, row + 2**31, 3, 63).copy()
+                ).view(3, 9, 7)
+                for row in rows.tolist()
+            ]
+        )
+        different = int((got.cpu() != wanted).sum())
+        name = f"noise, {'channels last' if last else 'planes'}"
+        yield Check(name, different == 0, f"{different} of {wanted.numel()} numbers differ")
+
+
+def vote_checks(device: str) -> Iterator[Check]:
+    """Counts with ties, infinities and NaN."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(97, 300, generator=generator)
+    logits[3], logits[5, 2] = 1.0, torch.nan
+    winners = torch.where(logits.isnan().any(1), 300, logits.nan_to_num(-1e9).argmax(1))
+    rows = torch.arange(97) % 3
+    wanted = torch.zeros(3, 301, dtype=torch.int64)
+    wanted.index_put_((rows, winners), torch.ones_like(rows), accumulate=True)
+    got = triton_backend.vote_count(logits.to(device), rows.to(device), "argmax", None, 3)
+    yield Check("votes", torch.equal(got.cpu(), wanted), "97 votes, one NaN, one tie")
+
+
+def large_checks(device: str) -> Iterator[Check]:
+    """Real layers on a GPU: right on some samples, and timed on all."""
+    from triton.testing import do_bench
+
+    rates = peaks(torch.cuda.get_device_name(device))
+    for name, case in launch_cases().items():
+        arguments = case.make(device)
+        function = getattr(triton_backend, case.operator)
+        if case.operator.endswith("_sqnorm"):
+            few = tuple(a[:_COMPARED] if i < 2 and isinstance(a, Tensor) else a
+                        for i, a in enumerate(arguments))  # fmt: skip
+            check = _compare(name, case.operator, few, case.dtype)
+        else:
+            function(*arguments)
+            check = Check(name, True, "runs")
+        milliseconds = do_bench(lambda f=function, a=arguments: f(*a), return_mode="median")
+        share = None
+        if rates is not None and case.operator.endswith("_sqnorm"):
+            share = 1e3 * least_seconds(case.operator, arguments, rates) / milliseconds
+        yield check._replace(milliseconds=milliseconds, share_of_roofline=share)
+
+
+def checks() -> Iterator[Check]:
+    """Everything that can be checked where this runs: on a GPU, or in the interpreter."""
+    from gradood.kernels.launch import INTERPRETING
+
+    device = "cpu" if INTERPRETING else "cuda"
+    yield from small_checks(device)
+    yield from noise_checks(device)
+    yield from vote_checks(device)
+    if device == "cuda":
+        yield from large_checks(device)
+
+
+def report(found: list[Check], out: Path) -> dict[str, Any]:
+    """Write all checks to a file that can be attached to an issue; return its content."""
+    import triton
+
+    from gradood.kernels.launch import target
+
+    there = torch.cuda.is_available()
+    content = {
+        "device": torch.cuda.get_device_name() if there else "Triton's interpreter on the CPU",
+        "target": target(),
+        "measured on a GPU": there,
+        "versions": {"torch": torch.__version__, "triton": triton.__version__,
+                     "python": platform.python_version(), "cuda": torch.version.cuda},
+        "failed": [check.name for check in found if not check.passed],
+        "checks": [check._asdict() for check in found],
+    }  # fmt: skip
+    out.write_text(json.dumps(content, indent=1) + "\n")
+    return content
+
+
+def _cast(arguments: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
+    return tuple(
+        a.to(dtype) if i < 2 and isinstance(a, Tensor) and a.is_floating_point() else a
+        for i, a in enumerate(arguments)
+    )
+
+
+def _compare(name: str, operator: str, arguments: tuple[Any, ...], dtype: torch.dtype) -> Check:
+    """Largest relative error of one call against the reference in float64."""
+    exact = [a.double() if isinstance(a, Tensor) and a.is_floating_point() else a
+             for a in arguments]  # fmt: skip
+    got = getattr(triton_backend, operator)(*arguments)
+    wanted = getattr(reference, operator)(*exact)
+    pairs = zip(*(r if isinstance(r, tuple) else (r,) for r in (got, wanted)), strict=True)
+    errors = [
+        float(((g - w).abs() / w.abs().clamp_min(1e-30)).max()) for g, w in pairs if w.numel()
+    ]
+    worst = max(errors, key=lambda e: float("inf") if e != e else e)
+    return Check(name, worst < TOLERANCE[dtype], f"relative error {worst:.1e}")

@@ -1,0 +1,96 @@
+"""``gradood selftest``: are the kernels right on this machine?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from gradood.errors import BackendError, InputError
+
+if TYPE_CHECKING:
+    from gradood.benchmarking.gpu.selftest import Check
+
+_DEFAULT_OUT = Path("gradood-selftest.json")
+
+
+def selftest(
+    cuda: Annotated[bool, typer.Option("--cuda", help="Check the Triton kernels.")] = False,
+    dry: Annotated[
+        str | None,
+        typer.Option(help="Instead compile them for this GPU, which need not be there: sm_90 …"),
+    ] = None,
+    case: Annotated[list[str] | None, typer.Option(help="With --dry: parts of names.")] = None,
+    out: Annotated[Path, typer.Option(help="File for the results.")] = _DEFAULT_OUT,
+) -> None:
+    """Check the Triton kernels on this machine's GPU; writes a file to attach to an issue.
+
+    Under TRITON_INTERPRET=1 the same checks run on the CPU, without sizes that would take hours.
+    """
+    if dry is not None:
+        _compile(dry, case, out)
+        return
+    if not cuda:
+        raise InputError("nothing to check; pass --cuda, or --dry sm_90 to compile without a GPU")
+    from gradood.ops.dispatch import load
+
+    missing = load("triton")[1]
+    if missing is not None:
+        raise BackendError(f"selftest --cuda: {missing}; --dry sm_90 compiles without a GPU")
+    from gradood.benchmarking.gpu.selftest import checks, report
+
+    console = Console()
+    found: list[Check] = []
+    with Console(stderr=True).status("") as status:
+        for check in checks():
+            found.append(check)
+            status.update(f"{check.name} …")
+    content = report(found, out)
+    console.print(_table(found))
+    console.print(f"Device: {content['device']}, {content['target']}.", highlight=False)
+    if not content["measured on a GPU"]:
+        console.print("Nothing of this was measured on a GPU.", highlight=False)
+    failed = content["failed"]
+    verdict = f"FAILED: {', '.join(failed)}" if failed else f"All {len(found)} checks passed."
+    console.print(verdict, style="red" if failed else "green", highlight=False)
+    console.print(f"Results: {out.resolve()}", highlight=False, soft_wrap=True)
+    raise typer.Exit(1 if failed else 0)
+
+
+def _table(found: list[Check]) -> Table:
+    table = Table("check", "", "detail", "ms", "roofline", box=None, pad_edge=False)
+    for check in found:
+        time = "" if check.milliseconds is None else f"{check.milliseconds:.3f}"
+        share = "" if check.share_of_roofline is None else f"{check.share_of_roofline:.0%}"
+        state = "[green]ok[/green]" if check.passed else "[red]FAILED[/red]"
+        table.add_row(check.name, state, check.detail, time, share)
+    return table
+
+
+def _compile(target: str, parts: list[str] | None, out: Path) -> None:
+    """Compile every case for a GPU that is not there, and show what the kernels take."""
+    import json
+
+    from gradood.benchmarking.gpu.launch_cases import launch_cases
+    from gradood.benchmarking.gpu.resources import compile_case
+
+    names = [n for n in launch_cases() if parts is None or any(part in n for part in parts)]
+    if not names:
+        raise InputError(f"no case has {' or '.join(parts or ())} in its name")
+    found = {}
+    table = Table("case", "kernel", "registers", "spilled", "shared KiB", box=None, pad_edge=False)
+    with Console(stderr=True).status("") as status:
+        for name in names:
+            status.update(f"{name} …")
+            found[name] = compile_case(name, target)
+            for kernel, row in found[name].items():
+                shared = f"{row['shared'] / 1024:.0f}"
+                table.add_row(name, kernel, str(row["registers"]), str(row["spilled"]), shared)
+    out.write_text(json.dumps({"target": target, "compiled, not run": found}, indent=1) + "\n")
+    console = Console()
+    console.print(table)
+    console.print(f"Compiled for {target}; nothing was run on a GPU.", highlight=False)
+    console.print(f"Results: {out.resolve()}", highlight=False, soft_wrap=True)

@@ -1,0 +1,132 @@
+"""Replay forward and backward passes as one CUDA graph, so that launching them costs nothing.
+
+A network of 40 layers launches some hundred kernels a pass; for small batches the GPU waits for the
+CPU. A graph is captured once for a model, an input shape and a label, and replayed after that with
+new inputs. Parameters may change in place between calls; anything else makes a new graph.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from gradood.errors import InputError, ModelError
+from gradood.gradients.scorer import Scorer
+
+#: Passes before the capture, in which every kernel is compiled, loaded and chosen.
+WARM_UPS = 3
+#: Graphs kept for a model; each holds the memory of one pass.
+KEPT = 4
+#: Labels whose targets need no look at numbers on the CPU.
+LABELS = ("all_hot", "zero_hot", "uniform", "predicted", "one_hot", "top_k_hot")
+
+
+class _Captured(NamedTuple):
+    graph: torch.cuda.CUDAGraph
+    x: Tensor
+    values: Tensor
+    logits: Tensor
+
+
+_GRAPHS: WeakKeyDictionary[nn.Module, OrderedDict[Any, _Captured]] = WeakKeyDictionary()
+
+
+def score(scorer: Scorer, x: Tensor, micro_batch: int | None) -> tuple[Tensor, Tensor]:
+    """Norms ``[N, K, L]`` and logits ``[N, C]`` from a graph, captured if there is none yet.
+
+    Raises:
+        InputError: the arguments break a rule of capture.
+        ModelError: the model does, or the capture fails.
+    """
+    _check(scorer, x, micro_batch)
+    graphs = _GRAPHS.setdefault(scorer.model, OrderedDict())
+    key = _key(scorer, x)
+    if key not in graphs:
+        graphs[key] = _capture(scorer, x)
+    graphs.move_to_end(key)
+    while len(graphs) > KEPT:
+        graphs.popitem(last=False)
+    captured = graphs[key]
+    with torch.cuda.device(x.device):
+        captured.x.copy_(x)
+        captured.graph.replay()
+        return captured.values.clone(), captured.logits.clone()
+
+
+def _check(scorer: Scorer, x: Tensor, micro_batch: int | None) -> None:
+    """Refuse what a graph cannot hold; the device comes last, so that all else shows anywhere."""
+    for label in scorer.labels:
+        if not isinstance(label, str) or label.partition(":")[0] not in LABELS:
+            shown = label if isinstance(label, str) else "a tensor"
+            raise InputError(
+                f"cuda_graph=True with label {shown}: its target is checked on the CPU, which a "
+                f"graph cannot do; use one of {', '.join(LABELS)}, or cuda_graph=False"
+            )
+    if scorer.loss == "ce":
+        raise InputError(
+            'cuda_graph=True with loss "ce" would check the label on the CPU in every pass; use '
+            '"bce" or "bce_softmax", or cuda_graph=False'
+        )
+    if micro_batch is not None and micro_batch < x.shape[0]:
+        raise InputError(
+            f"cuda_graph=True captures the batch as one pass, and micro_batch={micro_batch} splits "
+            f"{x.shape[0]} samples; pass smaller batches"
+        )
+    plan = scorer.prepare(x)
+    if plan.uncovered:
+        name, reason = next(iter(plan.uncovered.items()))
+        raise ModelError(
+            f"cuda_graph=True needs a rule for every parameter, and {name} has none: {reason}; "
+            "leave it out with parameters=…, or use cuda_graph=False"
+        )
+    if plan.written.buffers or plan.written.modules:
+        written = sorted(plan.written.buffers | plan.written.modules)[0]
+        raise ModelError(
+            f"cuda_graph=True: the forward pass writes to {written!r}, which a replay would not "
+            "undo; use cuda_graph=False"
+        )
+    if plan.pair_lone and x.shape[0] == 1:
+        raise ModelError(
+            "cuda_graph=True: this model treats a batch of one unlike others; pass two"
+        )
+    if not x.is_cuda:
+        raise InputError(f"cuda_graph=True needs x on a CUDA device, not on {x.device}")
+    if x.shape[0] > scorer.samples_a_pass(x):
+        raise InputError(
+            f"cuda_graph=True captures the batch as one pass, and {x.shape[0]} samples exceed the "
+            f"memory bound of {scorer.samples_a_pass(x)}; pass smaller batches"
+        )
+
+
+def _key(scorer: Scorer, x: Tensor) -> tuple[Any, ...]:
+    """What a graph depends on: the plan's key, the batch, the label, where the weights lie."""
+    tensors = (*scorer.model.parameters(), *scorer.model.buffers())
+    places = tuple((t.data_ptr(), t.requires_grad) for t in tensors)
+    labels = tuple(map(str, scorer.labels))
+    return (scorer.describe(x), x.shape[0], x.stride(), labels, scorer.loss, places)
+
+
+def _capture(scorer: Scorer, x: Tensor) -> _Captured:
+    static = x.clone(memory_format=torch.preserve_format)
+    device = x.device
+    try:
+        with torch.cuda.device(device):
+            side = torch.cuda.Stream(device)
+            side.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(side):
+                for _ in range(WARM_UPS):
+                    scorer.whole(static)
+            torch.cuda.current_stream(device).wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                values, logits = scorer.whole(static)
+    except RuntimeError as error:
+        raise ModelError(
+            f"cuda_graph=True: the passes cannot be captured ({str(error).splitlines()[0]}); a "
+            "model must not copy from or to the CPU, or look at values; use cuda_graph=False"
+        ) from error
+    return _Captured(graph, static, values, logits)

@@ -1,0 +1,184 @@
+"""``‖∂J/∂W‖²`` of a convolution, formed in registers: im2col happens in the addresses.
+
+``G[p, c, k] = Σ_o d[o, p] x[o · stride − padding + k · dilation, c]`` for ``x`` ``[N, D, H, W, C]``
+and ``d`` ``[N, OD, OH, OW, P]``, both contiguous; both norms are ``[N]`` float32. ``N T P Q``
+multiply-adds with T output pixels and ``Q = C k / g``. A tile covers BP output channels and BQ
+channels of one tap, so that one address a pixel suffices; with fewer than 16 channels a group
+(stems) it covers BQ columns of all taps instead, ordered so that neighbours stay neighbours.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gradood.kernels import reduction
+from gradood.kernels.launch import fit, on, product_precision, settings
+from gradood.kernels.layout import Geometry, channels_innermost
+
+
+@triton.jit
+def pixel(t, tap_d, tap_h, tap_w, D, H, W, OH, OW, SD: tl.constexpr, SH: tl.constexpr,
+          SW: tl.constexpr, PD: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
+          DD: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr, DEEP: tl.constexpr):  # fmt: skip
+    """Number of the input pixel that output pixel ``t`` sees through a tap; is it in the image?"""
+    w = t % OW * SW - PW + tap_w * DW
+    if DEEP:
+        h = t // OW % OH * SH - PH + tap_h * DH
+        depth = t // (OW * OH) * SD - PD + tap_d * DD
+        inside = (depth >= 0) & (depth < D) & (h >= 0) & (h < H) & (w >= 0) & (w < W)
+        return (depth * H + h) * W + w, inside
+    h = t // OW * SH - PH + tap_h * DH
+    return h * W + w, (h >= 0) & (h < H) & (w >= 0) & (w < W)
+
+
+@triton.jit(do_not_specialize=["T", "D", "H", "W", "OH", "OW", "tiles_p", "tiles_q"])
+def _conv_kernel(
+    x,  # [N, D, H, W, C]
+    d,  # [N, T, P]
+    partial,  # [N, tiles (+ groups * tiles_p)]
+    T,
+    D,
+    H,
+    W,
+    OH,
+    OW,
+    C,
+    P,
+    group_inputs,
+    group_outputs,
+    tiles_p,
+    tiles_q,
+    GROUPS: tl.constexpr,
+    KD: tl.constexpr,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    SD: tl.constexpr,
+    SH: tl.constexpr,
+    SW: tl.constexpr,
+    PD: tl.constexpr,
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    DD: tl.constexpr,
+    DH: tl.constexpr,
+    DW: tl.constexpr,
+    DEEP: tl.constexpr,
+    FLAT: tl.constexpr,
+    BT: tl.constexpr,
+    BP: tl.constexpr,
+    BQ: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BIAS: tl.constexpr,
+):
+    program = tl.program_id(0)
+    tiles = GROUPS * tiles_p * tiles_q
+    sample = (program // tiles).to(tl.int64)
+    tile = program % tiles
+    tile_q = tile % tiles_q
+    group_p = tile // tiles_q  # which group, and which of its tiles of outputs
+    p = group_p % tiles_p * BP + tl.arange(0, BP)
+    group = group_p // tiles_p
+    if FLAT:
+        q = tile_q * BQ + tl.arange(0, BQ)
+        q_inside = q < group_inputs * (KD * KH * KW)
+        channel = q % group_inputs
+        tap = q // group_inputs
+        tap_d, tap_h, tap_w = tap // (KH * KW), tap // KW % KH, tap % KW
+    else:
+        blocks = tiles_q // (KD * KH * KW)
+        tap = tile_q // blocks
+        channel = tile_q % blocks * BQ + tl.arange(0, BQ)
+        q_inside = channel < group_inputs
+        tap_d, tap_h, tap_w = tap // (KH * KW), tap // KW % KH, tap % KW
+    p_inside = p < group_outputs
+    d_tile = d + sample * T * P + (group * group_outputs + p)[:, None]
+    x_tile = x + sample * D * H * W * C + (group * group_inputs + channel)[None, :]
+    gradient = tl.zeros((BP, BQ), tl.float32)
+    total = tl.zeros((BP,), tl.float32)
+    for start in range(0, T, BT):
+        t = start + tl.arange(0, BT)
+        t_inside = t < T
+        d_block = tl.load(
+            d_tile + (t * P)[None, :], mask=p_inside[:, None] & t_inside[None, :], other=0.0
+        )
+        if FLAT:
+            place, seen = pixel(
+                t[:, None], tap_d[None, :], tap_h[None, :], tap_w[None, :], D, H, W, OH, OW,
+                SD, SH, SW, PD, PH, PW, DD, DH, DW, DEEP,
+            )  # fmt: skip
+            x_mask = seen & t_inside[:, None] & q_inside[None, :]
+            x_block = tl.load(x_tile + place * C, mask=x_mask, other=0.0)
+        else:
+            place, seen = pixel(
+                t, tap_d, tap_h, tap_w, D, H, W, OH, OW, SD, SH, SW, PD, PH, PW, DD, DH, DW, DEEP
+            )
+            x_mask = (seen & t_inside)[:, None] & q_inside[None, :]
+            x_block = tl.load(x_tile + (place * C)[:, None], mask=x_mask, other=0.0)
+        gradient = tl.dot(d_block, x_block, gradient, input_precision=PRECISION)
+        if BIAS:
+            total += tl.sum(d_block.to(tl.float32), axis=1)
+    row = partial + sample * (tiles + (GROUPS * tiles_p if BIAS else 0))
+    tl.store(row + tile, tl.sum(tl.sum(gradient * gradient, axis=1), axis=0))
+    if BIAS:
+        if tile_q == 0:
+            tl.store(row + tiles + group_p, reduction.vector_sqnorm(total))
+
+
+def conv_sqnorm(x: Tensor, d: Tensor, geometry: Geometry, bias: bool) -> tuple[Tensor, Tensor]:
+    """Both norms by forming the gradient, for ``x`` ``[N, C, *S]`` and ``d`` ``[N, P, *T]``."""
+    x, d = channels_innermost(x), channels_innermost(d)
+    groups, taps = geometry.groups, geometry.taps
+    inputs, outputs, pixels = x.shape[-1] // groups, d.shape[-1] // groups, prod(d.shape[1:4])
+    flat = inputs < 16
+    columns = inputs * taps if flat else inputs
+    chosen = settings("stem" if flat else "conv", x.dtype, min(columns, outputs))
+    block_p, block_q = fit(chosen.outputs, outputs), fit(chosen.inputs, columns)
+    tiles_p = triton.cdiv(outputs, block_p)
+    tiles_q = triton.cdiv(columns, block_q) * (1 if flat else taps)
+    tiles = groups * tiles_p * tiles_q
+    partial = reduction.partials(x, tiles, groups * tiles_p if bias else 0)
+    with on(x):
+        _conv_kernel[(x.shape[0] * tiles,)](
+            x,
+            d,
+            partial,
+            pixels,
+            *x.shape[1:4],
+            *d.shape[2:4],
+            x.shape[-1],
+            d.shape[-1],
+            inputs,
+            outputs,
+            tiles_p,
+            tiles_q,
+            GROUPS=groups,
+            **geometry.constants,
+            DEEP=d.shape[1] > 1 or geometry.kernel[0] > 1 or geometry.padding[0] > 0,
+            FLAT=flat,
+            BT=chosen.tokens,
+            BP=block_p,
+            BQ=block_q,
+            PRECISION=product_precision(x.dtype, pixels * inputs * taps * outputs, cancels=False),
+            BIAS=bias,
+            **chosen.options,
+        )
+    return reduction.sums(partial, tiles)
+
+
+def pointwise_tokens(x: Tensor, d: Tensor, stride: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Pixels of a convolution with a kernel of size one as tokens, ``[N, T, C]``; views if may be.
+
+    The layer is linear over pixels, and its kernels read any strides.
+    """
+    for axis, (step, size) in enumerate(zip(stride, d.shape[2:], strict=True)):
+        x = x.narrow(2 + axis, 0, (size - 1) * step + 1)
+        x = x[(slice(None),) * (2 + axis) + (slice(None, None, step),)]
+    return _tokens(x), _tokens(d)
+
+
+def _tokens(t: Tensor) -> Tensor:
+    """Copies only pixels with gaps between them, and then with their channels innermost."""
+    return t.movedim(1, -1).flatten(1, -2)

@@ -1,0 +1,78 @@
+"""``gradood selftest``, ``bench --cuda`` and ``info``, as far as a machine without a GPU can go."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from gradood.cli import app
+from gradood.kernels.launch import INTERPRETING
+
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+
+
+def command(*arguments):
+    """The command in a process of its own, where Triton compiles."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    line = [sys.executable, "-m", "gradood", *map(str, arguments)]
+    return subprocess.run(line, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not INTERPRETING, reason="kernels run on the GPU here")
+def test_selftest_passes_in_the_interpreter_and_says_what_it_is(tmp_path):
+    out = tmp_path / "report.json"
+    result = CliRunner().invoke(app, ["selftest", "--cuda", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    report = json.loads(out.read_text())
+    assert report["measured on a GPU"] is False and report["failed"] == []
+    assert len(report["checks"]) > 20
+    assert "Nothing of this was measured on a GPU" in result.output
+
+
+@no_gpu
+def test_selftest_without_a_gpu_says_what_to_do():
+    done = command("selftest", "--cuda")
+    assert done.returncode == 2
+    assert "no GPU that Triton supports" in done.stderr and "--dry sm_90" in done.stderr
+
+
+def test_selftest_wants_to_know_what():
+    done = CliRunner().invoke(app, ["selftest"])
+    assert done.exit_code == 2 and "--cuda" in done.output
+
+
+def test_selftest_compiles_for_a_gpu_that_is_not_there(tmp_path):
+    out = tmp_path / "dry.json"
+    done = command("selftest", "--dry", "sm_90", "--case", "noise, planes", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "nothing was run on a GPU" in " ".join(done.stdout.split())
+    found = json.loads(out.read_text())["compiled, not run"]["noise, planes"]["noisy_kernel"]
+    assert found["spilled"] == 0 and found["fused"] == 0
+
+
+@no_gpu
+def test_bench_without_a_gpu_says_what_to_do(tmp_path):
+    done = command("bench", "--cuda", "--out", tmp_path)
+    assert done.returncode == 2 and "--dry sm_90 only compiles" in done.stderr
+
+
+@pytest.mark.slow
+def test_bench_compiles_a_model_and_computes_its_least_time(tmp_path):
+    done = command("bench", "--dry", "sm_90", "--model", "mlp", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "cuda-dry-sm_90.json").read_text())
+    assert row["spilled"] == 0 and row["launches"] >= 3 and 0 < row["least ms"] < 1
+    assert "nothing was measured on a GPU" in " ".join(done.stdout.split())
+
+
+def test_info_says_that_no_figure_was_measured():
+    result = CliRunner().invoke(app, ["info", "--json"])
+    assert (
+        "no figure was measured on a GPU"
+        in json.loads(result.output)["backends"]["triton"]["figures"]
+    )
