@@ -11,7 +11,7 @@ README = Path(__file__).parent.parent / "README.md"
 
 
 def test_the_example_runs(tmp_path, monkeypatch, capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+    code = "".join(re.findall(r"```python\n(.*?)```", README.read_text(), re.S))
     given = ("model = ...", "normal, anomalies = ")
     lines = [line for line in code.splitlines() if not line.startswith(given)]
     assert len(lines) == len(code.splitlines()) - len(given)
@@ -28,6 +28,7 @@ def test_the_example_runs(tmp_path, monkeypatch, capsys):
     }
     exec("\n".join(lines), scope)
     assert scope["det"].predict(glyphs[:50]).float().mean() > 0.5
+    assert scope["s"].sigma == 0.05
     assert scope["norms"].values.shape == (4, len(scope["norms"].names))
     assert "linear.weight" in capsys.readouterr().out
 

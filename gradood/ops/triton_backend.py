@@ -1,8 +1,8 @@
 """Every operator in Triton on CUDA: arrange the tensors, choose the algorithm, launch ``kernels/``.
 
 Formulas as in ``reference.py``; float32, bfloat16 and float16 inputs in any layout, sums in
-float32. ``GRADOOD_TRITON_PRECISION`` (or ``precision`` as a context) says how float32 operands are
-multiplied. Under ``TRITON_INTERPRET=1`` the same kernels run on CPU tensors, slowly.
+float32. ``precision``, as a context, says how float32 operands are multiplied. Under
+``TRITON_INTERPRET=1`` the same kernels run on CPU tensors, slowly.
 
 No figure of this backend was measured on a GPU yet; its kernels are tested in the interpreter and
 compiled for sm_80, sm_90, sm_100, sm_120, gfx942 and gfx950.

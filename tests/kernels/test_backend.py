@@ -162,5 +162,23 @@ def test_next_backend_serves_and_the_reason_is_logged(tmp_path):
 def test_every_operator_of_the_reference_is_served():
     from gradood.ops import reference
 
-    names = [name for name in dir(reference) if name.endswith("_sqnorm") and name[0] != "_"]
-    assert len(names) >= 7 and all(callable(getattr(triton_backend, name)) for name in names)
+    everything = (n for n in dir(reference) if n.endswith(("_sqnorm", "_batch", "_count")))
+    # Gradients that flow on are left to PyTorch's kernels on a GPU.
+    names = [n for n in everything if n[0] != "_" and not n.endswith("_backward_sqnorm")]
+    assert len(names) >= 9 and all(callable(getattr(triton_backend, name)) for name in names)
+
+
+def test_a_certificate_equals_that_of_cpp(monkeypatch):
+    """Noise, votes and bounds: the same counts from either backend."""
+    model, x = gradood.data.embedded_classifier(), gradood.data.embedded_images("fashion-mnist")[:2]
+    settings = gradood.Smoothing(sigma=0.05, n=64, n0=16, alpha=0.01, seed=3)
+    if not INTERPRETING:
+        model, x = model.to(DEVICE), x.to(DEVICE)
+    monkeypatch.setenv("GRADOOD_BACKEND", "triton")
+    with ops.tracing() as served:
+        triton = gradood.certify_class(model, x, settings)
+    assert {s.backend for s in served if s.operator in ("noisy_batch", "vote_count")} == {"triton"}
+    monkeypatch.setenv("GRADOOD_BACKEND", "cpp")
+    cpp = gradood.certify_class(model.cpu(), x.cpu(), settings)
+    assert torch.equal(triton.label.cpu(), cpp.label)
+    torch.testing.assert_close(triton.radius.cpu(), cpp.radius, rtol=0, atol=0)

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from gradood.benchmarking.gpu import noise_definition as definition
 from gradood.kernels import noise as kernels
-from gradood.ops import triton_backend
+from gradood.ops import cpp_backend, triton_backend
 from tests.kernels.calls import DEVICE
 
 ROWS = torch.tensor([0, 0, 3, 2, 1])
@@ -166,3 +166,13 @@ def test_no_copies_and_no_elements():
     none = torch.zeros(0, dtype=torch.int64)
     assert noisy(torch.rand(4, 3, 5, 7), none, none, none).shape == (0, 3, 5, 7)
     assert noisy(torch.rand(4, 3, 0)).shape == (5, 3, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bits_are_those_of_cpp(dtype):
+    x, key = torch.rand(4, 3, 8, 9), torch.tensor([SEED, TAG])
+    mean, rstd = torch.rand(3), torch.rand(3) + 1
+    options = (SIGMA, 0.0, 1.0, mean, rstd, dtype, False)
+    cpp = cpp_backend.noisy_batch(x, ROWS, INPUTS, SAMPLES, key, *options)
+    triton_options = {"low": 0.0, "high": 1.0, "mean": mean, "rstd": rstd, "dtype": dtype}
+    assert torch.equal(noisy(x, **triton_options), cpp)
