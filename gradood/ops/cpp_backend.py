@@ -22,6 +22,7 @@ from gradood.errors import BackendError
 from gradood.ops import choice, noise_cpp
 
 NAME = "cpp"
+TAKES_OVER = ("batch_norm_backward_sqnorm", "layer_norm_backward_sqnorm")
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 

@@ -68,9 +68,9 @@ def dispatch(op: str, *args: Any) -> Any:
 
 
 def offers(op: str, tensor: Tensor) -> bool:
-    """Whether the first choice among the backends for a tensor knows ``op``."""
+    """Whether the first choice among a tensor's backends gains from taking over a backward pass."""
     forced = os.environ.get("GRADOOD_BACKEND", "auto")
-    return hasattr(_candidates(tensor.device.type, forced)[0], op)
+    return op in getattr(_candidates(tensor.device.type, forced)[0], "TAKES_OVER", ())
 
 
 @cache

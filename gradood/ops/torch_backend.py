@@ -16,6 +16,7 @@ from torch.nn import functional
 from gradood.ops import choice, reference
 
 NAME = "torch"
+TAKES_OVER = ("batch_norm_backward_sqnorm",)  # PyTorch's own of layer norm wastes nothing
 
 #: Temporaries of one chunk of samples stay near this size, so that they fit the last-level cache.
 CHUNK_BYTES = 8 << 20
