@@ -91,11 +91,17 @@ __all__ = [
 ]
 
 
+#: Packages that are public themselves, imported on first use as well.
+_PACKAGES = ("attacks", "data", "detectors", "evaluation", "gradients", "smoothing")
+
+
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return import_module(f"gradood.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'gradood' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted({*globals(), *_HOMES, *_PACKAGES})

@@ -27,3 +27,9 @@ def test_the_kernels_folder_is_no_top_level_module():
     code = "import importlib.util as u, gradood.kernels; assert u.find_spec('kernels') is None"
     result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_public_packages_need_no_import_of_their_own():
+    code = "import gradood; assert gradood.data.EMBEDDED and gradood.smoothing.Smoothing"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
