@@ -186,8 +186,7 @@ inline void scale_row(const Source& d, int64_t d_stride, const float* factor, in
 inline void scale_channels(const Tensor& d, int64_t n, int64_t first, int64_t count,
                            const float* scale, const Tensor& to) {
   const Source from = d.sample(n);
-  const Source written = to.sample(n);
-  const Sink sink{const_cast<char*>(written.data), to.dtype};
+  const Sink sink = sink_of(to, n);
   if (to.stride[2] == 1) {
     for (int64_t c = first; c < first + count; ++c)
       scale_row(from.at(c * d.stride[1]), d.stride[2], scale + c, 0, d.size[2],
@@ -312,7 +311,7 @@ bool layer_norm_backward(const Tensor& x, const Tensor& d, const float* scale, d
     float *x_row = memory, *d_row = memory + width, *normalised = memory + 2 * width;
     float *dx_sums = memory + 3 * width, *d_sums = memory + 4 * width;
     std::memset(dx_sums, 0, 2 * width * sizeof(float));
-    const Sink sink{const_cast<char*>(to.sample(n).data), to.dtype};
+    const Sink sink = sink_of(to, n);
     for (int64_t t = 0; t < rows; ++t) {
       const float* xs = row_of(x.sample(n).at(t * x.stride[1]), x.stride[2], columns, x_row);
       const float* ds = row_of(d.sample(n).at(t * d.stride[1]), d.stride[2], columns, d_row);

@@ -26,7 +26,7 @@ inline void widen_row(const char* in, int64_t count, float* out) {
   store_first(out + i, Widen(rest), count - i);
 }
 
-// Numbers that a kernel writes; at most one cast away from `Source`.
+// Numbers that a kernel writes: float32 or bfloat16.
 struct Sink {
   char* data;
   Dtype dtype;
@@ -44,6 +44,11 @@ struct Sink {
     std::memcpy(data, &h, 2 * count);
   }
 };
+
+// A sample that is written instead of read.
+inline Sink sink_of(const Tensor& t, int64_t n) {
+  return {const_cast<char*>(t.sample(n).data), t.dtype};
+}
 
 GRADOOD_INLINE void copy_floats(const float* in, int64_t count, float* out) {
   int64_t i = 0;
