@@ -118,8 +118,9 @@ def certify_class(
 
     run.sampler.run(run.main, count_classes, settings.n, ESTIMATION, stop)
     counts = zip(run.main.counts.tolist(), pilot.tolist(), strict=True)
-    rows = run.rows([{"counts": count, "pilot": first} for count, first in counts])
-    evidence = run.evidence(rows, [evaluate(run.common, row) for row in rows])
+    evidence = run.evidence(
+        [{"counts": count, "pilot": first} for count, first in counts], evaluate
+    )
     return ClassCertificates(
         evidence.column("label", torch.int64),
         evidence.column("radius", torch.float64),

@@ -113,8 +113,7 @@ def certify_decision(
             return done
 
     run.sampler.run(run.main, CountAbove(threshold), settings.n, ESTIMATION, stop)
-    rows = run.rows([{"counts": count} for count in run.main.counts.tolist()])
-    evidence = run.evidence(rows, [evaluate(run.common, row) for row in rows])
+    evidence = run.evidence([{"counts": count} for count in run.main.counts.tolist()], evaluate)
     return DecisionCertificates(
         evidence.column("decision", torch.int64),
         evidence.column("radius", torch.float64),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -115,12 +115,14 @@ class Run:
         """Samples of the stream that estimates."""
         return self._tallies["main"]
 
-    def evidence(self, counted: Sequence[Row], results: Sequence[Row]) -> Evidence:
-        """All of it, provided that the model is still the same."""
+    def evidence(self, counts: Sequence[Row], evaluate: Callable[[Row, Row], Row]) -> Evidence:
+        """What was counted and what follows from it, provided that the model is still the same."""
+        rows = self._rows(counts)
+        results = tuple(evaluate(self.common, row) for row in rows)
         self.model.check_unchanged()
-        return Evidence(self.common | {"versions": _versions()}, tuple(counted), tuple(results))
+        return Evidence(self.common | {"versions": _versions()}, tuple(rows), results)
 
-    def rows(self, counts: Sequence[Row]) -> list[Row]:
+    def _rows(self, counts: Sequence[Row]) -> list[Row]:
         """Id and numbers of samples, beside what was counted."""
         ids, pilot = self.inputs.ids.tolist(), self.pilot.samples.tolist()
         numbers = zip(ids, self.main.samples.tolist(), pilot, counts, strict=True)

@@ -83,8 +83,9 @@ def certify_mean(
     counter = CountUnit(torch.from_numpy(edges))
     run.sampler.run(run.main, counter, settings.n, ESTIMATION)
     parts = [compact(count, edges) for count in run.main.counts]
-    rows = run.rows([{"edges": edges, "counts": counts} for edges, counts in parts])
-    evidence = run.evidence(rows, [evaluate(run.common, row) for row in rows])
+    evidence = run.evidence(
+        [{"edges": edges, "counts": counts} for edges, counts in parts], evaluate
+    )
     shape = (len(x), len(radii))
     return MeanCertificates(
         evidence.column("lower", torch.float64).view(shape),

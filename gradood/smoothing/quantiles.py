@@ -98,8 +98,9 @@ def certify_quantile(
     counter = CountBetween(torch.from_numpy(edges))
     run.sampler.run(run.main, counter, settings.n, ESTIMATION)
     parts = [compact(*pair) for pair in zip(run.main.counts, edges, strict=True)]
-    rows = run.rows([{"edges": edges, "counts": counts} for edges, counts in parts])
-    evidence = run.evidence(rows, [evaluate(run.common, row) for row in rows])
+    evidence = run.evidence(
+        [{"edges": edges, "counts": counts} for edges, counts in parts], evaluate
+    )
     shape = (len(x), len(radii))
     return QuantileCertificates(
         evidence.column("lower", torch.float64).view(shape),
