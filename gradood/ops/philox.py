@@ -16,6 +16,17 @@ from math import prod
 import torch
 from torch import Tensor
 
+#: Of the Random123 distribution: counter, key, and the words that they give.
+KNOWN_ANSWERS = (
+    ((0,) * 4, (0,) * 2, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    ((2**32 - 1,) * 4, (2**32 - 1,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+)
+
 _WORD = 0xFFFFFFFF
 
 
@@ -46,13 +57,18 @@ def noise_words(shape: tuple[int, ...], inputs: Tensor, samples: Tensor, key: Te
 def normals(shape: tuple[int, ...], inputs: Tensor, samples: Tensor, key: Tensor) -> Tensor:
     """Standard normals float32 ``[M, *shape]``."""
     channels, elements = channels_and_elements(shape)
-    uniform = (noise_words(shape, inputs, samples, key).to(torch.float32) + 0.5) * 2.0**-32
+    numbers = normals_of(noise_words(shape, inputs, samples, key))
+    flat = numbers.reshape(len(samples), channels, -1)[..., :elements]
+    return flat.reshape(len(samples), *shape)
+
+
+def normals_of(words: Tensor) -> Tensor:
+    """Standard normals float32 from words int64, both ``[..., 4]``."""
+    uniform = (words.to(torch.float32) + 0.5) * 2.0**-32
     # The float32 root of a vector library may be an ulp off; rounding the float64 one never is.
     radius = (_log(uniform[..., 0::2]) * -2.0).double().sqrt_().float()
     cosine, sine = _cos_sin(uniform[..., 1::2])
-    pairs = torch.stack((radius * cosine, radius * sine), -1)
-    flat = pairs.reshape(len(samples), channels, -1)[..., :elements]
-    return flat.reshape(len(samples), *shape)
+    return torch.stack((radius * cosine, radius * sine), -1).flatten(-2)
 
 
 def channels_and_elements(shape: tuple[int, ...]) -> tuple[int, int]:

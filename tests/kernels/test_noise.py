@@ -1,16 +1,13 @@
 """The noise is the defined one bit for bit, whatever the layout, type and batch it comes in."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
 import triton
 import triton.language as tl
 
-from gradood.benchmarking.gpu import noise_definition as definition
 from gradood.kernels import noise as kernels
-from gradood.ops import cpp_backend, triton_backend
+from gradood.ops import cpp_backend, philox, triton_backend
 from tests.kernels.calls import DEVICE
 
 ROWS = torch.tensor([0, 0, 3, 2, 1])
@@ -30,12 +27,7 @@ def noisy(x, rows=ROWS, inputs=INPUTS, samples=SAMPLES, seed=SEED, tag=TAG, sigm
 
 
 def defined(shape, seed=SEED, tag=TAG):
-    channels, elements = (1, shape[0]) if len(shape) == 1 else (shape[0], math.prod(shape[1:]))
-    copies = [
-        definition.noise(seed, tag, int(i), int(s), channels, elements).reshape(shape)
-        for i, s in zip(INPUTS, SAMPLES, strict=True)
-    ]
-    return torch.from_numpy(np.stack(copies))
+    return philox.normals(shape, INPUTS, SAMPLES, torch.tensor([seed, tag]))
 
 
 @triton.jit
@@ -52,10 +44,12 @@ def _philox_kernel(out, seed, c0, c1, c2, c3):
     tl.store(out + 3 + one, words[3].to(tl.int64))
 
 
-@pytest.mark.parametrize(("counter", "key", "answer"), definition.KNOWN_ANSWERS)
+@pytest.mark.parametrize(("counter", "key", "answer"), philox.KNOWN_ANSWERS)
 def test_known_answers(counter, key, answer):
-    assert tuple(int(w) for w in definition.philox(key, counter)) == answer
-    signed = key - 2**64 if key >= 2**63 else key
+    words = philox.philox(tuple(map(torch.tensor, counter)), tuple(map(torch.tensor, key)))
+    assert tuple(int(w) for w in words) == answer
+    signed = key[0] + (key[1] << 32)
+    signed -= 2**64 if signed >= 2**63 else 0
     values = [torch.tensor([v], device=DEVICE) for v in (signed, *counter)]
     out = torch.zeros(4, dtype=torch.int64, device=DEVICE)
     _philox_kernel[(1,)](out, *values)
@@ -121,14 +115,15 @@ def test_seed_and_tag_choose_the_stream(change):
     x = torch.zeros(4, 3, 5, 7)
     got = noisy(x, sigma=1.0, **change)
     key = {"seed": SEED, "tag": TAG} | change
-    assert torch.equal(got, defined((3, 5, 7), key["seed"] % 2**64, key["tag"]))
+    assert torch.equal(got, defined((3, 5, 7), key["seed"], key["tag"]))
     assert not torch.equal(got, noisy(x, sigma=1.0))
 
 
 def test_it_is_normal():
     """Moments, and the Kolmogorov–Smirnov distance at its 0.1 % point."""
     count = 1 << 19
-    values = definition.noise(5, 0, 1, 2, 1, count)[0].astype(np.float64)
+    one, two = torch.tensor([1]), torch.tensor([2])
+    values = philox.normals((count,), one, two, torch.tensor([5, 0]))[0].double().numpy()
     assert abs(values.mean()) < 3.3 / count**0.5
     assert abs(values.var() - 1) < 3.3 * (2 / count) ** 0.5
     assert abs((values**4).mean() - 3) < 3.3 * (96 / count) ** 0.5
@@ -138,19 +133,18 @@ def test_it_is_normal():
 
 def test_tails_are_not_cut():
     """The smallest word gives a radius of 6.8; a clamp of u at 1e-7 would stop at 5.7."""
-    words = [np.array([0], np.uint32), np.array([0], np.uint32)] * 2
-    assert 6.7 < definition.normals(words)[0][0] < 6.9
-    largest = [np.array([2**32 - 1], np.uint32)] * 4
-    assert all(abs(n[0]) < 1e-3 for n in definition.normals(largest))
+    assert 6.7 < philox.normals_of(torch.zeros(4, dtype=torch.int64))[0] < 6.9
+    largest = torch.full((4,), 2**32 - 1)
+    assert all(abs(n) < 1e-3 for n in philox.normals_of(largest))
 
 
 @pytest.mark.parametrize("word", [0, 1, 2**31 - 1, 2**31, 2**32 - 129, 2**32 - 1])
 def test_the_kernel_agrees_at_extreme_words(word):
     out = torch.zeros(3, device=DEVICE)
     _pieces_kernel[(1,)](out, torch.tensor([word], device=DEVICE), enable_fp_fusion=False)
-    u = (np.array([word], np.uint32).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-32)
-    cosine, sine = definition._cosine_sine(u)
-    assert out.cpu().tolist() == [definition._log(u)[0], cosine[0], sine[0]]
+    u = (torch.tensor([word]).to(torch.float32) + 0.5) * 2.0**-32
+    cosine, sine = philox._cos_sin(u)
+    assert out.cpu().tolist() == [philox._log(u)[0], cosine[0], sine[0]]
 
 
 @triton.jit

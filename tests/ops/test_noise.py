@@ -11,16 +11,6 @@ from gradood.errors import BackendError
 from gradood.ops import cpp_backend, philox, reference, torch_backend
 
 SHAPES = [(1, 28, 28), (3, 32, 32), (3, 7, 5), (5,), (700,), (2, 601), (1, 1, 1), (3, 3, 3, 3)]
-#: Known answers of the Random123 distribution: counter, key, result.
-KNOWN = [
-    ((0,) * 4, (0,) * 2, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
-    ((2**32 - 1,) * 4, (2**32 - 1,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
-    (
-        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
-        (0xA4093822, 0x299F31D0),
-        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
-    ),
-]
 
 
 def instruction_sets():
@@ -56,7 +46,7 @@ def call(shape, copies=7, dtype=torch.float32, extras=False, channels_last=False
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("counter, key, expected", KNOWN)
+@pytest.mark.parametrize("counter, key, expected", philox.KNOWN_ANSWERS)
 def test_known_answers(counter, key, expected):
     words = philox.philox(tuple(map(torch.tensor, counter)), tuple(map(torch.tensor, key)))
     assert tuple(int(word) for word in words) == expected

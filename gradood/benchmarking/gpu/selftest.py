@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gradood.benchmarking.gpu import noise_definition
 from gradood.benchmarking.gpu.launch_cases import launch_cases
 from gradood.benchmarking.gpu.roofline import least_seconds, peaks
-from gradood.ops import reference, triton_backend
+from gradood.ops import philox, reference, triton_backend
 
 #: What all backends agree to; half-precision inputs are summed in float32.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
@@ -63,30 +62,23 @@ def small_checks(device: str) -> Iterator[Check]:
     yield _compare("conv_sqnorm, depthwise", "conv_sqnorm", depthwise, torch.float32)
 
 
+def _philox(counter: tuple[int, ...], key: tuple[int, int]) -> tuple[int, ...]:
+    low, high = map(torch.tensor, key)
+    return tuple(map(int, philox.philox(tuple(map(torch.tensor, counter)), (low, high))))
+
+
 def noise_checks(device: str) -> Iterator[Check]:
     """Known answers of the generator, and bits of noisy copies."""
-    right = all(
-        tuple(map(int, noise_definition.philox(key, counter))) == answer
-        for counter, key, answer in noise_definition.KNOWN_ANSWERS
-    )
+    right = all(_philox(counter, key) == answer for counter, key, answer in philox.KNOWN_ANSWERS)
     yield Check("Philox, known answers", right, "Random123's three vectors")
     x = torch.rand(2, 3, 9, 7, generator=torch.Generator().manual_seed(0)).to(device)
     rows = torch.tensor([0, 1, 1], device=device)
     key = torch.tensor([2**35 + 1, 1], device=device)
     for last in (False, True):
-        got = triton_backend.noisy_batch(
-            x, rows, rows + 7, rows + 2**31, key, 0.25, None, None, None, None, torch.float32, last
-        )
-        wanted = torch.stack(
-            [
-                x[row].cpu()
-                + 0.25
-                * torch.from_numpy(
-                    noise_definition.noise(2**35 + 1, 1, row + 7, row + 2**31, 3, 63).copy()
-                ).view(3, 9, 7)
-                for row in rows.tolist()
-            ]
-        )
+        arguments: tuple[Any, ...] = (x, rows, rows + 7, rows + 2**31, key)
+        options: tuple[Any, ...] = (0.25, None, None, None, None, torch.float32, last)
+        got = triton_backend.noisy_batch(*arguments, *options)
+        wanted = reference.noisy_batch(*[a.cpu() for a in arguments], *options)
         different = int((got.cpu() != wanted).sum())
         name = f"noise, {'channels last' if last else 'planes'}"
         yield Check(name, different == 0, f"{different} of {wanted.numel()} numbers differ")
