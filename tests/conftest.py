@@ -1,8 +1,12 @@
-"""Without a GPU, Triton kernels run in Triton's interpreter: it must be told before its import."""
+"""What must be known before PyTorch and Triton are imported."""
 
 import os
 
-import torch
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # one process a core; also for the processes of tests
+
+import torch  # noqa: E402
 
 if not torch.cuda.is_available():
+    # Without a GPU, Triton kernels run in Triton's interpreter.
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -89,7 +89,16 @@ def torch_encoder():
     return Classifier(), torch.randn(2, 7, 16)
 
 
-OTHERS = {f.__name__: f for f in (hf_vit, hf_bert, hf_distilbert, hf_gpt2, torch_encoder)}
+def small_swin():
+    """Windows in the batch dimension, shifted in every second block."""
+    model = torchvision.models.SwinTransformer(
+        [4, 4], 24, depths=[2, 2], num_heads=[2, 4], window_size=[7, 7], num_classes=5
+    )
+    return model, torch.randn(2, 3, 56, 56)
+
+
+FUNCTIONS = (hf_vit, hf_bert, hf_distilbert, hf_gpt2, torch_encoder, small_swin)
+OTHERS = {f.__name__: f for f in FUNCTIONS}
 
 
 def build(name):
@@ -106,13 +115,18 @@ def build(name):
     return randomise(model).eval(), x
 
 
-SLOW = {"coatnet_nano_rw_224"}  # a minute, and one of its norms differed once with two threads
+#: Seconds each, and together two minutes; every family keeps a member that is quick.
+QUICK = {
+    *("resnet18", "mobilenet_v3_small", "convnext_atto"),
+    *("vit_tiny_patch16_224", "beit_base_patch16_224"),
+    *OTHERS,
+}
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
         for name in (*TORCHVISION, *TIMM, *OTHERS)
     ],
 )

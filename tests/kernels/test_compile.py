@@ -16,17 +16,15 @@ import triton
 
 from gradood.benchmarking.gpu.dry_driver import TARGETS, dry
 from gradood.benchmarking.gpu.launch_cases import launch_cases
-from gradood.benchmarking.gpu.resources import TENSOR_CORE
+from gradood.benchmarking.gpu.resources import SMALL, TENSOR_CORE
 from gradood.errors import BackendError, InputError
 from gradood.kernels.launch import INTERPRETING
 
 CASES = launch_cases()
 GOLDEN = json.loads(Path(__file__).with_name("resources.json").read_text())
-#: Kernels that only add up, or look up what is small.
-SMALL = ("sum_kernel", "statistics_kernel")
 #: Tiles of 32 rows are too few for the wider instructions of sm_90 and sm_100.
 FALLBACK = "mma.sync"
-QUICK = ["outer, large, bfloat16", "conv, medium, bfloat16", "noise, planes"]
+QUICK = ["conv, medium, bfloat16"]  # and the noise in test_commands.py
 
 
 def compiled(folder, module, *arguments):
