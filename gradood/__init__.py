@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gradood.smoothing import (
         ClassCertificates,
         DecisionCertificates,
+        EpsDenoiser,
         MeanCertificates,
         QuantileCertificates,
         Smoothing,
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
         certify_decision,
         certify_mean,
         certify_quantile,
+        from_diffusers,
+        from_openai,
     )
 
 __version__ = _version("gradood")
@@ -43,6 +46,7 @@ _HOMES = {
     "DecisionCertificates": "gradood.smoothing",
     "Detector": "gradood.detectors",
     "Energy": "gradood.detectors",
+    "EpsDenoiser": "gradood.smoothing",
     "Explanation": "gradood.gradients",
     "GradientGMM": "gradood.detectors",
     "GradientKNN": "gradood.detectors",
@@ -60,6 +64,8 @@ _HOMES = {
     "evaluate": "gradood.evaluation",
     "evaluate_guaranteed": "gradood.evaluation",
     "explain": "gradood.gradients",
+    "from_diffusers": "gradood.smoothing",
+    "from_openai": "gradood.smoothing",
     "gradient_norms": "gradood.gradients",
     "load": "gradood.detectors",
 }
@@ -69,6 +75,7 @@ __all__ = [
     "DecisionCertificates",
     "Detector",
     "Energy",
+    "EpsDenoiser",
     "Explanation",
     "GradientGMM",
     "GradientKNN",
@@ -86,6 +93,8 @@ __all__ = [
     "evaluate",
     "evaluate_guaranteed",
     "explain",
+    "from_diffusers",
+    "from_openai",
     "gradient_norms",
     "load",
 ]
