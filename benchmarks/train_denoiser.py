@@ -101,7 +101,7 @@ def train(network: nn.Module, pixels: Tensor, steps: int, seed: int) -> nn.Modul
 
 def main(
     output: Annotated[Path, typer.Option(help="The safetensors file to write.")],
-    steps: Annotated[int, typer.Option(help="Of 64 pictures each.")] = 2500,
+    steps: Annotated[int, typer.Option(help="Of 64 pictures each.")] = 1000,
     seed: int = 0,
     root: Annotated[Path | None, typer.Option(help="Folder with the Fashion-MNIST files.")] = None,
     threads: Annotated[int, typer.Option(help="torch.set_num_threads")] = 1,

@@ -49,9 +49,10 @@ class EpsDenoiser(nn.Module):
 
     clamped to [low, high] and mapped back to [0, 1] (Carlini et al., "(Certified!!) adversarial
     robustness for free!", 2022, algorithm 1). **No noise is added**: whoever certifies has added
-    it, once, at exactly sigma. The network expects the noise of a step of its schedule; how far that
-    is off is in ``level(sigma).mismatch``, and does not touch soundness: the certificate is about
-    the network as it is run. Channels beyond those of the input, a learned variance, are dropped.
+    it, once, at exactly sigma. The network expects the noise of a step of its schedule; how far
+    that is off is in ``level(sigma).mismatch``, and does not touch soundness: the certificate is
+    about the network as it is run. Channels beyond those of the input, a learned variance, are
+    dropped.
 
     The network runs in its own precision (``denoiser.to(torch.bfloat16)`` changes it) and the
     formulas in float32; the result has the type of the input. Weights, schedule and options are
