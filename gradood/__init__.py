@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         MaxSoftmax,
         load,
     )
-    from gradood.evaluation import Metrics, evaluate, evaluate_guaranteed
+    from gradood.evaluation import Metrics, evaluate, evaluate_adversarial, evaluate_guaranteed
     from gradood.gradients import Explanation, GradientNorms, explain, gradient_norms
     from gradood.smoothing import (
         ClassCertificates,
@@ -62,6 +62,7 @@ _HOMES = {
     "certify_mean": "gradood.smoothing",
     "certify_quantile": "gradood.smoothing",
     "evaluate": "gradood.evaluation",
+    "evaluate_adversarial": "gradood.evaluation",
     "evaluate_guaranteed": "gradood.evaluation",
     "explain": "gradood.gradients",
     "from_diffusers": "gradood.smoothing",
@@ -91,6 +92,7 @@ __all__ = [
     "certify_mean",
     "certify_quantile",
     "evaluate",
+    "evaluate_adversarial",
     "evaluate_guaranteed",
     "explain",
     "from_diffusers",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gradood.detectors import checkpoint
 from gradood.detectors.batches import InputSource, iterate_batches, track
 from gradood.detectors.threshold import conservative_threshold
-from gradood.errors import InputError, NotFittedError
+from gradood.errors import InputError, ModelError, NotFittedError
 from gradood.gradients import GradientNorms
 
 if TYPE_CHECKING:
@@ -111,6 +111,26 @@ class Detector(ABC):
             return self._score_norms(x)
         scores = [self._score_batch(batch) for batch in self._batches(x, "scoring")]
         return torch.cat(scores) if scores else torch.empty(0, device=self._device)
+
+    def differentiable_score(self, x: Tensor) -> Tensor:
+        """``score`` of one batch, with an autograd graph that leads back to ``x``.
+
+        For attacks, and for anything else that follows a score's gradient. Rows with NaN or Inf are
+        not looked for.
+
+        Args:
+            x: ``[N, ...]`` on the model's device.
+
+        Returns:
+            ``[N]``.
+
+        Raises:
+            NotFittedError: Before ``fit``.
+            ModelError: This kind of detector has no derivative.
+        """
+        raise ModelError(
+            f"{type(self).__name__} cannot be differentiated; overload differentiable_score"
+        )
 
     def calibrate(self, normal: Source, fpr: float = 0.05) -> Self:
         """Set the threshold so that a new normal input is called anomalous with rate ``<= fpr``.
