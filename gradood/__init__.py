@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gradood.smoothing import (
         ClassCertificates,
         DecisionCertificates,
+        EpsDenoiser,
         MeanCertificates,
         QuantileCertificates,
         Smoothing,
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
         certify_decision,
         certify_mean,
         certify_quantile,
+        from_diffusers,
+        from_openai,
     )
 
 __version__ = _version("gradood")
@@ -43,6 +46,7 @@ _HOMES = {
     "DecisionCertificates": "gradood.smoothing",
     "Detector": "gradood.detectors",
     "Energy": "gradood.detectors",
+    "EpsDenoiser": "gradood.smoothing",
     "Explanation": "gradood.gradients",
     "GradientGMM": "gradood.detectors",
     "GradientKNN": "gradood.detectors",
@@ -61,6 +65,8 @@ _HOMES = {
     "evaluate_adversarial": "gradood.evaluation",
     "evaluate_guaranteed": "gradood.evaluation",
     "explain": "gradood.gradients",
+    "from_diffusers": "gradood.smoothing",
+    "from_openai": "gradood.smoothing",
     "gradient_norms": "gradood.gradients",
     "load": "gradood.detectors",
 }
@@ -70,6 +76,7 @@ __all__ = [
     "DecisionCertificates",
     "Detector",
     "Energy",
+    "EpsDenoiser",
     "Explanation",
     "GradientGMM",
     "GradientKNN",
@@ -88,6 +95,8 @@ __all__ = [
     "evaluate_adversarial",
     "evaluate_guaranteed",
     "explain",
+    "from_diffusers",
+    "from_openai",
     "gradient_norms",
     "load",
 ]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gradood.smoothing import Evidence, Smoothing
+    from gradood.smoothing.settings import Denoiser
 
 
 class Kind(str, Enum):
@@ -61,6 +62,10 @@ def certify(
     n: Annotated[int, typer.Option(help="Most samples an input.")] = 10_000,
     alpha: Annotated[float, typer.Option(help="Probability of a false certificate.")] = 1e-3,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    denoiser: Annotated[
+        str | None,
+        typer.Option(help='"embedded", a folder that diffusers saved, or module:name.'),
+    ] = None,
     threshold: Annotated[float | None, typer.Option(help="For decisions.")] = None,
     q: Annotated[float, typer.Option(help="Which quantile.")] = 0.5,
     out: Annotated[Path, typer.Option(help="JSON lines.")] = Path("certificates.jsonl"),
@@ -81,10 +86,10 @@ def certify(
     from gradood.smoothing import Smoothing
 
     if verify is not None:
-        source = (score, model, inputs, fit_inputs) if again else None
+        source = (score, model, inputs, fit_inputs, denoiser) if again else None
         _verify(verify, source)
         return
-    settings = Smoothing(sigma=sigma, n=n, alpha=alpha, seed=seed)
+    settings = Smoothing(sigma=sigma, n=n, alpha=alpha, seed=seed, denoiser=_denoiser(denoiser))
     x = _inputs(inputs, count)
     certified = _certified(kind, score, model, fit_inputs)
     begin = time.perf_counter()
@@ -102,16 +107,21 @@ def certify(
 
 
 def _verify(path: Path, source: tuple[Any, ...] | None) -> None:
-    from gradood.smoothing import read_records, verify, verify_with_model
+    from gradood.smoothing import Smoothing, read_records, verify, verify_with_model
 
     records = read_records(path)
     if source is None:
         problems = [verify(record) for record in records]
     else:
-        score, model, inputs, fit_inputs = source
+        score, model, inputs, fit_inputs, denoiser = source
         kind = Kind(records[0]["kind"]) if records else Kind.CLASS
         x = _inputs(inputs, len(records))
-        problems = verify_with_model(records, _certified(kind, score, model, fit_inputs), x)
+        settings = None
+        if records and denoiser is not None:
+            recorded = {**records[0]["settings"], "tile": records[0]["tile"]}
+            settings = Smoothing(**recorded | {"denoiser": _denoiser(denoiser)})
+        certified = _certified(kind, score, model, fit_inputs)
+        problems = verify_with_model(records, certified, x, settings)
     console = Console()
     for record, problem in zip(records, problems, strict=True):
         if problem is not None:
@@ -144,15 +154,49 @@ def _model(name: str | None) -> Any:
 
     if name is None:
         return embedded_classifier()
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"--model {name}: {error}; expected module:name") from error
+    found = _found("--model", name)
     found = found if isinstance(found, nn.Module) else found()
     if not isinstance(found, nn.Module):
         raise InputError(f"--model {name} gives {type(found).__name__}, expected torch.nn.Module")
     return found
+
+
+def _found(option: str, name: str) -> Any:
+    """What ``module:name`` is."""
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"{option} {name}: {error}; expected module:name") from error
+
+
+def _denoiser(name: str | None) -> Denoiser | None:
+    """The embedded one, one of diffusers, or ``module:name`` of ``(noisy, sigma) -> clean``."""
+    from gradood.data import embedded_denoiser
+    from gradood.data.denoiser import EXTRA
+    from gradood.data.optional import require
+    from gradood.smoothing import from_diffusers
+
+    if name is None:
+        return None
+    if name == "embedded":
+        return embedded_denoiser()
+    if Path(name).is_dir():
+        diffusers = require("diffusers", EXTRA)
+        try:
+            unet = diffusers.UNet2DModel.from_pretrained(name, subfolder="unet")
+            scheduler = diffusers.DDPMScheduler.from_pretrained(name, subfolder="scheduler")
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"--denoiser {name} holds no diffusers pipeline of an unconditional UNet2DModel "
+                f"with its scheduler ({error})"
+            ) from error
+        return from_diffusers(unet.eval().requires_grad_(False), scheduler)
+    found = _found("--denoiser", name)
+    if not callable(found):
+        raise InputError(f"--denoiser {name} is {type(found).__name__}, expected a function")
+    denoiser: Denoiser = found
+    return denoiser
 
 
 def _certified(kind: Kind, score: Score, name: str | None, fit_inputs: Path | None) -> Any:

@@ -3,6 +3,7 @@
 from gradood.data.embedded import (
     EMBEDDED,
     embedded_classifier,
+    embedded_denoiser,
     embedded_images,
     embedded_labels,
     embedded_set,
@@ -25,6 +26,7 @@ __all__ = [
     "anomalous_sets",
     "digits",
     "embedded_classifier",
+    "embedded_denoiser",
     "embedded_images",
     "embedded_labels",
     "embedded_set",

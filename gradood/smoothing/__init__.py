@@ -6,6 +6,7 @@ Data flow: ``noise`` -> ``inference`` -> ``counting``, driven by ``sampling`` ->
 
 from gradood.smoothing.classes import ClassCertificates, certify_class
 from gradood.smoothing.decisions import DecisionCertificates, certify_decision
+from gradood.smoothing.denoisers import EpsDenoiser, NoiseLevel, from_diffusers, from_openai
 from gradood.smoothing.evidence import Evidence
 from gradood.smoothing.means import MeanCertificates, certify_mean
 from gradood.smoothing.quantiles import QuantileCertificates, certify_quantile
@@ -15,14 +16,18 @@ from gradood.smoothing.verification import read_records, verify, verify_with_mod
 __all__ = [
     "ClassCertificates",
     "DecisionCertificates",
+    "EpsDenoiser",
     "Evidence",
     "MeanCertificates",
+    "NoiseLevel",
     "QuantileCertificates",
     "Smoothing",
     "certify_class",
     "certify_decision",
     "certify_mean",
     "certify_quantile",
+    "from_diffusers",
+    "from_openai",
     "read_records",
     "verify",
     "verify_with_model",

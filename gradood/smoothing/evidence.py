@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gradood.errors import InputError
-from gradood.smoothing.inference import Certified, fingerprint
+from gradood.smoothing.inference import Certified
 from gradood.smoothing.noise import NoisyInputs
 from gradood.smoothing.sampling import Sampler
 from gradood.smoothing.settings import Smoothing
@@ -99,7 +99,7 @@ class Run:
             "slack": self.inputs.slack,
             "shape": list(x.shape[1:]),
             "model": self.model.fingerprint,
-            "denoiser": fingerprint(settings.denoiser),
+            "denoiser": self.model.denoiser_fingerprint,
         }
         identity = self.common | {"inputs": self.inputs.digest()}
         self._tallies = Resumable(state, identity, len(x), "pilot", "main")

@@ -37,6 +37,9 @@ class Certified:
             raise InputError(f"cannot certify {type(model).__name__}; give a module or a callable")
         self._original, self._settings, self._outputs = model, settings, outputs
         self.fingerprint = fingerprint(model)
+        self.denoiser_fingerprint = fingerprint(settings.denoiser)
+        if isinstance(settings.denoiser, nn.Module):
+            _check_modules(settings.denoiser)
         self._width: int | None = None
         if isinstance(model, Detector):
             model._require_fitted()
@@ -63,12 +66,13 @@ class Certified:
         return self._checked(self._run(noisy), len(noisy))
 
     def check_unchanged(self) -> None:
-        """Refuse a certificate of a model whose weights changed while it was sampled.
+        """Refuse a certificate of a model or denoiser whose weights changed while it was sampled.
 
         Raises:
             ModelError: They did.
         """
-        if fingerprint(self._original) != self.fingerprint:
+        now = fingerprint(self._original), fingerprint(self._settings.denoiser)
+        if now != (self.fingerprint, self.denoiser_fingerprint):
             raise ModelError(
                 "the model changed while it was being certified; samples of different models "
                 "certify neither. Leave the weights alone, and start again"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradood.errors import InputError
 
@@ -31,7 +31,9 @@ class Smoothing:
         alpha: Probability, for each input, that its certificate is false.
         seed: Of the noise, 64 bits. A certificate is a function of the seed, the number of the
             input and the model; batch size, order, threads and interruptions do not matter.
-        denoiser: ``(noisy, sigma) -> clean``, applied to every noisy batch, or None.
+        denoiser: ``(noisy, sigma) -> clean``, applied to every noisy batch, or None; see
+            ``smoothing.denoisers`` for diffusion networks. It adds no noise, and runs in a
+            precision of its own.
         batch_size: Noisy copies drawn at once, rounded up to whole tiles; "auto" is four.
         n0: Samples of a stream of its own that choose the class, or the edges of a histogram.
         tile: Rows of every forward pass. It never varies within a run, since results of a model
@@ -111,4 +113,5 @@ def _check_count(name: str, value: object, most: int) -> None:
 
 
 def _name_of(denoiser: Denoiser) -> str:
-    return getattr(denoiser, "__qualname__", type(denoiser).__qualname__)
+    name: str = getattr(denoiser, "__qualname__", type(denoiser).__qualname__)
+    return f"{name}({denoiser.extra_repr()})" if isinstance(denoiser, nn.Module) else name

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from gradood.cli import app
@@ -91,3 +92,40 @@ def test_mistakes_get_a_sentence(options, message, out):
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
     assert "Traceback" not in result.output
+
+
+def test_denoisers_of_ones_own_and_of_diffusers(tmp_path, out, monkeypatch):
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DModel(
+        sample_size=28,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(4,),
+        layers_per_block=1,
+        norm_num_groups=2,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        add_attention=False,
+    )
+    unet.save_pretrained(tmp_path / "pipeline" / "unet")
+    diffusers.DDIMScheduler(prediction_type="sample").save_pretrained(
+        tmp_path / "pipeline" / "scheduler"
+    )
+    (tmp_path / "own_denoiser.py").write_text("def halve(noisy, sigma):\n    return noisy / 2\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    names = {
+        str(tmp_path / "pipeline"): "EpsDenoiser(sample, ",
+        "own_denoiser:halve": "halve",
+    }
+    for name, recorded in names.items():
+        made = run("--count", 1, "--n", 16, "--denoiser", name, "--out", out)
+        assert made.exit_code == 0, made.output
+        assert json.loads(out.read_text())["settings"]["denoiser"].startswith(recorded)
+        checked = run("--verify", out, "--again", "--denoiser", name)
+        assert "1 of 1" in checked.output, checked.output
+    without = run("--verify", out, "--again")
+    assert without.exit_code == 2 and "denoiser" in without.output
+    for name, message in (("no_module:name", "module:name"), (str(tmp_path), "diffusers")):
+        failed = run("--denoiser", name, "--out", out)
+        assert failed.exit_code == 2 and message in failed.output

@@ -1,0 +1,74 @@
+"""The small diffusion model for 28 x 28 grey images, and the file that it is kept in."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gradood.data.optional import require
+from gradood.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from gradood.smoothing import EpsDenoiser
+
+EXTRA = "diffusion"
+
+
+class PatchedUNet(nn.Module):
+    """A diffusers ``UNet2DModel`` on 2 x 2 patches: a quarter of the pixels, four channels.
+
+    ``pixel_shuffle(unet(pixel_unshuffle(x), t))``. Independent noise stays independent when pixels
+    change places, so a diffusion of the patches is one of the picture, at a fifth of the cost.
+
+    Args:
+        config: Keyword arguments of ``diffusers.UNet2DModel``.
+
+    Raises:
+        InputError: diffusers is not installed.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.unet: nn.Module = require("diffusers", EXTRA).UNet2DModel(**config)
+
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        """``[N, 1, 2 H, 2 W]`` and steps ``[N]`` -> the same shape as x."""
+        patches = self.unet(F.pixel_unshuffle(x, 2), timestep).sample
+        return F.pixel_shuffle(patches, 2)
+
+
+def load_denoiser(path: str | Path) -> "EpsDenoiser":
+    """Read a denoiser that ``benchmarks/train_denoiser.py`` wrote.
+
+    Args:
+        path: A safetensors file whose metadata holds ``unet`` and ``scheduler``, the configurations
+            of a diffusers ``UNet2DModel`` and ``DDPMScheduler``, as JSON.
+
+    Returns:
+        The denoiser on the CPU, in float32 and in eval mode, without gradients.
+
+    Raises:
+        InputError: diffusers is not installed.
+        CheckpointError: The file is missing, damaged, or not one of ours.
+    """
+    from gradood.smoothing.denoisers import from_diffusers
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}
+        unet = PatchedUNet(json.loads(metadata["unet"]))
+        unet.load_state_dict(tensors)
+        settings = json.loads(metadata["scheduler"])
+        scheduler = require("diffusers", EXTRA).DDPMScheduler(**settings)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"Cannot read the denoiser {path}: {error}") from error
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} is no denoiser of this package ({error}). Expected a file written by "
+            "benchmarks/train_denoiser.py, with unet and scheduler in its metadata."
+        ) from error
+    return from_diffusers(unet.eval().requires_grad_(False), scheduler)
