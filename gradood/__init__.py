@@ -21,7 +21,14 @@ if TYPE_CHECKING:
         load,
     )
     from gradood.evaluation import Metrics, evaluate, evaluate_guaranteed
-    from gradood.gradients import Explanation, GradientNorms, explain, gradient_norms
+    from gradood.gradients import (
+        Explanation,
+        GradientGrams,
+        GradientNorms,
+        explain,
+        gradient_grams,
+        gradient_norms,
+    )
     from gradood.smoothing import (
         ClassCertificates,
         DecisionCertificates,
@@ -45,6 +52,7 @@ _HOMES = {
     "Energy": "gradood.detectors",
     "Explanation": "gradood.gradients",
     "GradientGMM": "gradood.detectors",
+    "GradientGrams": "gradood.gradients",
     "GradientKNN": "gradood.detectors",
     "GradientMahalanobis": "gradood.detectors",
     "GradientNorms": "gradood.gradients",
@@ -60,6 +68,7 @@ _HOMES = {
     "evaluate": "gradood.evaluation",
     "evaluate_guaranteed": "gradood.evaluation",
     "explain": "gradood.gradients",
+    "gradient_grams": "gradood.gradients",
     "gradient_norms": "gradood.gradients",
     "load": "gradood.detectors",
 }
@@ -71,6 +80,7 @@ __all__ = [
     "Energy",
     "Explanation",
     "GradientGMM",
+    "GradientGrams",
     "GradientKNN",
     "GradientMahalanobis",
     "GradientNorms",
@@ -86,6 +96,7 @@ __all__ = [
     "evaluate",
     "evaluate_guaranteed",
     "explain",
+    "gradient_grams",
     "gradient_norms",
     "load",
 ]
