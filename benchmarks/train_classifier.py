@@ -56,16 +56,27 @@ def accuracy(network: nn.Module, data: ImageSet) -> float:
     return 100 * (predicted == data.labels).double().mean().item()
 
 
-def train(network: nn.Module, data: ImageSet, test: ImageSet, epochs: int, seed: int) -> None:
-    """One-cycle SGD under bfloat16 autocast, channels last."""
+def train(
+    network: nn.Module, data: ImageSet, test: ImageSet | None, epochs: int, seed: int
+) -> None:
+    """One-cycle SGD (AdamW for a network without convolutional stages) under bfloat16 autocast.
+
+    Reports the accuracy on ``test``, if given, after every epoch.
+    """
     generator = torch.Generator().manual_seed(seed)
     network.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(
-        network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True
-    )
+    optimizer: torch.optim.Optimizer
+    if isinstance(network, ResNet):
+        rate = 0.3
+        optimizer = torch.optim.SGD(
+            network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True
+        )
+    else:
+        rate = 2e-3
+        optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
-        max_lr=0.3,
+        max_lr=rate,
         total_steps=epochs * (len(data) // BATCH),
         pct_start=0.2,
         anneal_strategy="linear",
@@ -82,10 +93,10 @@ def train(network: nn.Module, data: ImageSet, test: ImageSet, epochs: int, seed:
             optimizer.step()
             schedule.step()
         seconds = time.monotonic() - start
+        reached = "" if test is None else f", test accuracy {accuracy(network, test):.2f} %"
         log.info(
-            "epoch %d/%d: loss %.3f, test accuracy %.2f %%, %.0f s",
-            epoch + 1, epochs, loss.item(), accuracy(network, test), seconds,
-        )  # fmt: skip
+            "epoch %d/%d: loss %.3f%s, %.0f s", epoch + 1, epochs, loss.item(), reached, seconds
+        )
 
 
 def main(

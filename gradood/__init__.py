@@ -20,8 +20,20 @@ if TYPE_CHECKING:
         MaxSoftmax,
         load,
     )
-    from gradood.evaluation import Metrics, evaluate, evaluate_adversarial, evaluate_guaranteed
-    from gradood.gradients import Explanation, GradientNorms, explain, gradient_norms
+    from gradood.evaluation import (
+        Metrics,
+        evaluate,
+        evaluate_adversarial,
+        evaluate_guaranteed,
+    )
+    from gradood.gradients import (
+        Explanation,
+        GradientGrams,
+        GradientNorms,
+        explain,
+        gradient_grams,
+        gradient_norms,
+    )
     from gradood.smoothing import (
         ClassCertificates,
         DecisionCertificates,
@@ -49,6 +61,7 @@ _HOMES = {
     "EpsDenoiser": "gradood.smoothing",
     "Explanation": "gradood.gradients",
     "GradientGMM": "gradood.detectors",
+    "GradientGrams": "gradood.gradients",
     "GradientKNN": "gradood.detectors",
     "GradientMahalanobis": "gradood.detectors",
     "GradientNorms": "gradood.gradients",
@@ -67,6 +80,7 @@ _HOMES = {
     "explain": "gradood.gradients",
     "from_diffusers": "gradood.smoothing",
     "from_openai": "gradood.smoothing",
+    "gradient_grams": "gradood.gradients",
     "gradient_norms": "gradood.gradients",
     "load": "gradood.detectors",
 }
@@ -79,6 +93,7 @@ __all__ = [
     "EpsDenoiser",
     "Explanation",
     "GradientGMM",
+    "GradientGrams",
     "GradientKNN",
     "GradientMahalanobis",
     "GradientNorms",
@@ -97,6 +112,7 @@ __all__ = [
     "explain",
     "from_diffusers",
     "from_openai",
+    "gradient_grams",
     "gradient_norms",
     "load",
 ]

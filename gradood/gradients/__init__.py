@@ -2,5 +2,14 @@
 
 from gradood.gradients.api import GradientNorms, gradient_norms
 from gradood.gradients.explanation import Explanation, Row, explain
+from gradood.gradients.grams import GradientGrams, gradient_grams
 
-__all__ = ["Explanation", "GradientNorms", "Row", "explain", "gradient_norms"]
+__all__ = [
+    "Explanation",
+    "GradientGrams",
+    "GradientNorms",
+    "Row",
+    "explain",
+    "gradient_grams",
+    "gradient_norms",
+]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import Parameter
 
 from gradood.gradients.cuda_graph import score as cuda_graph_score
 from gradood.gradients.labels import Label
+from gradood.gradients.outline import Outline
 from gradood.gradients.scorer import Scorer, locked
 from gradood.gradients.validation import (
     Selection,
@@ -95,21 +99,50 @@ def gradient_norms(
         (('weight', 'bias'), torch.Size([5, 2]))
     """
     labels, several = as_labels(label)
+    with prepared(model, x, parameters, loss, method, micro_batch, nan_policy) as call:
+        if x.shape[0] == 0:
+            shape = (0, len(labels), len(call.chosen)) if several else (0, len(call.chosen))
+            values = x.new_empty(shape, dtype=torch.float32)
+            return GradientNorms(values, tuple(call.chosen), x.new_empty(0, 0))
+        scorer = Scorer(model, call.known, call.chosen, labels, loss, method)
+        score = cuda_graph_score if cuda_graph else Scorer.score
+        values, logits = call.flagged(*score(scorer, call.x, micro_batch))
+    return GradientNorms(values if several else values[:, 0], tuple(call.chosen), logits)
+
+
+class Prepared(NamedTuple):
+    """A checked call: the batch to score, the parameters to score, and rows that are unusable."""
+
+    known: Outline
+    chosen: dict[str, Parameter]
+    x: Tensor
+    bad: Tensor | None
+
+    def flagged(self, values: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows with NaN or Inf have infinite values, and no logits."""
+        if self.bad is not None:
+            values[self.bad] = float("inf")
+            logits = logits.masked_fill(self.bad[:, None], float("nan"))
+        return values, logits
+
+
+@contextmanager
+def prepared(
+    model: nn.Module,
+    x: Tensor,
+    parameters: Selection,
+    loss: str,
+    method: str,
+    micro_batch: int | None,
+    nan_policy: str,
+) -> Iterator[Prepared]:
+    """Check the arguments of ``gradient_norms``; hold the model's lock, with gradients enabled."""
     check_arguments(model, x, loss, method, micro_batch, nan_policy)
     bad = not_finite(x, nan_policy)
     with torch.inference_mode(False), torch.enable_grad(), locked(model) as known:
         chosen = select_parameters(model, parameters, known)
-        if x.shape[0] == 0:
-            shape = (0, len(labels), len(chosen)) if several else (0, len(chosen))
-            values = x.new_empty(shape, dtype=torch.float32)
-            return GradientNorms(values, tuple(chosen), x.new_empty(0, 0))
-        x = x.clone() if x.is_inference() else x.detach()
+        if x.shape[0]:
+            x = x.clone() if x.is_inference() else x.detach()
         if bad is not None:
             x = x.masked_fill(bad.view(-1, *[1] * (x.dim() - 1)), 0.0)
-        scorer = Scorer(model, known, chosen, labels, loss, method)
-        score = cuda_graph_score if cuda_graph else Scorer.score
-        values, logits = score(scorer, x, micro_batch)
-    if bad is not None:
-        values[bad] = float("inf")
-        logits = logits.masked_fill(bad[:, None], float("nan"))
-    return GradientNorms(values if several else values[:, 0], tuple(chosen), logits)
+        yield Prepared(known, chosen, x, bad)

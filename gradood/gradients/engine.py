@@ -66,6 +66,9 @@ class _Contribution:
 class Recorder(SourceMode):
     """Follow a plan through one forward pass, then turn gradients into norms ``[N, L]``."""
 
+    #: Whether calls that can may replace their operator's backward pass.
+    may_take_over = True
+
     def __init__(
         self,
         plan: Plan,
@@ -118,7 +121,8 @@ class Recorder(SourceMode):
         data = call.data
         held = data.detach() if step.needs_data and data is not None else None
         out: Tensor
-        if held is not None and step.added == step.uses and call.takes_over():
+        replaced = self.may_take_over and step.added == step.uses
+        if held is not None and replaced and call.takes_over():
             backward = partial(self._take_over, step, call, [held], held._version)
             out = TakenOver.apply(data, compute, backward)
         else:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from gradood.gradients.axis import SampleAxis
@@ -60,6 +61,14 @@ class Call(ABC):
     @abstractmethod
     def gradient(self, x: Tensor | None, d: Tensor, role: str) -> Tensor:
         """The per-sample gradients ``[N, *operand.shape]`` of one operand."""
+
+    def gradients(self, x: Tensor | None, d: Tensor, role: str) -> Tensor:
+        """The same for K output gradients ``d`` ``[N, K, …]`` at once: ``[N, K, *shape]``."""
+        return torch.stack([self.gradient(x, one, role) for one in d.unbind(1)], 1)
+
+    def gram(self, x: Tensor | None, d: Tensor, role: str) -> Tensor | None:
+        """Inner products ``[N, K, K]`` of ``gradients``, or None where those are shorter."""
+        return None
 
 
 def tensors(**operands: Any) -> dict[str, Tensor]:

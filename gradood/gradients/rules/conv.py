@@ -101,6 +101,14 @@ class ConvCall(Call):
             x.shape[0], *self.operands["weight"].shape
         )
 
+    def gradients(self, x: Tensor | None, d: Tensor, role: str) -> Tensor:
+        if role == "bias" or self.transposed or self.geometry.groups > 1 or self.axis.merged:
+            return super().gradients(x, d, role)
+        assert x is not None
+        # As if they were the output channels of one convolution: its input is unfolded once.
+        gradient = reference.conv_gradient(x.to(d.dtype), d.flatten(1, 2), *self.geometry)
+        return gradient.view(*d.shape[:3], *gradient.shape[2:])
+
     def _arrange(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor, Geometry]:
         """Turn images merged into the batch, ``[N, m, C, *S]``, into one more spatial dimension."""
         if not self.axis.merged:

@@ -56,6 +56,19 @@ class LinearCall(Call):
         gradient = torch.bmm(d.transpose(1, 2), tokens(x).to(d.dtype))
         return gradient.transpose(1, 2) if self.transposed else gradient
 
+    def gram(self, x: Tensor | None, d: Tensor, role: str) -> Tensor | None:
+        # Σ_tu ⟨x_t, x_u⟩ ⟨d_kt, d_lu⟩: the first factor is the same for all k, l.
+        d = d.unsqueeze(2) if d.dim() == 3 else d.flatten(2, -2)  # [N, K, T, P]
+        rows, width = d.shape[2:]
+        if role == "bias" or x is None:
+            return None
+        x = tokens(x).to(d.dtype)
+        if rows * (width + x.shape[2]) > width * x.shape[2]:
+            return None
+        mixed = torch.bmm(torch.bmm(x, x.transpose(1, 2)), d.transpose(1, 2).flatten(2))
+        mixed = mixed.unflatten(2, (-1, width)).transpose(1, 2)
+        return torch.bmm(mixed.flatten(2), d.flatten(2).transpose(1, 2))
+
 
 class MatmulCall(LinearCall):
     """``y = x W``, and ``addmm``: ``y = b + x W``. The weight gradient is ``Σ_t x_t d_tᵀ``."""
