@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,7 +79,7 @@ class Detector(ABC):
 
     @property
     def threshold(self) -> float:
-        """Scores above it are anomalous.
+        """Scores above it are anomalous; ``calibrate`` sets it, or an assignment.
 
         Raises:
             NotFittedError: ``calibrate`` has not been called since the last ``fit``.
@@ -89,6 +90,12 @@ class Detector(ABC):
                 "call calibrate(normal, fpr=...) with normal inputs it was not fitted on"
             )
         return self._threshold
+
+    @threshold.setter
+    def threshold(self, value: float) -> None:
+        if not math.isfinite(value):
+            raise InputError(f"threshold = {value}; expected a number, in the unit of the scores")
+        self._threshold = float(value)
 
     def score(self, x: Source) -> Tensor:
         """Score every input of ``x``; higher = more anomalous.
