@@ -14,9 +14,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import sys
 from collections.abc import Iterator
 
 import torch
+from triton.errors import TritonError
 
 from gradood.benchmarking.gpu.dry_driver import TARGETS, dry
 from gradood.benchmarking.gpu.launch_cases import LaunchCase, launch_cases
@@ -25,6 +27,7 @@ from gradood.errors import BackendError
 from gradood.kernels import launch
 from gradood.kernels.launch import Settings
 from gradood.ops import triton_backend
+from gradood.ops.dispatch import load
 
 #: The case that stands for an entry of the table.
 STANDS_FOR = {
@@ -35,7 +38,7 @@ STANDS_FOR = {
     ("conv", "small"): "conv, small",
     ("conv", "medium"): "conv, medium",
     ("conv", "large"): "conv, large",
-    ("stem", "large"): "stem",
+    ("stem", "medium"): "stem",
     ("depthwise", "large"): "depthwise 3x3",
     ("affine", "large"): "batch norm, channels last",
     ("statistics", "large"): "layer norm",
@@ -52,15 +55,19 @@ def candidates(used: Settings) -> Iterator[Settings]:
                 yield Settings(tokens, outputs, inputs, warps, stages)
 
 
-def compiled(case: LaunchCase, target: str) -> str:
-    """Why the setting in use cannot be had on a target; empty if it can."""
+def compiled(case: LaunchCase, target: str, setting: Settings) -> str:
+    """Why the setting in use cannot be had on a target; empty if it can, or if nobody knows."""
+    if target not in TARGETS:  # such as sm_86: timing it will tell
+        return ""
     try:
         with dry(target) as launches:
             getattr(triton_backend, case.operator)(*case.make())
     except BackendError as error:
         return str(error)
-    except RuntimeError as error:
-        return f"does not compile: {str(error).splitlines()[0]}"
+    except (RuntimeError, TritonError) as error:
+        return f"does not compile: {(str(error).splitlines() or [type(error).__name__])[0]}"
+    if all(one.compiled.metadata.num_warps != setting.warps for one in launches):
+        raise AssertionError("the case does not launch what is tuned: mend STANDS_FOR")
     found = [resources(one, target) for one in launches]
     spilled = sum(row["spilled"] for row in found)
     registers = max(row["registers"] for row in found)
@@ -69,12 +76,16 @@ def compiled(case: LaunchCase, target: str) -> str:
 
 
 def milliseconds(case: LaunchCase) -> float:
-    """Median time on the GPU."""
+    """Median time on the GPU; infinite if it does not run there."""
     from triton.testing import do_bench
 
     arguments = case.make("cuda")
     function = getattr(triton_backend, case.operator)
-    return float(do_bench(lambda: function(*arguments), return_mode="median"))
+    try:
+        return float(do_bench(lambda: function(*arguments), return_mode="median"))
+    except TritonError as error:
+        print(f"    does not run: {error}")
+        return float("inf")
 
 
 def use(target: str, family: str, number: str, bucket: str, setting: Settings) -> None:
@@ -85,17 +96,18 @@ def use(target: str, family: str, number: str, bucket: str, setting: Settings) -
 
 
 def tune(target: str, family: str, number: str, bucket: str, real: bool, most: int) -> None:
-    """Try the candidates of one entry and leave the best in the table."""
+    """Try the candidates of one entry; on a GPU leave the best in the table."""
     dtype = torch.float32 if number == "float" else torch.bfloat16
     case = launch_cases()[f"{STANDS_FOR[family, bucket]}, {NUMBERS[number]}"]
     size = {"small": 32, "medium": 64, "large": 1 << 30}[bucket]
     used = launch._settings(target, family, number, bucket)
     print(f"{family}, {dtype}, {bucket} (≤ {size}): now {list(used)}")
-    best, best_time = used, float("inf")
+    best, best_time, fit = used, float("inf"), 0
     for setting in itertools.islice(candidates(used), most):
         use(target, family, number, bucket, setting)
         print(f"  {list(setting)}")
-        reason = compiled(case, target)
+        reason = compiled(case, target, setting)
+        fit += not reason
         if reason:
             print(f"    {reason}")
         elif real:
@@ -104,6 +116,8 @@ def tune(target: str, family: str, number: str, bucket: str, real: bool, most: i
             if time < best_time:
                 best, best_time = setting, time
     use(target, family, number, bucket, best)
+    chosen = f"best {list(best)}, {best_time:.3f} ms" if real else "none timed: that takes a GPU"
+    print(f"  {fit} candidates can be had; {chosen}")
 
 
 def main() -> None:
@@ -113,6 +127,10 @@ def main() -> None:
     parser.add_argument("--family", choices=sorted({family for family, _ in STANDS_FOR}))
     parser.add_argument("--most", type=int, default=1000, help="candidates an entry")
     chosen = parser.parse_args()
+    missing = load("triton")[1] or (None if torch.cuda.is_available() else "no GPU is visible")
+    if chosen.dry is None and missing is not None:
+        sys.exit(f"nothing can be timed: {missing}. --dry sm_90 compiles the candidates for a GPU "
+                 "that is not there, and says which fit; the table stays as it is")  # fmt: skip
     target = chosen.dry or launch.target()
     for family, bucket in STANDS_FOR:
         if chosen.family in (None, family):

@@ -8,6 +8,7 @@ new inputs. Parameters may change in place between calls; anything else makes a 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -25,14 +26,22 @@ KEPT = 4
 LABELS = ("all_hot", "zero_hot", "uniform", "predicted", "one_hot", "top_k_hot")
 
 
-class _Captured(NamedTuple):
+class Captured(NamedTuple):
+    """A graph, the tensor that it reads, and those that it writes."""
+
     graph: torch.cuda.CUDAGraph
     x: Tensor
-    values: Tensor
-    logits: Tensor
+    results: tuple[Tensor, ...]
+
+    def replay(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Copies of the results for another ``x``."""
+        with torch.cuda.device(x.device):
+            self.x.copy_(x)
+            self.graph.replay()
+            return tuple(result.clone() for result in self.results)
 
 
-_GRAPHS: WeakKeyDictionary[nn.Module, OrderedDict[Any, _Captured]] = WeakKeyDictionary()
+_GRAPHS: WeakKeyDictionary[nn.Module, OrderedDict[Any, Captured]] = WeakKeyDictionary()
 
 
 def score(scorer: Scorer, x: Tensor, micro_batch: int | None) -> tuple[Tensor, Tensor]:
@@ -46,15 +55,12 @@ def score(scorer: Scorer, x: Tensor, micro_batch: int | None) -> tuple[Tensor, T
     graphs = _GRAPHS.setdefault(scorer.model, OrderedDict())
     key = _key(scorer, x)
     if key not in graphs:
-        graphs[key] = _capture(scorer, x)
+        graphs[key] = capture(scorer.whole, x)
     graphs.move_to_end(key)
     while len(graphs) > KEPT:
         graphs.popitem(last=False)
-    captured = graphs[key]
-    with torch.cuda.device(x.device):
-        captured.x.copy_(x)
-        captured.graph.replay()
-        return captured.values.clone(), captured.logits.clone()
+    values, logits = graphs[key].replay(x)
+    return values, logits
 
 
 def _check(scorer: Scorer, x: Tensor, micro_batch: int | None) -> None:
@@ -93,8 +99,7 @@ def _check(scorer: Scorer, x: Tensor, micro_batch: int | None) -> None:
         raise ModelError(
             "cuda_graph=True: this model treats a batch of one unlike others; pass two"
         )
-    if not x.is_cuda:
-        raise InputError(f"cuda_graph=True needs x on a CUDA device, not on {x.device}")
+    check_device(x)
     if x.shape[0] > scorer.samples_a_pass(x):
         raise InputError(
             f"cuda_graph=True captures the batch as one pass, and {x.shape[0]} samples exceed the "
@@ -110,7 +115,18 @@ def _key(scorer: Scorer, x: Tensor) -> tuple[Any, ...]:
     return (scorer.describe(x), x.shape[0], x.stride(), labels, scorer.loss, places)
 
 
-def _capture(scorer: Scorer, x: Tensor) -> _Captured:
+def check_device(x: Tensor) -> None:
+    """Refuse tensors that no graph can read."""
+    if not x.is_cuda:
+        raise InputError(f"cuda_graph=True needs x on a CUDA device, not on {x.device}")
+
+
+def capture(run: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> Captured:
+    """Capture ``run`` for inputs of the shape, type and layout of ``x``.
+
+    Raises:
+        ModelError: it does what a graph cannot hold.
+    """
     static = x.clone(memory_format=torch.preserve_format)
     device = x.device
     try:
@@ -119,14 +135,14 @@ def _capture(scorer: Scorer, x: Tensor) -> _Captured:
             side.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(side):
                 for _ in range(WARM_UPS):
-                    scorer.whole(static)
+                    run(static)
             torch.cuda.current_stream(device).wait_stream(side)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                values, logits = scorer.whole(static)
+                results = run(static)
     except RuntimeError as error:
         raise ModelError(
             f"cuda_graph=True: the passes cannot be captured ({str(error).splitlines()[0]}); a "
             "model must not copy from or to the CPU, or look at values; use cuda_graph=False"
         ) from error
-    return _Captured(graph, static, values, logits)
+    return Captured(graph, static, results)

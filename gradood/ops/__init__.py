@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from gradood.ops.dispatch import Served, dispatch, offers, tracing
+from gradood.ops.vmap import merging
 
 __all__ = [
     "Served",
@@ -82,6 +83,8 @@ def _register(name: str, schema: str) -> None:
         return norm, d.new_empty(d.shape[0] if with_bias else 0, dtype=dtype)
 
     _define(name, schema, fake)
+    rule = merging(name, getattr(torch.ops.gradood, name), 1 if name == "bias_sqnorm" else 2)
+    torch.library.register_vmap(f"gradood::{name}", rule, lib=_LIBRARY)
 
 
 def _fake_noisy_batch(x: torch.Tensor, rows: torch.Tensor, *options: Any) -> torch.Tensor:
@@ -125,6 +128,7 @@ def _operator(name: str) -> Callable[..., Any]:
 
     def call(*args: Any) -> Any:
         plain = type(args[0]) is torch.Tensor and not torch._C._len_torch_dispatch_stack()
+        plain = plain and torch._C._functorch.peek_interpreter_stack() is None
         if plain and not torch.compiler.is_compiling():
             return dispatch(name, *args)
         return registered(*args)

@@ -15,12 +15,13 @@ from torch.nn.utils import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from gradood.detectors import Detector
 from gradood.errors import InputError, ModelError
+from gradood.gradients.cuda_graph import Captured, capture, check_device
 from gradood.smoothing.settings import DTYPES, Smoothing
 
 #: A detector, or anything that maps inputs ``[N, ...]`` to scores ``[N]``.
 Score: TypeAlias = "Detector | Callable[[Tensor], Tensor]"
 
-_OPTIONS = ("dtype", "fold_batch_norm", "compile")
+_OPTIONS = ("dtype", "fold_batch_norm", "compile", "cuda_graph")
 
 
 class Certified:
@@ -41,6 +42,7 @@ class Certified:
         if isinstance(settings.denoiser, nn.Module):
             _check_modules(settings.denoiser)
         self._width: int | None = None
+        self._graph: Captured | None = None
         if isinstance(model, Detector):
             model._require_fitted()
             _check_modules(model.model)
@@ -58,6 +60,14 @@ class Certified:
     @torch.no_grad()
     def __call__(self, noisy: Tensor) -> Tensor:
         """Scores ``[T]`` or logits ``[T, C]`` of a noisy batch, float32 or float64."""
+        if not self._settings.cuda_graph:
+            return self._pass(noisy)
+        check_device(noisy)
+        if self._graph is None:
+            self._graph = capture(lambda x: (self._pass(x),), noisy)
+        return self._graph.replay(noisy)[0]
+
+    def _pass(self, noisy: Tensor) -> Tensor:
         if self._settings.denoiser is not None:
             clean = self._settings.denoiser(noisy, self._settings.sigma)
             if not isinstance(clean, Tensor) or clean.shape != noisy.shape:

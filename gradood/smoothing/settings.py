@@ -45,6 +45,9 @@ class Smoothing:
         channels_last: Memory layout of noisy images, and of a copy of the model.
         fold_batch_norm: Merge batch normalisation into the convolution or linear layer before it.
         compile: Run ``torch.compile``'s version of the model.
+        cuda_graph: Capture denoiser and model in a CUDA graph and replay it for every tile, so that
+            launching kernels takes no time. For modules on a GPU that neither look at values nor
+            copy from or to the CPU; not with ``compile``, which has graphs of its own.
         exact_grid: Noise on the integer lattice of inputs that are multiples of 1/255; then
             rounding in the sum of input and noise cannot make a certificate false; see
             ``smoothing.lattice``. For classes, decisions and quantiles. Without it, certificates
@@ -70,6 +73,7 @@ class Smoothing:
     channels_last: bool = False
     fold_batch_norm: bool = False
     compile: bool = False
+    cuda_graph: bool = False
     exact_grid: bool = False
     progress: bool | None = None
 
@@ -93,17 +97,19 @@ class Smoothing:
             raise InputError(f"dtype = {self.dtype!r}; expected one of {', '.join(DTYPES)}")
         if self.denoiser is not None and not callable(self.denoiser):
             raise InputError("denoiser is not callable; expected (noisy, sigma) -> clean, or None")
+        if self.cuda_graph and self.compile:
+            raise InputError("cuda_graph and compile exclude one another; leave one of them off")
         if self.clamp is not None:
             low, high = self.clamp
             if not low < high:
                 raise InputError(f"clamp = {self.clamp}; expected (low, high) with low < high")
 
     def as_json(self) -> dict[str, Any]:
-        """What a certificate depends on, as JSON values: all but batch size and progress bar."""
+        """What a certificate depends on, as JSON values: all but how it is computed and shown."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values["denoiser"] = None if self.denoiser is None else _name_of(self.denoiser)
         values["clamp"] = None if self.clamp is None else [float(v) for v in self.clamp]
-        del values["batch_size"], values["progress"]
+        del values["batch_size"], values["cuda_graph"], values["progress"]
         return values
 
 

@@ -132,7 +132,35 @@ def test_compiled_models_certify(classifier, pictures):
     assert not found.abstained[0] and found.evidence.common["settings"]["compile"]
 
 
-@pytest.mark.parametrize("option", ["fold_batch_norm", "compile"])
+def test_what_a_cuda_graph_cannot_hold_is_refused(classifier, pictures):
+    with pytest.raises(InputError, match="cuda_graph and compile exclude one another"):
+        gradood.Smoothing(sigma=0.1, cuda_graph=True, compile=True)
+    smoothing = gradood.Smoothing(sigma=0.1, n=64, cuda_graph=True)
+    with pytest.raises(InputError, match="needs x on a CUDA device, not on cpu"):
+        gradood.certify_class(classifier, pictures.cpu(), smoothing)
+    assert "cuda_graph" not in smoothing.as_json()  # it changes no certificate
+
+
+class Looking(nn.Module):
+    """Decides on the CPU."""
+
+    def forward(self, x):
+        return x.flatten(1) if x.sum() > 0 else -x.flatten(1)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_replays_certify_the_same(classifier, pictures):
+    classifier, pictures = classifier.cuda(), pictures[3:5].cuda()
+    plain, graph = (gradood.Smoothing(sigma=0.01, n=64, cuda_graph=on) for on in (False, True))
+    wanted = gradood.certify_class(classifier, pictures, plain)
+    got = gradood.certify_class(classifier, pictures, graph)
+    assert got.evidence.rows == wanted.evidence.rows
+    with pytest.raises(ModelError, match="cannot be captured.*cuda_graph=False"):
+        gradood.certify_class(Looking(), pictures, graph)
+
+
+@pytest.mark.parametrize("option", ["fold_batch_norm", "compile", "cuda_graph"])
 def test_options_that_cannot_apply_are_refused(classifier, pictures, option):
     smoothing = gradood.Smoothing(sigma=0.1, **{option: True})
     with pytest.raises(InputError, match=f"{option} cannot be applied to plain callables"):

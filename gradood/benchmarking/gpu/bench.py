@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,9 @@ def measure(
         for method, prepare in _methods().items():
             say(f"{workload.model}: {method}")
             rows.append(_row(workload, dtype, method, prepare, name))
-        yield _related(rows, _least(workload, dtype, peaks(name)))
+        rates = peaks(name)
+        least = rates and _least(_calls(workload), workload.batch, dtype, rates)
+        yield _related(rows, least)
 
 
 def dry(
@@ -66,8 +68,9 @@ def dry(
     rates = DEVICES[TARGETS[target]] if target in TARGETS else None
     for workload in workloads:
         say(workload.model)
-        found = summary(replay(_calls(workload), target, dtype, workload.batch), target)
-        least = _least(workload, dtype, rates)
+        calls = _calls(workload)
+        found = summary(replay(calls, target, dtype, workload.batch), target)
+        least = None if rates is None else _least(calls, workload.batch, dtype, rates)
         yield {"model": workload.model, "batch": workload.batch, **found, "least ms": least}
 
 
@@ -151,18 +154,15 @@ def _related(rows: list[Row], least: float | None) -> list[Row]:
 
 
 def _calls(workload: Workload) -> list[tuple[str, tuple[Any, ...]]]:
-    model, x = workload.build()
-    return record(model, x[:2])
+    return record(*replace(workload, batch=2).build())
 
 
-def _least(workload: Workload, dtype: torch.dtype, rates: Peaks | None) -> float | None:
+def _least(calls: Sequence[Any], batch: int, dtype: torch.dtype, rates: Peaks) -> float:
     """Milliseconds that the norms of one batch take at least."""
-    if rates is None:
-        return None
     total = 0.0
-    for operator, arguments in _calls(workload):
+    for operator, arguments in calls:
         made = tuple(
-            a.tensor(workload.batch, dtype) if i < 2 and hasattr(a, "tensor") else a
+            a.tensor(batch, dtype) if i < 2 and hasattr(a, "tensor") else a
             for i, a in enumerate(arguments)
         )
         total += least_seconds(operator, made, rates)

@@ -1,7 +1,8 @@
 """The operator calls of whole models, replayed as dry launches for any GPU.
 
-``python -m gradood.benchmarking.gpu.model_launches --out launches.json`` runs every model once on
-the CPU, notes the sizes and strides of each call, and compiles what a batch of 64 would launch.
+``python -m gradood.benchmarking.gpu.model_launches --out launches.json`` runs every model on two
+samples on the CPU, notes the sizes and strides of each call, and compiles what a batch of 64 would
+launch: some 60 different kernels a GPU for all models together.
 """
 
 from __future__ import annotations
@@ -25,6 +26,12 @@ from gradood.benchmarking.gpu.resources import resources
 MODELS = ("resnet18", "resnet50", "vit_b_16", "mobilenet_v3_large")
 BATCH = 64
 _RECORDED = 2
+#: Backends of the CPU take over backward passes of norm layers; on a GPU PyTorch's own runs, and
+#: the norm is an operator of its own: its name, and which arguments it keeps.
+_ON_GPU = {
+    "batch_norm_backward_sqnorm": ("batch_norm_sqnorm", (0, 1, 2, 3)),
+    "layer_norm_backward_sqnorm": ("layer_norm_sqnorm", (0, 1, 3, 4)),
+}
 
 
 class _Shape(NamedTuple):
@@ -50,8 +57,9 @@ class _Recorder(TorchDispatchMode):
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         if function.namespace == "gradood":
-            kept = tuple(_described(a) for a in args)
-            self.calls.append((function.__name__.removesuffix(".default"), kept))
+            name = function.__name__.removesuffix(".default")
+            name, places = _ON_GPU.get(name, (name, range(len(args))))
+            self.calls.append((name, tuple(_described(args[i]) for i in places)))
         return function(*args, **(kwargs or {}))
 
 
@@ -59,7 +67,7 @@ def record(model: nn.Module, x: Tensor) -> list[tuple[str, tuple[Any, ...]]]:
     """Every operator call that the gradient norms of a batch make, tensors by their shapes."""
     from gradood import gradient_norms
 
-    gradient_norms(model, x[:1].expand_as(x).contiguous())  # the plan is made without recording
+    gradient_norms(model, x[:1])  # the plan is made without recording
     recorder = _Recorder()
     with recorder:
         gradient_norms(model, x)
@@ -89,7 +97,8 @@ def replay(
 
 def summary(launches: Sequence[Launch], target: str) -> dict[str, Any]:
     """Launches, kernels compiled, and the worst of their resources."""
-    kernels = {launch.compiled.hash: resources(launch, target) for launch in launches}
+    distinct = {launch.compiled.hash: launch for launch in launches}
+    kernels = {key: resources(launch, target) for key, launch in distinct.items()}
     return {
         "launches": len(launches),
         "by kernel": dict(sorted(Counter(launch.kernel for launch in launches).items())),

@@ -33,6 +33,8 @@ TENSOR_CORE = {
     "gfx942": "v_mfma",
     "gfx950": "v_mfma",
 }
+#: Kernels that only add up, or look up what is small.
+SMALL = ("sum_kernel", "statistics_kernel")
 #: Bits of a load by the suffix of its instruction; 32 without one.
 _SASS_LOAD = re.compile(r"\b(?:LDG|LDGSTS)\.E((?:\.\w+)*)")
 _SASS_WIDTHS = {"128": 128, "64": 64, "U16": 16, "S16": 16, "U8": 8}
@@ -40,29 +42,32 @@ _AMD_LOAD = re.compile(r"\b(?:global|buffer)_load_(\w+)")
 _AMD_WIDTHS = {"dwordx4": 128, "dwordx3": 96, "dwordx2": 64, "dword": 32}
 
 
-def resources(launch: Launch, target: str) -> dict[str, Any]:
-    """What one compiled kernel takes."""
-    found = _amd(launch.compiled) if target.startswith("gfx") else _nvidia(launch.compiled)
+def resources(launch: Launch, target: str, loads: bool = False) -> dict[str, Any]:
+    """What one compiled kernel takes; for NVIDIA also the widths of its loads, which takes longer.
+
+    Spilled registers live in local memory, whose size is that of the stack and of LOCAL.
+    """
+    found = _amd(launch.compiled) if target.startswith("gfx") else _nvidia(launch.compiled, loads)
     found["shared"] = launch.compiled.metadata.shared
     found["warps"] = launch.compiled.metadata.num_warps
     return found
 
 
-def _nvidia(compiled: Any) -> dict[str, Any]:
+def _nvidia(compiled: Any, loads: bool) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
         usage = _output("cuobjdump", "-res-usage", file.name)
-        sass = _output("nvdisasm", "-c", file.name)
+        sass = _output("nvdisasm", "-c", file.name) if loads else ""
     use = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
     assert use is not None, usage
-    local = len(re.findall(r"\b(?:LDL|STL)", sass))
     ptx = compiled.asm["ptx"]
+    widths = {"loads": _count(_nvidia_width(m) for m in _SASS_LOAD.findall(sass))} if loads else {}
     return {
         "registers": int(use[1]),
-        "spilled": int(use[2]) + int(use[3]) + local,
+        "spilled": int(use[2]) + int(use[3]),
         "tensor_core": _first(r"(?:wgmma|tcgen05\.mma|mma\.sync)", ptx),
-        "loads": _count(_nvidia_width(m) for m in _SASS_LOAD.findall(sass)),
+        **widths,
         "fused": len(re.findall(r"\bfma\.|\.approx|\.ftz", ptx)),
     }
 
@@ -112,7 +117,10 @@ def compile_case(name: str, target: str) -> dict[str, Any]:
     case = launch_cases()[name]
     with dry(target) as launches:
         getattr(triton_backend, case.operator)(*case.make())
-    return {launch.kernel: resources(launch, target) for launch in launches}
+    return {
+        launch.kernel: resources(launch, target, case.wide and launch.kernel not in SMALL)
+        for launch in launches
+    }
 
 
 def compile_all(
