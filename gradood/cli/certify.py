@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections import Counter
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,11 +14,13 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from gradood.cli import options
 from gradood.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gradood.scoring.models import LoadedModel
     from gradood.smoothing import Evidence, Smoothing
     from gradood.smoothing.settings import Denoiser
 
@@ -32,28 +34,28 @@ class Kind(str, Enum):
     QUANTILE = "quantile"
 
 
-class Score(str, Enum):
-    """Which score of the model's, for all kinds but the class."""
-
-    MAX_SOFTMAX = "max-softmax"
-    ENERGY = "energy"
-    MAHALANOBIS = "gradient-mahalanobis"
-    KNN = "gradient-knn"
-
-
 def certify(
     kind: Annotated[Kind, typer.Option(help="What to certify.")] = Kind.CLASS,
-    score: Annotated[Score, typer.Option(help="For all kinds but the class.")] = Score.MAX_SOFTMAX,
-    model: Annotated[
-        str | None,
-        typer.Option(help="module:name of a torch.nn.Module, or of a function that returns one."),
-    ] = None,
+    score: Annotated[
+        str,
+        typer.Option(
+            help="For all kinds but the class: a file of gradood fit, or the name of a detector."
+        ),
+    ] = "max-softmax",
+    model: options.Model = None,
+    weights: options.Weights = None,
+    classes: options.Classes = None,
+    preprocess: options.Preprocess = None,
+    trust: options.Trust = False,
     inputs: Annotated[
-        Path | None, typer.Option(help=".npy file [N, …] of float inputs; embedded ones if none.")
+        list[Path] | None,
+        typer.Option(help="Files or folders as for gradood score; embedded pictures if none."),
     ] = None,
     fit_inputs: Annotated[
-        Path | None, typer.Option(help=".npy file of normal inputs that fit the detector.")
+        list[Path] | None, typer.Option(help="Normal inputs that fit a detector given by name.")
     ] = None,
+    column: options.Column = None,
+    device: options.Device = "auto",
     count: Annotated[int, typer.Option(min=1, help="Use the first inputs.")] = 20,
     sigma: Annotated[float, typer.Option(help="Of the noise, in units of the input.")] = 0.02,
     radius: Annotated[
@@ -64,7 +66,10 @@ def certify(
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
     denoiser: Annotated[
         str | None,
-        typer.Option(help='"embedded", a folder that diffusers saved, or module:name.'),
+        typer.Option(
+            help="Applied to every noisy input: embedded, a folder of a diffusers pipeline, or "
+            "package.module:function."
+        ),
     ] = None,
     threshold: Annotated[float | None, typer.Option(help="For decisions.")] = None,
     q: Annotated[float, typer.Option(help="Which quantile.")] = 0.5,
@@ -83,15 +88,23 @@ def certify(
     are written with everything that is needed to check them again.
     """
     # Imported late, so that `gradood --help` does not wait for PyTorch.
+    from gradood.scoring.denoisers import load_denoiser
     from gradood.smoothing import Smoothing
 
+    source = _Source(
+        score,
+        options.ModelOptions(model, weights, classes, preprocess, trust, device),
+        column,
+        inputs,
+        fit_inputs,
+    )
     if verify is not None:
-        source = (score, model, inputs, fit_inputs, denoiser) if again else None
-        _verify(verify, source)
+        _verify(verify, source if again else None, load_denoiser(denoiser, device))
         return
-    settings = Smoothing(sigma=sigma, n=n, alpha=alpha, seed=seed, denoiser=_denoiser(denoiser))
-    x = _inputs(inputs, count)
-    certified = _certified(kind, score, model, fit_inputs)
+    settings = Smoothing(
+        sigma=sigma, n=n, alpha=alpha, seed=seed, denoiser=load_denoiser(denoiser, device)
+    )
+    certified, x = source.certified(kind), source.inputs(count)
     begin = time.perf_counter()
     target = _target(kind, radius, threshold, q)
     made = _certify(kind, certified, x, settings, {**target, "state": state})
@@ -106,21 +119,19 @@ def certify(
     console.print(f"Certificates: {out.resolve()}", highlight=False, soft_wrap=True)
 
 
-def _verify(path: Path, source: tuple[Any, ...] | None) -> None:
+def _verify(path: Path, source: _Source | None, denoiser: Denoiser | None) -> None:
     from gradood.smoothing import Smoothing, read_records, verify, verify_with_model
 
     records = read_records(path)
     if source is None:
         problems = [verify(record) for record in records]
     else:
-        score, model, inputs, fit_inputs, denoiser = source
         kind = Kind(records[0]["kind"]) if records else Kind.CLASS
-        x = _inputs(inputs, len(records))
+        certified, x = source.certified(kind), source.inputs(len(records))
         settings = None
         if records and denoiser is not None:
             recorded = {**records[0]["settings"], "tile": records[0]["tile"]}
-            settings = Smoothing(**recorded | {"denoiser": _denoiser(denoiser)})
-        certified = _certified(kind, score, model, fit_inputs)
+            settings = Smoothing(**recorded | {"denoiser": denoiser})
         problems = verify_with_model(records, certified, x, settings)
     console = Console()
     for record, problem in zip(records, problems, strict=True):
@@ -132,96 +143,61 @@ def _verify(path: Path, source: tuple[Any, ...] | None) -> None:
         raise typer.Exit(1)
 
 
-def _inputs(path: Path | None, count: int) -> Tensor:
-    import numpy as np
-    import torch
+@dataclass
+class _Source:
+    """What is certified, and for which inputs."""
 
-    from gradood.data import embedded_images
+    score: str
+    model: options.ModelOptions
+    column: str | None
+    paths: list[Path] | None
+    fit_paths: list[Path] | None
+    _loaded: LoadedModel | None = None
 
-    if path is None:
-        return embedded_images("fashion-mnist")[:count]
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read inputs from {path}: {error}") from error
-    return torch.from_numpy(array)[:count]
+    def certified(self, kind: Kind) -> Any:
+        """The model, or the fitted score on it."""
+        from gradood.scoring.fitting import DETECTORS
 
-
-def _model(name: str | None) -> Any:
-    from torch import nn
-
-    from gradood.data import embedded_classifier
-
-    if name is None:
-        return embedded_classifier()
-    found = _found("--model", name)
-    found = found if isinstance(found, nn.Module) else found()
-    if not isinstance(found, nn.Module):
-        raise InputError(f"--model {name} gives {type(found).__name__}, expected torch.nn.Module")
-    return found
-
-
-def _found(option: str, name: str) -> Any:
-    """What ``module:name`` is."""
-    module, _, attribute = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"{option} {name}: {error}; expected module:name") from error
-
-
-def _denoiser(name: str | None) -> Denoiser | None:
-    """The embedded one, one of diffusers, or ``module:name`` of ``(noisy, sigma) -> clean``."""
-    from gradood.data import embedded_denoiser
-    from gradood.data.denoiser import EXTRA
-    from gradood.data.optional import require
-    from gradood.smoothing import from_diffusers
-
-    if name is None:
-        return None
-    if name == "embedded":
-        return embedded_denoiser()
-    if Path(name).is_dir():
-        diffusers = require("diffusers", EXTRA)
-        try:
-            unet = diffusers.UNet2DModel.from_pretrained(name, subfolder="unet")
-            scheduler = diffusers.DDPMScheduler.from_pretrained(name, subfolder="scheduler")
-        except (OSError, ValueError) as error:
+        loaded = self._load()
+        if kind is Kind.CLASS:
+            return loaded.model
+        if self.score not in DETECTORS or self.score in ("max-softmax", "energy"):
+            return options.load_detector(self.score, loaded, False)
+        if self.score == "confounding":
             raise InputError(
-                f"--denoiser {name} holds no diffusers pipeline of an unconditional UNet2DModel "
-                f"with its scheduler ({error})"
-            ) from error
-        return from_diffusers(unet.eval().requires_grad_(False), scheduler)
-    found = _found("--denoiser", name)
-    if not callable(found):
-        raise InputError(f"--denoiser {name} is {type(found).__name__}, expected a function")
-    denoiser: Denoiser = found
-    return denoiser
+                "--score confounding: fit it on both kinds, and give gradood fit's file"
+            )
+        detector: Any = DETECTORS[self.score](loaded.model)
+        return detector.fit(self._normal()[:1000])
 
+    def inputs(self, count: int) -> Tensor:
+        """The first ``count`` inputs."""
+        if self.paths is None:
+            from gradood.data import embedded_images
 
-def _certified(kind: Kind, score: Score, name: str | None, fit_inputs: Path | None) -> Any:
-    """The model, or the fitted score on it."""
-    import gradood
+            return embedded_images("fashion-mnist")[:count]
+        return self._read(self.paths, count)
 
-    model = _model(name)
-    if kind is Kind.CLASS:
-        return model
-    if score is Score.MAX_SOFTMAX:
-        return gradood.MaxSoftmax(model)
-    if score is Score.ENERGY:
-        return gradood.Energy(model)
-    detector = gradood.GradientMahalanobis if score is Score.MAHALANOBIS else gradood.GradientKNN
-    return detector(model).fit(_normal(name, fit_inputs)[:1000])
+    def _normal(self) -> Tensor:
+        if self.fit_paths is not None:
+            return self._read(self.fit_paths, 1000)
+        if self.model.model is not None:
+            raise InputError("a detector on your model needs --fit-inputs, files of normal ones")
+        from gradood.data import embedded_images
 
+        return embedded_images("fashion-mnist-train")
 
-def _normal(name: str | None, path: Path | None) -> Tensor:
-    from gradood.data import embedded_images
+    def _read(self, paths: list[Path], count: int) -> Tensor:
+        from gradood.data.files import first_inputs, open_source
 
-    if path is not None:
-        return _inputs(path, 2**62)
-    if name is not None:
-        raise InputError("a detector on your model needs --fit-inputs, a .npy file of normal ones")
-    return embedded_images("fashion-mnist-train")
+        loaded = self._load()
+        source = open_source(paths, column=self.column)
+        return first_inputs(source, loaded.transform, count).to(loaded.device, loaded.dtype)
+
+    def _load(self) -> LoadedModel:
+        if self._loaded is None:
+            self._loaded = self.model.load()
+        return self._loaded
 
 
 def _target(

@@ -32,7 +32,7 @@ class PatchedUNet(nn.Module):
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
-        self.unet: nn.Module = _diffusers().UNet2DModel(**config)
+        self.unet: nn.Module = diffusers().UNet2DModel(**config)
 
     def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
         """``[N, 1, 2 H, 2 W]`` and steps ``[N]`` -> the same shape as x."""
@@ -63,7 +63,7 @@ def load_denoiser(path: str | Path) -> "EpsDenoiser":
         unet = PatchedUNet(json.loads(metadata["unet"]))
         unet.load_state_dict(tensors)
         settings = json.loads(metadata["scheduler"])
-        scheduler = _diffusers().DDPMScheduler(**settings)
+        scheduler = diffusers().DDPMScheduler(**settings)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"Cannot read the denoiser {path}: {error}") from error
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -74,5 +74,10 @@ def load_denoiser(path: str | Path) -> "EpsDenoiser":
     return from_diffusers(unet.eval().requires_grad_(False), scheduler)
 
 
-def _diffusers() -> Any:
+def diffusers() -> Any:
+    """The package.
+
+    Raises:
+        InputError: It is not installed.
+    """
     return require("diffusers", EXTRA, "The diffusion denoiser")

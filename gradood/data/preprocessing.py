@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -79,17 +80,15 @@ class Preprocessing:
     def _resized(self, image: Image, height: int, width: int) -> Image:
         from PIL.Image import Resampling
 
-        tall, wide = round(height / self.crop_pct), round(width / self.crop_pct)
-        scale = max(tall / image.height, wide / image.width)
-        size = max(wide, round(image.width * scale)), max(tall, round(image.height * scale))
+        tall, wide = math.floor(height / self.crop_pct), math.floor(width / self.crop_pct)
+        if tall * image.width >= wide * image.height:  # the height decides
+            size = max(wide, int(tall * image.width / image.height)), tall
+        else:
+            size = wide, max(tall, int(wide * image.height / image.width))
         if size != image.size:
             image = image.resize(size, Resampling[self.interpolation.upper()])
-        left, top = (image.width - width) // 2, (image.height - height) // 2
-        return (
-            image.crop((left, top, left + width, top + height))
-            if size != (width, height)
-            else (image)
-        )
+        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+        return image.crop((left, top, left + width, top + height))
 
 
 def read_preprocessing(text: str) -> Transform:

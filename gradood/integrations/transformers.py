@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from gradood.data.optional import require
-from gradood.errors import InputError
+from gradood.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
     from gradood.data.preprocessing import Transform
@@ -58,7 +59,7 @@ def transformers_model(
         InputError: transformers is not installed, or the name is neither.
         CheckpointError: The weights cannot be read, or do not fit.
     """
-    from gradood.scoring.weights import load_weights
+    from gradood.scoring.weights import read_state_dict
 
     transformers = require("transformers", "models", "--model")
     folder = Path(name)
@@ -70,37 +71,53 @@ def transformers_model(
             )
         else:
             config = transformers.AutoConfig.for_model(name, **options)
-        model = _architecture(transformers, config)
+        architecture = _architecture(transformers, config)
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise InputError(f"transformers cannot make a classifier of {name!r}: {error}") from error
-    weights = weights or _weights_in(folder)
     if weights is not None:
-        load_weights(model, weights)
+        given: Any = None, {"state_dict": read_state_dict(weights)}
+    elif (folder / "config.json").is_file():
+        given = folder, {"use_safetensors": True, "local_files_only": True}
+    else:
+        return Logits(architecture(config).eval()), None
+    model = _filled(architecture, config, weights or folder, *given)
     return Logits(model.eval()), _processor(transformers, folder)
 
 
-def _architecture(transformers: Any, config: Any) -> nn.Module:
+def _architecture(transformers: Any, config: Any) -> Any:
     """The class that the configuration names, if it is one of the package's own classifiers."""
     for name in config.architectures or ():
         if name.endswith("Classification") and hasattr(transformers, name):
-            model: nn.Module = getattr(transformers, name)(config)
-            return model
+            return getattr(transformers, name)
     for auto in ("AutoModelForImageClassification", "AutoModelForSequenceClassification"):
-        factory = getattr(transformers, auto)
-        if type(config) in factory._model_mapping:
-            made: nn.Module = factory.from_config(config)
-            return made
+        mapping = getattr(transformers, auto)._model_mapping
+        if type(config) in mapping:
+            return mapping[type(config)]
     raise ValueError(f"{config.model_type} has no classifier of images or sequences")
 
 
-def _weights_in(folder: Path) -> Path | None:
-    """The folder's weights; one file, safetensors first."""
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / name).is_file():
-            return folder / name
-    if (folder / "config.json").is_file():
-        raise InputError(f"{folder} holds no model.safetensors; give the file as --weights")
-    return None
+def _filled(
+    architecture: Any, config: Any, origin: object, place: Any, options: dict[str, Any]
+) -> nn.Module:
+    """The model with all its weights; transformers knows the older names of many."""
+    try:
+        model, report = architecture.from_pretrained(
+            place, config=config, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"the weights {origin} do not fit the model: {error}") from error
+    problems = [
+        f"{kind.replace('_keys', '')} {name}"
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        for name in sorted(map(str, report[kind]))
+    ]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise CheckpointError(
+            f"the weights {origin} do not fit the model: {'; '.join(problems[:5])}{more}"
+        )
+    filled: nn.Module = model
+    return filled
 
 
 def _processor(transformers: Any, folder: Path) -> Transform | None:

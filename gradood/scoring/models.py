@@ -13,6 +13,7 @@ from torch import nn
 
 from gradood.data.preprocessing import Preprocessing, Transform, read_preprocessing
 from gradood.errors import InputError
+from gradood.scoring.named import named
 from gradood.scoring.programs import load_program
 from gradood.scoring.weights import load_weights
 
@@ -88,7 +89,7 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype = {dtype!r}; expected one of {', '.join(DTYPES)}")
-    place = _device(device)
+    place = find_device(device)
     model, transform = _make(name, weights, classes, trust)
     if preprocess is not None:
         transform = read_preprocessing(preprocess)
@@ -156,11 +157,7 @@ def _imported(
     name: str, weights: str | Path | None, classes: int | None
 ) -> tuple[nn.Module, Transform | None]:
     _refuse(name, classes=classes)
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"--model {name}: {error}; expected {_EXPECTED}") from error
+    found = named("--model", name, _EXPECTED)
     found = found if isinstance(found, nn.Module) else found()
     model, transform = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
     if not isinstance(model, nn.Module) or not (transform is None or callable(transform)):
@@ -179,7 +176,12 @@ def _refuse(name: str, **options: object) -> None:
         raise InputError(f"{' and '.join(given)} cannot be used with {name}")
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """The device of that name, or for "auto" a GPU where there is one.
+
+    Raises:
+        InputError: This machine has none such.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -172,4 +172,6 @@ class Stream:
 def _is_lack_of_memory(error: Exception) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "not enough memory" in str(error)
+    # PyTorch's allocator for the CPU has no error of its own.
+    said = ("DefaultCPUAllocator: can't allocate", "DefaultCPUAllocator: not enough memory")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in said)

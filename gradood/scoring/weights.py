@@ -30,7 +30,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if Path(path).is_dir():
         raise CheckpointError(f"{path} is a folder; give a file of weights")
     try:
-        return load_file(path)
+        return _tensors(path, load_file(path))
     except OSError as error:
         raise CheckpointError(f"cannot read the weights {path}: {error}") from error
     except SafetensorError:

@@ -4,8 +4,17 @@ Nothing in a file is ever executed or unpacked to disk, and what is wrong with o
 that input and stops no other.
 """
 
-from gradood.data.files.decoding import Decoded, decoded
+from gradood.data.files.decoding import Decoded, decoded, first_inputs
 from gradood.data.files.opening import open_source
 from gradood.data.files.source import Item, IterableSource, Source, as_source
 
-__all__ = ["Decoded", "Item", "IterableSource", "Source", "as_source", "decoded", "open_source"]
+__all__ = [
+    "Decoded",
+    "Item",
+    "IterableSource",
+    "Source",
+    "as_source",
+    "decoded",
+    "first_inputs",
+    "open_source",
+]

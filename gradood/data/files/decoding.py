@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradood.data.files.source import Item, Position
+from gradood.data.files.source import Item, Position, Source
 from gradood.data.optional import require
 from gradood.errors import InputError
 
@@ -70,6 +71,27 @@ def decoded(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def first_inputs(source: Source, transform: Transform, count: int) -> Tensor:
+    """The first ``count`` inputs of a source as one tensor ``[N, …]``.
+
+    Raises:
+        InputError: There is none, one cannot be read, or their shapes differ.
+    """
+    found: list[Tensor] = []
+    for item in itertools.islice(decoded(source.placed(), transform), count):
+        if item.tensor is None:
+            raise InputError(f"{item.id}: {item.error}")
+        if found and item.tensor.shape != found[0].shape:
+            raise InputError(
+                f"{item.id} has the shape {list(item.tensor.shape)}, the others "
+                f"{list(found[0].shape)}"
+            )
+        found.append(item.tensor)
+    if not found:
+        raise InputError("there are no inputs")
+    return torch.stack(found)
 
 
 def as_input(value: Any, transform: Transform) -> Tensor:

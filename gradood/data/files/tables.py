@@ -87,7 +87,11 @@ def _from(metadata: Any, start: int) -> tuple[list[int], int]:
 
 
 def _value(scalar: Any) -> Any:
-    content = scalar.as_py() if not hasattr(scalar, "to_numpy") else scalar.to_numpy()
+    shape = getattr(scalar.type, "shape", None)  # of a fixed-shape tensor
+    if shape is not None and scalar.is_valid:
+        stored = scalar.value.values.to_numpy(zero_copy_only=False).reshape(shape)
+        return np.ascontiguousarray(stored.transpose(scalar.type.permutation))
+    content = scalar.as_py()
     if isinstance(content, dict):
         content = content.get("bytes")
     if content is None:
