@@ -27,7 +27,7 @@ class LogitDetector(Detector):
         self._learned = {}
 
     @abstractmethod
-    def _score_logits(self, logits: Tensor) -> Tensor:
+    def _score_outputs(self, logits: Tensor, features: Tensor | None) -> Tensor:
         """Scores ``[n]`` of float64 logits ``[n, C]``."""
 
     def fit(self, normal: Source | None = None) -> Self:
@@ -43,16 +43,20 @@ class LogitDetector(Detector):
         if self.nan_policy == "raise" and not usable.all():
             rows = (~usable).nonzero().flatten().tolist()
             raise InputError(f"inputs {rows[:10]} of a batch hold NaN or Inf; remove them")
-        logits = logits_of(self.model(batch), len(batch))
-        return torch.where(usable, self._from_logits(logits), torch.inf)
+        return self._score(usable, *self._forward(batch))
 
     def _score_norms(self, norms: GradientNorms) -> Tensor:
+        norms = norms.to(self._device)
         # Inputs flagged for NaN or Inf have NaN logits.
-        usable = norms.logits.isfinite().all(1).to(self._device)
-        return torch.where(usable, self._from_logits(norms.logits.to(self._device)), torch.inf)
+        return self._score(norms.logits.isfinite().all(1), norms.logits, norms.features)
 
-    def _from_logits(self, logits: Tensor) -> Tensor:
-        return self._score_logits(logits.double()).float()
+    def _score(self, usable: Tensor, logits: Tensor, features: Tensor | None) -> Tensor:
+        scores = self._score_outputs(logits.double(), features).float()
+        return torch.where(usable, scores, torch.inf)
+
+    def _forward(self, batch: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits ``[n, C]``, and penultimate features ``[n, F]`` if they are needed."""
+        return logits_of(self.model(batch), len(batch)), None
 
 
 class MaxSoftmax(LogitDetector):
@@ -62,7 +66,7 @@ class MaxSoftmax(LogitDetector):
     Examples in Neural Networks", 2017.
     """
 
-    def _score_logits(self, logits: Tensor) -> Tensor:
+    def _score_outputs(self, logits: Tensor, features: Tensor | None) -> Tensor:
         return 1 - logits.softmax(1).amax(1)
 
 
@@ -72,5 +76,5 @@ class Energy(LogitDetector):
     Source: Liu et al., "Energy-based Out-of-distribution Detection", 2020.
     """
 
-    def _score_logits(self, logits: Tensor) -> Tensor:
+    def _score_outputs(self, logits: Tensor, features: Tensor | None) -> Tensor:
         return -torch.logsumexp(logits, 1)

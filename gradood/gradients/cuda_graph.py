@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gradood.errors import InputError, ModelError
-from gradood.gradients.scorer import Scorer
+from gradood.gradients.scorer import Scorer, Scores
 
 #: Passes before the capture, in which every kernel is compiled, loaded and chosen.
 WARM_UPS = 3
@@ -28,15 +28,14 @@ LABELS = ("all_hot", "zero_hot", "uniform", "predicted", "one_hot", "top_k_hot")
 class _Captured(NamedTuple):
     graph: torch.cuda.CUDAGraph
     x: Tensor
-    values: Tensor
-    logits: Tensor
+    scores: Scores
 
 
 _GRAPHS: WeakKeyDictionary[nn.Module, OrderedDict[Any, _Captured]] = WeakKeyDictionary()
 
 
-def score(scorer: Scorer, x: Tensor, micro_batch: int | None) -> tuple[Tensor, Tensor]:
-    """Norms ``[N, K, L]`` and logits ``[N, C]`` from a graph, captured if there is none yet.
+def score(scorer: Scorer, x: Tensor, micro_batch: int | None) -> Scores:
+    """What ``Scorer.score`` finds, from a graph, captured if there is none yet.
 
     Raises:
         InputError: the arguments break a rule of capture.
@@ -54,7 +53,7 @@ def score(scorer: Scorer, x: Tensor, micro_batch: int | None) -> tuple[Tensor, T
     with torch.cuda.device(x.device):
         captured.x.copy_(x)
         captured.graph.replay()
-        return captured.values.clone(), captured.logits.clone()
+        return captured.scores.each(torch.clone)
 
 
 def _check(scorer: Scorer, x: Tensor, micro_batch: int | None) -> None:
@@ -66,7 +65,7 @@ def _check(scorer: Scorer, x: Tensor, micro_batch: int | None) -> None:
                 f"cuda_graph=True with label {shown}: its target is checked on the CPU, which a "
                 f"graph cannot do; use one of {', '.join(LABELS)}, or cuda_graph=False"
             )
-    if scorer.loss == "ce":
+    if "ce" in scorer.losses:
         raise InputError(
             'cuda_graph=True with loss "ce" would check the label on the CPU in every pass; use '
             '"bce" or "bce_softmax", or cuda_graph=False'
@@ -107,7 +106,7 @@ def _key(scorer: Scorer, x: Tensor) -> tuple[Any, ...]:
     tensors = (*scorer.model.parameters(), *scorer.model.buffers())
     places = tuple((t.data_ptr(), t.requires_grad) for t in tensors)
     labels = tuple(map(str, scorer.labels))
-    return (scorer.describe(x), x.shape[0], x.stride(), labels, scorer.loss, places)
+    return (scorer.describe(x), x.shape[0], x.stride(), labels, tuple(scorer.losses), places)
 
 
 def _capture(scorer: Scorer, x: Tensor) -> _Captured:
@@ -123,10 +122,10 @@ def _capture(scorer: Scorer, x: Tensor) -> _Captured:
             torch.cuda.current_stream(device).wait_stream(side)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                values, logits = scorer.whole(static)
+                scores = scorer.whole(static)
     except RuntimeError as error:
         raise ModelError(
             f"cuda_graph=True: the passes cannot be captured ({str(error).splitlines()[0]}); a "
             "model must not copy from or to the CPU, or look at values; use cuda_graph=False"
         ) from error
-    return _Captured(graph, static, values, logits)
+    return _Captured(graph, static, scores)
