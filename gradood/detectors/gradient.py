@@ -32,7 +32,8 @@ class GradientDetector(NormDetector):
     features, both from the same pass through the model.
 
     * ``"fast"``: one backward pass, norms under the all-hot label.
-    * ``"adversarial"``: two, all-hot and cross-entropy to uniform; better on attacked inputs.
+    * ``"adversarial"``: two, norms of the largest logit's gradient and of half of the logits' sum;
+      better on attacked inputs, worse on others.
     * ``"best"``: one backward pass a class, norms of every logit's own gradient.
 
     Args:
@@ -106,8 +107,8 @@ class GradientDetector(NormDetector):
     def _norms_of(self, batch: Tensor) -> GradientNorms:
         if self.label is None:
             first = gradient_norms(self.model, batch[:1], nan_policy="flag")
-            classes, preset = first.logits.shape[1], PRESETS[self.preset]
-            self.label, self.loss = preset.labels_for(classes), preset.losses_for(classes)
+            preset = PRESETS[self.preset]
+            self.label, self.loss = preset.labels(first.logits.shape[1]), preset.loss
         return super()._norms_of(batch)
 
 
