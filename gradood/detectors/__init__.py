@@ -6,17 +6,24 @@ from gradood.detectors.checkpoint import load
 from gradood.detectors.confounding import ConfoundingDetector
 from gradood.detectors.gmm import GradientGMM
 from gradood.detectors.gradient import GradientDetector
+from gradood.detectors.head import ExGrad, GradNorm
 from gradood.detectors.knn import GradientKNN
 from gradood.detectors.mahalanobis import GradientMahalanobis
+from gradood.detectors.norm_detector import NormDetector
+from gradood.detectors.uncertainty import GradUncertainty
 
 __all__ = [
     "ConfoundingDetector",
     "Detector",
     "Energy",
+    "ExGrad",
+    "GradNorm",
+    "GradUncertainty",
     "GradientDetector",
     "GradientGMM",
     "GradientKNN",
     "GradientMahalanobis",
     "MaxSoftmax",
+    "NormDetector",
     "load",
 ]

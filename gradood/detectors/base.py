@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ class Detector(ABC):
     """
 
     #: Names of the tensors that ``fit`` learns and ``save`` writes.
-    LEARNED: ClassVar[frozenset[str]] = frozenset()
+    LEARNED: frozenset[str] = frozenset()
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -189,4 +189,5 @@ class Detector(ABC):
     def _batches(self, source: InputSource, description: str) -> Iterator[Tensor]:
         batches = iterate_batches(source, self.batch_size)
         for batch in track(batches, source, description, self.progress):
-            yield batch.to(self._device)
+            if len(batch):
+                yield batch.to(self._device)

@@ -27,7 +27,7 @@ class LogitDetector(Detector):
         self._learned = {}
 
     @abstractmethod
-    def _score_logits(self, logits: Tensor) -> Tensor:
+    def _score_outputs(self, logits: Tensor, features: Tensor | None) -> Tensor:
         """Scores ``[n]`` of float64 logits ``[n, C]``."""
 
     def fit(self, normal: Source | None = None) -> Self:
@@ -38,7 +38,8 @@ class LogitDetector(Detector):
     def differentiable_score(self, x: Tensor) -> Tensor:
         """``score`` of one batch, float64, with a graph; see ``Detector.differentiable_score``."""
         self._require_eval()
-        return self._score_logits(logits_of(self.model(x), len(x)).double())
+        logits, features = self._forward(x)
+        return self._score_outputs(logits.double(), features)
 
     def _require_eval(self) -> None:
         if any(module.training for module in self.model.modules()):
@@ -51,16 +52,20 @@ class LogitDetector(Detector):
         if self.nan_policy == "raise" and not usable.all():
             rows = (~usable).nonzero().flatten().tolist()
             raise InputError(f"inputs {rows[:10]} of a batch hold NaN or Inf; remove them")
-        logits = logits_of(self.model(batch), len(batch))
-        return torch.where(usable, self._from_logits(logits), torch.inf)
+        return self._score(usable, *self._forward(batch))
 
     def _score_norms(self, norms: GradientNorms) -> Tensor:
+        norms = norms.to(self._device)
         # Inputs flagged for NaN or Inf have NaN logits.
-        usable = norms.logits.isfinite().all(1).to(self._device)
-        return torch.where(usable, self._from_logits(norms.logits.to(self._device)), torch.inf)
+        return self._score(norms.logits.isfinite().all(1), norms.logits, norms.features)
 
-    def _from_logits(self, logits: Tensor) -> Tensor:
-        return self._score_logits(logits.double()).float()
+    def _score(self, usable: Tensor, logits: Tensor, features: Tensor | None) -> Tensor:
+        scores = self._score_outputs(logits.double(), features).float()
+        return torch.where(usable, scores, torch.inf)
+
+    def _forward(self, batch: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits ``[n, C]``, and penultimate features ``[n, F]`` if they are needed."""
+        return logits_of(self.model(batch), len(batch)), None
 
 
 class MaxSoftmax(LogitDetector):
@@ -70,7 +75,7 @@ class MaxSoftmax(LogitDetector):
     Examples in Neural Networks", 2017.
     """
 
-    def _score_logits(self, logits: Tensor) -> Tensor:
+    def _score_outputs(self, logits: Tensor, features: Tensor | None) -> Tensor:
         return 1 - logits.softmax(1).amax(1)
 
 
@@ -80,5 +85,5 @@ class Energy(LogitDetector):
     Source: Liu et al., "Energy-based Out-of-distribution Detection", 2020.
     """
 
-    def _score_logits(self, logits: Tensor) -> Tensor:
+    def _score_outputs(self, logits: Tensor, features: Tensor | None) -> Tensor:
         return -torch.logsumexp(logits, 1)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, linear
 
 from gradood.detectors.features import Standardiser, log_norms, require_finite
-from gradood.detectors.gradient import GradientDetector
+from gradood.detectors.norm_detector import LogNormDetector
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -26,7 +26,7 @@ _WEIGHT_DECAY = 1e-4
 _CLIP = 10.0
 
 
-class ConfoundingDetector(GradientDetector):
+class ConfoundingDetector(LogNormDetector):
     """Two-layer network on log squared gradient norms under a confounding label.
 
     ``score = w₂ᵀ relu(W₁ z + b₁) + b₂``, the log-odds of being anomalous, with z the log norms
@@ -40,14 +40,14 @@ class ConfoundingDetector(GradientDetector):
     Args:
         model: Classifier in eval mode.
         seed: Initial weights of the network.
-        **options: As in ``GradientDetector``.
+        **options: As in ``NormDetector``.
 
     Example:
         >>> detector = gradood.ConfoundingDetector(model).fit(normal, anomalies)
         >>> scores = detector.score(images)
     """
 
-    LEARNED = GradientDetector.LEARNED | {
+    LEARNED = LogNormDetector.LEARNED | {
         "hidden_weight",
         "hidden_bias",
         "output_weight",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gradood.detectors.features import Standardiser, log_norms
-from gradood.detectors.gradient import GradientDetector
+from gradood.detectors.norm_detector import LogNormDetector
 from gradood.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _LOG = logging.getLogger("gradood")
 _REGULARISATION = 1e-3
 
 
-class GradientGMM(GradientDetector):
+class GradientGMM(LogNormDetector):
     """``-log Σ_k w_k N(f; μ_k, Σ_k)`` of standardised log norms f, with full covariances.
 
     The mixture is fitted by expectation-maximisation (scikit-learn, seeded); scores are computed in
@@ -36,14 +36,14 @@ class GradientGMM(GradientDetector):
         model: Classifier in eval mode.
         components: Number of Gaussians, at least 1; about the number of classes is a good choice.
         seed: Initialisation of the fit.
-        **options: As in ``GradientDetector``.
+        **options: As in ``NormDetector``.
 
     Example:
         >>> detector = gradood.GradientGMM(model).fit(normal)
         >>> scores = detector.score(images)
     """
 
-    LEARNED = GradientDetector.LEARNED | {"log_weights", "means", "precision_roots"}
+    LEARNED = LogNormDetector.LEARNED | {"log_weights", "means", "precision_roots"}
 
     def __init__(
         self, model: nn.Module, *, components: int = 10, seed: int = 0, **options: Any

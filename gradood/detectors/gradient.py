@@ -1,151 +1,137 @@
-"""What detectors on gradient norms share: inputs -> norms -> standardised features -> score."""
+"""``GradientDetector``: several measures of novelty from one pass, fused; three presets."""
 
 from __future__ import annotations
 
-import math
-from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from gradood.detectors.base import Detector
-from gradood.detectors.features import Standardiser, log_norms
+from gradood.detectors.features import Standardiser
+from gradood.detectors.norm_detector import NormDetector
+from gradood.detectors.novelty import Learned
+from gradood.detectors.presets import PRESETS, Part
 from gradood.errors import InputError
 from gradood.gradients import GradientNorms, gradient_norms
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from gradood.detectors.base import Source
 
+#: Of so many normal inputs, one standardises the scores of the measures that the others fit.
+_HELD_BACK = 5
 
-class GradientDetector(Detector):
-    """A detector on standardised log squared gradient norms, one feature per parameter tensor.
+
+class GradientDetector(NormDetector):
+    """Mean of several standardised measures of novelty; needs no anomalies.
+
+    ``score = mean_i (s_i - m_i) / σ_i``: s_i says how unlike those of normal inputs the vectors of
+    an input are; m_i and σ_i are its mean and standard deviation on every fifth normal input, which
+    the measure is not fitted on. The vectors are log squared gradient norms and penultimate
+    features, both from the same pass through the model.
+
+    * ``"fast"``: one backward pass, norms under the all-hot label.
+    * ``"adversarial"``: two, norms of the largest logit's gradient and of half of the logits' sum;
+      better on attacked inputs, worse on others.
+    * ``"best"``: one backward pass a class, norms of every logit's own gradient.
 
     Args:
-        model: Classifier in eval mode; see ``gradood.gradient_norms``.
-        label: Confounding label, or a list of K labels for K features per parameter tensor.
-        loss: ``"bce"``, ``"bce_softmax"`` or ``"ce"``.
-        parameters: Which parameters to use: None for all, names, glob patterns or a predicate.
-        nan_policy: ``"raise"``, or ``"flag"`` to score inputs that hold NaN or Inf as +inf.
-        batch_size: Inputs in one call of ``gradient_norms``.
-        progress: Show a progress bar on stderr; None shows it only on a terminal.
+        model: Classifier in eval mode; its last layer is linear.
+        preset: ``"fast"``, ``"adversarial"`` or ``"best"``.
+        parameters: Which parameters to use, the last layer's among them: None for all, names, glob
+            patterns or a predicate.
+        **options: As in ``Detector``.
+
+    Raises:
+        InputError: There is no such preset.
+
+    Example:
+        >>> detector = gradood.GradientDetector(model).fit(normal)
+        >>> scores = detector.score(images)
     """
 
-    LEARNED: ClassVar[frozenset[str]] = frozenset(Standardiser._fields)
+    FITTED_ON = "0.kept"
 
     def __init__(
-        self,
-        model: nn.Module,
-        *,
-        label: Any = "all_hot",
-        loss: str = "bce",
-        parameters: Any = None,
-        nan_policy: str = "raise",
-        batch_size: int = 256,
-        progress: bool | None = None,
+        self, model: nn.Module, preset: str = "fast", *, parameters: Any = None, **options: Any
     ) -> None:
-        super().__init__(model, nan_policy=nan_policy, batch_size=batch_size, progress=progress)
-        self.label, self.loss, self.parameters = label, loss, parameters
-        self._names: tuple[str, ...] | None = None
-
-    @abstractmethod
-    def _score_features(self, features: Tensor) -> Tensor:
-        """Scores ``[n]`` of standardised log norms ``[n, d]``."""
+        if preset not in PRESETS:
+            raise InputError(f"preset = {preset!r}; expected one of {', '.join(PRESETS)}")
+        super().__init__(model, label=None, parameters=parameters, **options)
+        self.preset = preset
+        self._parts = PRESETS[preset].parts
+        self.LEARNED = frozenset(
+            f"{i}.{name}" for i, part in enumerate(self._parts) for name in _names(part)
+        )
 
     def _settings(self) -> dict[str, Any]:
-        # The names, and not the selection: a predicate cannot be saved.
-        parameters = None if self._names is None else list(self._names)
-        own = {"label": self.label, "loss": self.loss, "parameters": parameters}
-        return own | super()._settings()
+        settings = super()._settings() | {"preset": self.preset}
+        return {name: value for name, value in settings.items() if name not in ("label", "loss")}
 
-    def _restore(self, learned: dict[str, Tensor]) -> None:
-        super()._restore(learned)
-        self._names = tuple(self.parameters)
+    def fit(self, normal: Source) -> Self:
+        """Learn every measure, and its scale; forgets the threshold.
 
-    def _forget(self) -> None:
-        """Begin a new ``fit``; if it fails, the detector is not fitted, rather than half."""
-        self._learned = self._threshold = self._names = None
-
-    def _norms(self, source: Source, description: str) -> GradientNorms:
-        """Gradient norms of all of ``source``, on the model's device."""
-        if isinstance(source, GradientNorms):
-            parts = [self._checked(source)]
-        else:
-            parts = [self._norms_of(batch) for batch in self._batches(source, description)]
-        parts = [part for part in parts if len(part.values)]
-        if not parts:
-            raise InputError("there are no inputs to fit on: the source is empty")
-        return GradientNorms(
-            torch.cat([part.values for part in parts]).to(self._device),
-            parts[0].names,
-            torch.cat([part.logits for part in parts]).to(self._device),
-        )
-
-    def norms(self, batch: Tensor) -> GradientNorms:
-        """Gradient norms of one batch ``[n, …]`` with this detector's label, loss and parameters.
-
-        What ``score`` and ``deviations`` take: one pass through the model serves both.
-        """
-        return self._norms_of(batch.to(self._device))
-
-    def deviations(self, norms: GradientNorms) -> Tensor:
-        """How unusual each parameter's gradient is: ``(log norm - mean) / std`` of normal inputs.
-
-        Returns:
-            float32 ``[N, L]``, columns as ``norms.names``; positive where a gradient is larger than
-            on the inputs that ``fit`` saw. Of several labels the one that deviates most. Zero for
-            norms that do not vary on those.
+        Args:
+            normal: Normal inputs, or their ``GradientNorms``; from 200 on it works, 100 a class are
+                better.
 
         Raises:
-            NotFittedError: Before ``fit``.
-            InputError: ``norms`` are of other parameters or labels.
+            InputError: Too few inputs, inputs that hold NaN or Inf or are all alike, or no
+                penultimate features.
         """
-        learned = self._require_fitted()
-        standardise = Standardiser(*(learned[name] for name in Standardiser._fields))
-        features = log_norms(self._checked(norms).values.to(self._device))
-        found = torch.zeros_like(features)
-        found[:, standardise.kept] = standardise(features)
-        by_label: Tensor = found.unflatten(1, (-1, len(norms.names)))
-        most = by_label.abs().argmax(1, keepdim=True)
-        return torch.take_along_dim(by_label, most, 1).squeeze(1)
-
-    def _norms_of(self, batch: Tensor) -> GradientNorms:
-        norms = gradient_norms(
-            self.model,
-            batch,
-            label=self.label,
-            loss=self.loss,
-            parameters=self.parameters,
-            nan_policy=self.nan_policy,
-        )
-        return self._checked(norms)
-
-    def _checked(self, norms: GradientNorms) -> GradientNorms:
-        """``norms``, provided that they are of the parameters and labels fitted on."""
-        if self._names is None:
-            self._names = norms.names
-        if norms.names != self._names:
-            differing = ", ".join(sorted(set(norms.names) ^ set(self._names))[:5]) or "their order"
-            raise InputError(
-                f"gradient norms of {len(norms.names)} parameters were given, expected those of "
-                f"the {len(self._names)} parameters fitted on; the difference: {differing}"
-            )
-        features = math.prod(norms.values.shape[1:])
-        if self._learned is not None and features != len(self._learned["kept"]):
-            raise InputError(
-                f"gradient norms with {features // len(norms.names)} labels were given, the "
-                f"detector was fitted on {len(self._learned['kept']) // len(norms.names)}"
-            )
-        return norms
-
-    def _score_batch(self, batch: Tensor) -> Tensor:
-        return self._score_norms(self._norms_of(batch))
+        self._forget()
+        norms = self._norms(normal, "fitting on normal inputs")
+        learned: Learned = {}
+        for i, part in enumerate(self._parts):
+            found = _fit_part(part, norms)
+            learned |= {f"{i}.{name}": found[name] for name in _names(part)}
+        self._learned = learned
+        return self
 
     def _score_norms(self, norms: GradientNorms) -> Tensor:
         learned = self._require_fitted()
-        features = log_norms(self._checked(norms).values.to(self._device))
-        standardise = Standardiser(*(learned[name] for name in Standardiser._fields))
-        usable = features.isfinite().all(1)
+        norms = self._checked(norms).to(self._device)
         # A flagged row must not reach the arithmetic, where Inf - Inf would make it NaN.
-        finite = torch.where(usable[:, None], features, 0.0)
-        return torch.where(usable, self._score_features(standardise(finite)).float(), torch.inf)
+        usable = norms.values.flatten(1).isfinite().all(1)
+        scores = torch.full((len(usable),), torch.inf, device=self._device)
+        if usable.any():
+            finite = norms.select(usable)
+            parts = [
+                _score_part(part, finite, {name: learned[f"{i}.{name}"] for name in _names(part)})
+                for i, part in enumerate(self._parts)
+            ]
+            scores[usable] = torch.stack(parts).mean(0).float()
+        return scores
+
+    def _norms_of(self, batch: Tensor) -> GradientNorms:
+        if self.label is None:
+            first = gradient_norms(self.model, batch[:1], nan_policy="flag")
+            preset = PRESETS[self.preset]
+            self.label, self.loss = preset.labels(first.logits.shape[1]), preset.loss
+        return super()._norms_of(batch)
+
+
+def _names(part: Part) -> tuple[str, ...]:
+    return (*Standardiser._fields, *part.novelty.learned, "centre", "scale")
+
+
+def _fit_part(part: Part, norms: GradientNorms) -> Learned:
+    vectors, classes = part.vectors(norms), norms.logits.argmax(1)
+    standardise = Standardiser.fit(vectors)
+    features = standardise(vectors).double()
+    held = torch.arange(len(features), device=features.device) % _HELD_BACK == _HELD_BACK - 1
+    learned = part.novelty.fit(features[~held], classes[~held])
+    scores = part.novelty.score(features[held], classes[held], learned)
+    scale, centre = torch.std_mean(scores)
+    # Doubles would take twice the memory, and round no better than the norms do.
+    learned |= {"centre": centre[None], "scale": scale[None]}
+    floats = {k: t.float() if t.is_floating_point() else t for k, t in learned.items()}
+    return standardise._asdict() | floats
+
+
+def _score_part(part: Part, norms: GradientNorms, learned: Learned) -> Tensor:
+    standardise = Standardiser(*(learned[name] for name in Standardiser._fields))
+    features = standardise(part.vectors(norms))
+    scores = part.novelty.score(features, norms.logits.argmax(1), learned)
+    return (scores - learned["centre"]) / learned["scale"]

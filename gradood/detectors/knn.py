@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from gradood.detectors.features import Standardiser, log_norms
-from gradood.detectors.gradient import GradientDetector
+from gradood.detectors.neighbours import nearest
+from gradood.detectors.norm_detector import LogNormDetector
 from gradood.detectors.whitening import covariance, whitening_matrix
 from gradood.errors import InputError
 
@@ -17,11 +17,8 @@ if TYPE_CHECKING:
 
     from gradood.detectors.base import Source
 
-#: Distances held at once, 256 MB in float32.
-_MAX_DISTANCES = 2**26
 
-
-class GradientKNN(GradientDetector):
+class GradientKNN(LogNormDetector):
     """Euclidean distance to the k-th nearest normal input in whitened log norms.
 
     The normal log norms are standardised, whitened once for all, and kept: memory and time grow
@@ -31,14 +28,14 @@ class GradientKNN(GradientDetector):
     Args:
         model: Classifier in eval mode.
         neighbours: k, at least 1.
-        **options: As in ``GradientDetector``.
+        **options: As in ``NormDetector``.
 
     Example:
         >>> detector = gradood.GradientKNN(model, neighbours=5).fit(normal)
         >>> scores = detector.score(images)
     """
 
-    LEARNED = GradientDetector.LEARNED | {"whitening", "bank"}
+    LEARNED = LogNormDetector.LEARNED | {"whitening", "bank"}
 
     def __init__(self, model: nn.Module, *, neighbours: int = 5, **options: Any) -> None:
         super().__init__(model, **options)
@@ -75,9 +72,4 @@ class GradientKNN(GradientDetector):
 
     def _score_features(self, features: Tensor) -> Tensor:
         learned = self._require_fitted()
-        bank, queries = learned["bank"], features @ learned["whitening"]
-        distances = [
-            torch.cdist(chunk, bank).kthvalue(self.neighbours, 1).values
-            for chunk in torch.split(queries, max(1, _MAX_DISTANCES // len(bank)))
-        ]
-        return torch.cat(distances)
+        return nearest(features @ learned["whitening"], learned["bank"], self.neighbours)

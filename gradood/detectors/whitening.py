@@ -15,12 +15,12 @@ def covariance(features: Tensor) -> Tensor:
     return torch.cov(features.T).reshape(features.shape[1], features.shape[1])
 
 
-def whitening_matrix(covariance: Tensor) -> Tensor:
+def whitening_matrix(covariance: Tensor, shrinkage: float = SHRINKAGE) -> Tensor:
     """``W = V diag((λ + s mean(λ))^-½)``: ``‖f W‖²`` is the Mahalanobis form ``fᵀ Σ⁻¹ f``.
 
-    ``V diag(λ) Vᵀ`` is ``covariance`` ``[d, d]``, best in float64, and ``s`` is ``SHRINKAGE``.
+    ``V diag(λ) Vᵀ`` is ``covariance`` ``[d, d]``, best in float64, and ``s`` the shrinkage.
     """
     eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
-    scale = (eigenvalues.clamp_min(0) + SHRINKAGE * eigenvalues.mean()).rsqrt()
+    scale = (eigenvalues.clamp_min(0) + shrinkage * eigenvalues.mean()).rsqrt()
     whitening: Tensor = eigenvectors * scale
     return whitening

@@ -16,7 +16,7 @@ Splits, by the rule that no picture a detector saw is ever scored:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -170,14 +170,16 @@ def demonstrate(seed: int = 0, images_per_set: int | None = None) -> Demonstrati
     anomalies_test = {split.name: clock.norms(split.score) for split in splits}
 
     made = clock.norms(_made_anomalies(fit, seed))
-    seen = _join([*anomalies_fit.values(), made])
+    seen = GradientNorms.join([*anomalies_fit.values(), made])
     detectors = _shared_detectors(model, normal_fit, seen, seed)
     unsupervised = detectors[MAHALANOBIS].calibrate(clock.norms(calibrate.images), fpr=0.05)
     standardise = Standardiser.fit(log_norms(normal_fit.values))
     results = []
     for split in splits:
         others = [norms for name, norms in anomalies_fit.items() if name != split.name]
-        unseen = ConfoundingDetector(model, seed=seed).fit(normal_fit, _join([*others, made]))
+        unseen = ConfoundingDetector(model, seed=seed).fit(
+            normal_fit, GradientNorms.join([*others, made])
+        )
         all_detectors = detectors | {PAPER_UNSEEN: unseen}
         norms = anomalies_test[split.name]
         results.append(_score_set(split, all_detectors, normal_test, norms, standardise))
@@ -290,15 +292,6 @@ def _labels(images: ImageSet) -> Tensor:
     return images.labels
 
 
-def _join(parts: Iterable[GradientNorms]) -> GradientNorms:
-    parts = list(parts)
-    return GradientNorms(
-        torch.cat([part.values for part in parts]),
-        parts[0].names,
-        torch.cat([part.logits for part in parts]),
-    )
-
-
 class _Clock:
     """Computes gradient norms and counts images and seconds."""
 
@@ -309,7 +302,9 @@ class _Clock:
 
     def norms(self, images: Tensor) -> GradientNorms:
         begin = time.perf_counter()
-        norms = _join(gradient_norms(self.model, batch) for batch in torch.split(images, _BATCH))
+        norms = GradientNorms.join(
+            [gradient_norms(self.model, b) for b in torch.split(images, _BATCH)]
+        )
         self.seconds += time.perf_counter() - begin
         self.images += len(images)
         return norms

@@ -14,10 +14,11 @@ from torch.nn import Parameter
 from gradood.gradients.cuda_graph import score as cuda_graph_score
 from gradood.gradients.labels import Label
 from gradood.gradients.outline import Outline
-from gradood.gradients.scorer import Scorer, locked
+from gradood.gradients.scorer import Scorer, Scores, locked
 from gradood.gradients.validation import (
     Selection,
     as_labels,
+    as_losses,
     check_arguments,
     not_finite,
     select_parameters,
@@ -33,18 +34,43 @@ class GradientNorms:
             model), on the input's device, detached.
         names: the L parameter names, in ``model.named_parameters()`` order.
         logits: ``[N, C]``, detached: the model's output on the way.
+        features: ``[N, F]``, detached: the penultimate features, that is the input of the last
+            linear operator with a selected weight that reads one vector a sample; None if the
+            rules found no such operator.
     """
 
     values: Tensor
     names: tuple[str, ...]
     logits: Tensor
+    features: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> GradientNorms:
+        """The same on another device."""
+        features = None if self.features is None else self.features.to(device)
+        return GradientNorms(self.values.to(device), self.names, self.logits.to(device), features)
+
+    def select(self, rows: Tensor | slice) -> GradientNorms:
+        """Those of some samples: indices, a boolean mask or a slice."""
+        features = None if self.features is None else self.features[rows]
+        return GradientNorms(self.values[rows], self.names, self.logits[rows], features)
+
+    @staticmethod
+    def join(parts: Sequence[GradientNorms]) -> GradientNorms:
+        """Batches with the same parameters and labels, at least one, as one."""
+        features = [part.features for part in parts if part.features is not None]
+        return GradientNorms(
+            torch.cat([part.values for part in parts]),
+            parts[0].names,
+            torch.cat([part.logits for part in parts]),
+            torch.cat(features) if len(features) == len(parts) else None,
+        )
 
 
 def gradient_norms(
     model: nn.Module,
     x: Tensor,
     label: Label | Sequence[Label] = "all_hot",
-    loss: str = "bce",
+    loss: str | Sequence[str] = "bce",
     parameters: Selection = None,
     method: str = "auto",
     micro_batch: int | None = None,
@@ -69,7 +95,9 @@ def gradient_norms(
             ``"top_k_hot:K"``, ``"one_hot:c"``, ``"predicted"``, ``"uniform"``, a Tensor ``[C]`` or
             ``[N, C]`` with entries in [0, 1], or a list of these.
         loss: ``"bce"`` (sigmoid, summed over classes), ``"bce_softmax"`` (the same of softmax
-            probabilities) or ``"ce"`` (cross-entropy to the label divided by its sum).
+            probabilities), ``"ce"`` (cross-entropy to the label divided by its sum) or ``"logit"``
+            (``Σ_c y_c z_c``, so that ``"one_hot:c"`` gives the gradient of logit c itself); for a
+            list of labels also a list, one loss each.
         parameters: which parameters: None for all, a name or glob pattern or several, or a
             predicate ``(name, parameter) → bool``. Nothing is computed before the first selected.
         method: ``"auto"``; ``"rules"`` refuses the fallback; ``"vmap"`` and ``"loop"`` are the
@@ -99,15 +127,17 @@ def gradient_norms(
         (('weight', 'bias'), torch.Size([5, 2]))
     """
     labels, several = as_labels(label)
-    with prepared(model, x, parameters, loss, method, micro_batch, nan_policy) as call:
+    losses = as_losses(loss, len(labels))
+    with prepared(model, x, parameters, method, micro_batch, nan_policy) as call:
         if x.shape[0] == 0:
             shape = (0, len(labels), len(call.chosen)) if several else (0, len(call.chosen))
             values = x.new_empty(shape, dtype=torch.float32)
             return GradientNorms(values, tuple(call.chosen), x.new_empty(0, 0))
-        scorer = Scorer(model, call.known, call.chosen, labels, loss, method)
+        scorer = Scorer(model, call.known, call.chosen, labels, losses, method)
         score = cuda_graph_score if cuda_graph else Scorer.score
-        values, logits = call.flagged(*score(scorer, call.x, micro_batch))
-    return GradientNorms(values if several else values[:, 0], tuple(call.chosen), logits)
+        scores = call.flagged(score(scorer, call.x, micro_batch))
+    values = scores.values if several else scores.values[:, 0]
+    return GradientNorms(values, tuple(call.chosen), scores.logits, scores.features)
 
 
 class Prepared(NamedTuple):
@@ -118,12 +148,16 @@ class Prepared(NamedTuple):
     x: Tensor
     bad: Tensor | None
 
-    def flagged(self, values: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows with NaN or Inf have infinite values, and no logits."""
-        if self.bad is not None:
-            values[self.bad] = float("inf")
-            logits = logits.masked_fill(self.bad[:, None], float("nan"))
-        return values, logits
+    def flagged(self, scores: Scores) -> Scores:
+        """Rows with NaN or Inf have infinite values, and neither logits nor features."""
+        if self.bad is None:
+            return scores
+        values, logits, features = scores
+        values[self.bad] = float("inf")
+        logits = logits.masked_fill(self.bad[:, None], float("nan"))
+        if features is not None:
+            features = features.masked_fill(self.bad[:, None], float("nan"))
+        return Scores(values, logits, features)
 
 
 @contextmanager
@@ -131,13 +165,12 @@ def prepared(
     model: nn.Module,
     x: Tensor,
     parameters: Selection,
-    loss: str,
     method: str,
     micro_batch: int | None,
     nan_policy: str,
 ) -> Iterator[Prepared]:
     """Check the arguments of ``gradient_norms``; hold the model's lock, with gradients enabled."""
-    check_arguments(model, x, loss, method, micro_batch, nan_policy)
+    check_arguments(model, x, method, micro_batch, nan_policy)
     bad = not_finite(x, nan_policy)
     with torch.inference_mode(False), torch.enable_grad(), locked(model) as known:
         chosen = select_parameters(model, parameters, known)

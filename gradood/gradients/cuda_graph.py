@@ -14,9 +14,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from gradood.errors import InputError, ModelError
-from gradood.gradients.scorer import Scorer
+from gradood.gradients.scorer import Scorer, Scores
 
 #: Passes before the capture, in which every kernel is compiled, loaded and chosen.
 WARM_UPS = 3
@@ -31,21 +32,21 @@ class Captured(NamedTuple):
 
     graph: torch.cuda.CUDAGraph
     x: Tensor
-    results: tuple[Tensor, ...]
+    results: Any
 
-    def replay(self, x: Tensor) -> tuple[Tensor, ...]:
+    def replay(self, x: Tensor) -> Any:
         """Copies of the results for another ``x``."""
         with torch.cuda.device(x.device):
             self.x.copy_(x)
             self.graph.replay()
-            return tuple(result.clone() for result in self.results)
+            return tree_map_only(Tensor, torch.clone, self.results)
 
 
 _GRAPHS: WeakKeyDictionary[nn.Module, OrderedDict[Any, Captured]] = WeakKeyDictionary()
 
 
-def score(scorer: Scorer, x: Tensor, micro_batch: int | None) -> tuple[Tensor, Tensor]:
-    """Norms ``[N, K, L]`` and logits ``[N, C]`` from a graph, captured if there is none yet.
+def score(scorer: Scorer, x: Tensor, micro_batch: int | None) -> Scores:
+    """What ``Scorer.score`` finds, from a graph, captured if there is none yet.
 
     Raises:
         InputError: the arguments break a rule of capture.
@@ -59,8 +60,8 @@ def score(scorer: Scorer, x: Tensor, micro_batch: int | None) -> tuple[Tensor, T
     graphs.move_to_end(key)
     while len(graphs) > KEPT:
         graphs.popitem(last=False)
-    values, logits = graphs[key].replay(x)
-    return values, logits
+    scores: Scores = graphs[key].replay(x)
+    return scores
 
 
 def _check(scorer: Scorer, x: Tensor, micro_batch: int | None) -> None:
@@ -72,7 +73,7 @@ def _check(scorer: Scorer, x: Tensor, micro_batch: int | None) -> None:
                 f"cuda_graph=True with label {shown}: its target is checked on the CPU, which a "
                 f"graph cannot do; use one of {', '.join(LABELS)}, or cuda_graph=False"
             )
-    if scorer.loss == "ce":
+    if "ce" in scorer.losses:
         raise InputError(
             'cuda_graph=True with loss "ce" would check the label on the CPU in every pass; use '
             '"bce" or "bce_softmax", or cuda_graph=False'
@@ -112,7 +113,7 @@ def _key(scorer: Scorer, x: Tensor) -> tuple[Any, ...]:
     tensors = (*scorer.model.parameters(), *scorer.model.buffers())
     places = tuple((t.data_ptr(), t.requires_grad) for t in tensors)
     labels = tuple(map(str, scorer.labels))
-    return (scorer.describe(x), x.shape[0], x.stride(), labels, scorer.loss, places)
+    return (scorer.describe(x), x.shape[0], x.stride(), labels, tuple(scorer.losses), places)
 
 
 def check_device(x: Tensor) -> None:
@@ -121,7 +122,7 @@ def check_device(x: Tensor) -> None:
         raise InputError(f"cuda_graph=True needs x on a CUDA device, not on {x.device}")
 
 
-def capture(run: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> Captured:
+def capture(run: Callable[[Tensor], Any], x: Tensor) -> Captured:
     """Capture ``run`` for inputs of the shape, type and layout of ``x``.
 
     Raises:

@@ -27,7 +27,7 @@ from gradood.gradients.plan import Forward, Plan, PlanError, Step
 from gradood.gradients.probe import Use
 from gradood.gradients.rules import Call
 from gradood.gradients.rules.broadcast import row_sqnorm
-from gradood.gradients.rules.linear import tokens
+from gradood.gradients.rules.linear import LinearCall, tokens
 from gradood.gradients.source import Source
 
 #: Called with a parameter's name, the call whose rule computes its norm, the call's input and
@@ -87,6 +87,8 @@ class Recorder(SourceMode):
         self._waiting: dict[str, list[_Contribution]] = defaultdict(list)
         self._norms: dict[str, Tensor] = {}
         self._last_label = True
+        #: The input ``[N, F]`` of the last linear operator so far that maps one vector a sample.
+        self.features: Tensor | None = None
         self.anchor = _anchor(device)
 
     def visit(self, position: int, function: Function, args: Any, kwargs: Any) -> Any:
@@ -131,6 +133,8 @@ class Recorder(SourceMode):
             hook = partial(self._receive, step, call, [held], version)
             out = watch(out, self.anchor, hook, self._plan.strange)
         self._check(step, call, out)
+        if isinstance(call, LinearCall) and data is not None and data.dim() == 2:
+            self.features = data.detach()
         call.data = None  # the hook must not keep it alive for longer than needed
         return out
 
@@ -256,8 +260,8 @@ def run(
     parameters: Mapping[str, Parameter],
     logit_gradients: Callable[[Tensor], Sequence[Tensor]],
     observer: Observer | None = None,
-) -> tuple[Tensor, list[dict[str, Tensor]]]:
-    """Score one micro-batch: its logits, and for every label the norms by parameter name.
+) -> tuple[Tensor, Tensor | None, list[dict[str, Tensor]]]:
+    """Score one micro-batch: logits, penultimate features, norms by parameter for every label.
 
     Raises:
         PlanError: the model did something else than in the probe.
@@ -272,7 +276,7 @@ def run(
             recorder.backward(logits, g, last=i == len(gradients) - 1)
             for i, g in enumerate(gradients)
         ]
-    return logits.detach(), norms
+    return logits.detach(), recorder.features, norms
 
 
 @cache

@@ -108,7 +108,7 @@ def explain(
         InputError: an argument is wrong, or ``x`` is empty or holds NaN or Inf.
         ModelError: the model cannot be scored.
     """
-    check_arguments(model, x, "bce", method, None, "raise")
+    check_arguments(model, x, method, None, "raise")
     if len(x) == 0:
         raise InputError("explain needs a sample or more to see what the model does with it")
     not_finite(x, "raise")
@@ -131,7 +131,7 @@ def explain(
     with torch.inference_mode(False), torch.enable_grad(), locked(model) as known:
         chosen.update(select_parameters(model, parameters, known))
         x = x.clone() if x.is_inference() else x.detach()
-        scorer = Scorer(model, known, chosen, ["all_hot"], "bce", method, observe)
+        scorer = Scorer(model, known, chosen, ["all_hot"], ["bce"], method, observe)
         scorer.score(x[:2], None)
         plan = scorer.plan(x[:2])
     rows = []

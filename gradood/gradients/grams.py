@@ -16,10 +16,10 @@ from gradood.gradients.engine import GRADIENT_BYTES, Recorder, full_precision
 from gradood.gradients.labels import Label, loss_gradient
 from gradood.gradients.plan import Plan, Step
 from gradood.gradients.rules import Call
-from gradood.gradients.scorer import Scorer
+from gradood.gradients.scorer import Scorer, Scores
 from gradood.gradients.source import Source
 from gradood.gradients.state import kept
-from gradood.gradients.validation import Selection, as_labels
+from gradood.gradients.validation import Selection, as_labels, as_losses
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,17 @@ class GradientGrams:
             (float64 for a float64 model), on the input's device, detached.
         names: the L parameter names, in ``model.named_parameters()`` order.
         logits: ``[N, C]``, detached.
+        features: ``[N, F]`` as in ``GradientNorms``.
     """
 
     values: Tensor
     names: tuple[str, ...]
     logits: Tensor
+    features: Tensor | None = None
 
-    def norms(self, label: Label | Sequence[Label] = "all_hot", loss: str = "bce") -> GradientNorms:
+    def norms(
+        self, label: Label | Sequence[Label] = "all_hot", loss: str | Sequence[str] = "bce"
+    ) -> GradientNorms:
         """What ``gradient_norms`` gives for ``label`` and ``loss``: ``δᵀ K δ``.
 
         ``δ`` ``[N, C]`` is the gradient of the loss at the logits. Costs no pass through the model.
@@ -48,7 +52,8 @@ class GradientGrams:
             InputError: the label or the loss is not known.
         """
         labels, several = as_labels(label)
-        deltas = torch.stack([loss_gradient(self.logits, one, loss) for one in labels], 1)
+        pairs = zip(labels, as_losses(loss, len(labels)), strict=True)
+        deltas = torch.stack([loss_gradient(self.logits, *pair) for pair in pairs], 1)
         rows = []
         for delta, gram in zip(deltas, self.values, strict=True):  # float64, a sample at a time
             pulled = torch.einsum("kc,lcd->kld", delta, gram.double())
@@ -57,7 +62,8 @@ class GradientGrams:
         values = torch.stack(rows) if rows else deltas.new_empty(shape)
         values = values.clamp_min(0).to(self.values.dtype)
         values[self.values.isinf().flatten(1).any(1)] = torch.inf  # flagged for NaN or Inf
-        return GradientNorms(values if several else values[:, 0], self.names, self.logits)
+        values = values if several else values[:, 0]
+        return GradientNorms(values, self.names, self.logits, self.features)
 
 
 def gradient_grams(
@@ -91,13 +97,13 @@ def gradient_grams(
         >>> grams.values.shape, grams.norms("uniform", "ce").values.shape
         (torch.Size([5, 2, 2, 2]), torch.Size([5, 2]))
     """
-    with prepared(model, x, parameters, "bce", method, micro_batch, nan_policy) as call:
+    with prepared(model, x, parameters, method, micro_batch, nan_policy) as call:
         if x.shape[0] == 0:
             empty = x.new_empty(0, len(call.chosen), 0, 0, dtype=torch.float32)
             return GradientGrams(empty, tuple(call.chosen), x.new_empty(0, 0))
-        scorer = _GramScorer(model, call.known, call.chosen, (), "bce", method)
-        values, logits = call.flagged(*scorer.score(call.x, micro_batch))
-    return GradientGrams(values, tuple(call.chosen), logits)
+        scorer = _GramScorer(model, call.known, call.chosen, (), (), method)
+        scores = call.flagged(scorer.score(call.x, micro_batch))
+    return GradientGrams(scores.values, tuple(call.chosen), scores.logits, scores.features)
 
 
 class _GramScorer(Scorer):
@@ -108,15 +114,15 @@ class _GramScorer(Scorer):
         classes = self._only_forward(x[:1]).shape[1]
         return max(1, super().samples_a_pass(x) // (1 + classes))
 
-    def _with_plan(self, x: Tensor, labels: Sequence[Label]) -> tuple[Tensor, Tensor]:
+    def _with_plan(self, x: Tensor, labels: Sequence[Label]) -> Scores:
         plan = self.plan(x)
         if x.shape[0] == 1 and plan.pair_lone:
-            values, logits = self._with_plan(x[[0, 0]], labels)
-            return values[:1], logits[:1]
+            return self._with_plan(x[[0, 0]], labels).each(lambda t: t[:1])
+        features = None
         grams: dict[str, Tensor] = {}
         if plan.steps:
             with kept(self.model, plan.written) if any(plan.written) else nullcontext():
-                logits, grams = self._record(plan, x)
+                logits, features, grams = self._record(plan, x)
         else:
             logits = self._only_forward(x)
         rest = {name: p for name, p in self.parameters.items() if name in plan.uncovered}
@@ -127,9 +133,9 @@ class _GramScorer(Scorer):
         unused = torch.zeros(shape, dtype=dtype, device=x.device)
         columns = [grams.get(name, unused).to(dtype) for name in self.parameters]
         values = torch.stack(columns, 1) if columns else unused[:, None][:, :0]
-        return values, logits
+        return Scores(values, logits, features)
 
-    def _record(self, plan: Plan, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _record(self, plan: Plan, x: Tensor) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
         recorder = _GramRecorder(plan, self.parameters, x.shape[0], x.device)
         with recorder:
             logits = self.forward(x)
@@ -140,7 +146,7 @@ class _GramScorer(Scorer):
             for c in range(classes):
                 recorder.logit = c
                 recorder.backward(logits, unit[c].expand_as(logits), last=c == classes - 1)
-            return logits.detach(), recorder.grams(classes)
+            return logits.detach(), recorder.features, recorder.grams(classes)
 
     def _polarised(
         self, plan: Plan, x: Tensor, rest: Mapping[str, Parameter], logits: Tensor

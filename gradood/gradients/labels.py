@@ -8,7 +8,7 @@ from torch.nn.functional import one_hot
 
 from gradood.errors import InputError
 
-LOSSES = ("bce", "bce_softmax", "ce")
+LOSSES = ("bce", "bce_softmax", "ce", "logit")
 _NAMES = (
     '"all_hot", "zero_hot", "k_hot:K", "top_k_hot:K", "one_hot:c", "predicted", "uniform", '
     "or a Tensor [C] or [N, C]"
@@ -67,11 +67,14 @@ def logit_gradient(logits: Tensor, label: Tensor, loss: str) -> Tensor:
     * ``bce``: ``Σ_c BCE(σ(z_c), y_c)`` has the gradient ``(1 − y) σ(z) − y σ(−z)``;
     * ``ce``: ``−Σ_c ȳ_c log p_c`` with ``ȳ = y / Σ y`` has ``p (1 − ȳ) − ȳ (1 − p)``;
     * ``bce_softmax``: ``Σ_c BCE(p_c, y_c)`` has ``w − p Σ_c w_c`` with
-      ``w = (1 − y) p / (1 − p) − y``.
+      ``w = (1 − y) p / (1 − p) − y``;
+    * ``logit``: ``Σ_c y_c z_c`` has ``y``.
 
     Written so that nothing cancels: a confident prediction has a tiny gradient, not a zero one.
     """
     z = logits.detach().double()
+    if loss == "logit":
+        return label
     if loss == "bce":
         return (1 - label) * z.sigmoid() - label * (-z).sigmoid()
     p = z.softmax(1)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -28,6 +28,29 @@ _LOG = logging.getLogger("gradood")
 MEMORY_BOUND = 1 << 30
 
 
+class Scores(NamedTuple):
+    """What one or several passes found: values ``[N, K, L]``, logits ``[N, C]``, features."""
+
+    values: Tensor
+    logits: Tensor
+    features: Tensor | None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Scores:
+        """The same with every tensor changed."""
+        features = None if self.features is None else change(self.features)
+        return Scores(change(self.values), change(self.logits), features)
+
+    @staticmethod
+    def join(parts: Sequence[Scores]) -> Scores:
+        """Several micro-batches as one."""
+        features = [part.features for part in parts if part.features is not None]
+        return Scores(
+            torch.cat([part.values for part in parts]),
+            torch.cat([part.logits for part in parts]),
+            torch.cat(features) if len(features) == len(parts) else None,
+        )
+
+
 class Scorer:
     """The arguments of one call that every micro-batch shares."""
 
@@ -37,27 +60,27 @@ class Scorer:
         known: Outline,
         parameters: dict[str, Parameter],
         labels: Sequence[Label],
-        loss: str,
+        losses: Sequence[str],
         method: str,
         observer: engine.Observer | None = None,
     ) -> None:
         self.model, self.outline, self.parameters = model, known, parameters
-        self.labels, self.loss, self.method = labels, loss, method
+        self.labels, self.losses, self.method = labels, losses, method
         self.observer = observer
         self._key: tuple[Any, ...] = ()
         self._verified = False  # whether vmap agrees with the loop
 
-    def score(self, x: Tensor, micro_batch: int | None) -> tuple[Tensor, Tensor]:
-        """Norms ``[N, K, L]`` and logits ``[N, C]``."""
+    def score(self, x: Tensor, micro_batch: int | None) -> Scores:
+        """Norms, logits and penultimate features of a batch."""
         self.prepare(x)
         size = micro_batch or self.samples_a_pass(x)
         if size >= len(x):
             return self._micro_batch(x, self.labels)
         rows = (slice(start, start + size) for start in range(0, len(x), size))
         parts = [self._micro_batch(x[r], [_of_rows(v, r) for v in self.labels]) for r in rows]
-        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+        return Scores.join(parts)
 
-    def whole(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def whole(self, x: Tensor) -> Scores:
         """The same for a batch that is one pass and follows its plan to the letter."""
         return self._with_plan(x, self.labels)
 
@@ -109,8 +132,8 @@ class Scorer:
             torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
         )
 
-    def _micro_batch(self, x: Tensor, labels: Sequence[Label]) -> tuple[Tensor, Tensor]:
-        """Norms and logits of some rows of the whole batch."""
+    def _micro_batch(self, x: Tensor, labels: Sequence[Label]) -> Scores:
+        """The same of some rows of the whole batch."""
         try:
             return self._with_plan(x, labels)
         except PlanError:
@@ -125,22 +148,24 @@ class Scorer:
             _PLANS[self.model][self._key] = Plan(uncovered=uncovered)
             return self._with_plan(x, labels)
 
-    def _with_plan(self, x: Tensor, labels: Sequence[Label]) -> tuple[Tensor, Tensor]:
+    def _with_plan(self, x: Tensor, labels: Sequence[Label]) -> Scores:
         plan = self.plan(x)
         if x.shape[0] == 1 and plan.pair_lone:
             pair = [0, 0]
-            values, logits = self._with_plan(x[pair], [_of_rows(label, pair) for label in labels])
-            return values[:1], logits[:1]
+            return self._with_plan(x[pair], [_of_rows(label, pair) for label in labels]).each(
+                lambda t: t[:1]
+            )
+        features = None
         gradients: list[Tensor] = []
 
         def logit_gradients(logits: Tensor) -> list[Tensor]:
-            for label in labels:
-                gradients.append(loss_gradient(logits, label, self.loss))
+            for label, loss in zip(labels, self.losses, strict=True):
+                gradients.append(loss_gradient(logits, label, loss))
             return gradients
 
         if plan.steps:
             with kept(self.model, plan.written) if any(plan.written) else nullcontext():
-                logits, norms = engine.run(
+                logits, features, norms = engine.run(
                     plan, self.forward, x, self.parameters, logit_gradients, self.observer
                 )
         else:
@@ -151,7 +176,7 @@ class Scorer:
         if rest:
             exact = self._exact(plan, x, rest, logits, gradients)
             norms = [{**a, **b} for a, b in zip(norms, exact, strict=True)]
-        return self._assemble(norms, logits), logits
+        return Scores(self._assemble(norms, logits), logits, features)
 
     def _only_forward(self, x: Tensor) -> Tensor:
         try:

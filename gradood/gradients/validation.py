@@ -92,16 +92,29 @@ def as_labels(label: Label | Sequence[Label]) -> tuple[list[Label], bool]:
     return labels, True
 
 
+def as_losses(loss: str | Sequence[str], labels: int) -> list[str]:
+    """One loss for each of so many labels.
+
+    Raises:
+        InputError: a loss is not known, or there are more or fewer losses than labels.
+    """
+    losses = [loss] * labels if isinstance(loss, str) else list(loss)
+    for one in losses:
+        if one not in LOSSES:
+            raise InputError(f"loss {one!r} is not known; use one of {', '.join(LOSSES)}")
+    if len(losses) != labels:
+        raise InputError(f"{len(losses)} losses for {labels} labels; give one, or one each")
+    return losses
+
+
 def check_arguments(
-    model: nn.Module, x: Tensor, loss: str, method: str, micro_batch: int | None, nan_policy: str
+    model: nn.Module, x: Tensor, method: str, micro_batch: int | None, nan_policy: str
 ) -> None:
     """Refuse arguments of ``gradient_norms`` that mean nothing."""
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     if not isinstance(x, Tensor) or x.dim() == 0:
         raise InputError("x must be a Tensor with the samples along dimension 0")
-    if loss not in LOSSES:
-        raise InputError(f"loss {loss!r} is not known; use one of {', '.join(LOSSES)}")
     if method not in METHODS:
         raise InputError(f"method {method!r} is not known; use one of {', '.join(METHODS)}")
     if micro_batch is not None and micro_batch < 1:

@@ -18,6 +18,7 @@ from gradood.detectors import (
     GradientKNN,
     GradientMahalanobis,
     MaxSoftmax,
+    NormDetector,
 )
 from gradood.detectors.threshold import conservative_threshold
 from gradood.errors import InputError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 #: What ``--detector`` calls them.
 DETECTORS: dict[str, type[Detector]] = {
+    "gradient": GradientDetector,
     "gradient-knn": GradientKNN,
     "gradient-mahalanobis": GradientMahalanobis,
     "gradient-gmm": GradientGMM,
@@ -55,7 +57,7 @@ def make_detector(name: str, loaded: LoadedModel, compiled: bool = False) -> Det
 
 def check_visible(kind: type[Detector], loaded: LoadedModel, compiled: bool) -> None:
     """Refuse gradient norms of models whose operators cannot be seen."""
-    if not issubclass(kind, GradientDetector):
+    if not issubclass(kind, NormDetector):
         return
     if compiled:
         raise InputError(
@@ -88,7 +90,7 @@ def fit(
     if wants_both != (anomalous is not None):
         needs = "needs" if wants_both else "takes no"
         raise InputError(f"{type(detector).__name__} {needs} --anomalous inputs")
-    if not isinstance(detector, GradientDetector):
+    if not isinstance(detector, NormDetector):
         return 0
     norms = [_norms(detector, source, stream, advance) for source in (normal, anomalous) if source]
     detector.fit(*norms)  # type: ignore[attr-defined]
@@ -116,28 +118,29 @@ def calibrate(
 
 
 def _norms(
-    detector: GradientDetector,
+    detector: NormDetector,
     source: Source,
     stream: Callable[[Any], Stream],
     advance: Callable[[int], None],
 ) -> GradientNorms:
     names: tuple[str, ...] = ()
 
-    def compute(batch: Tensor) -> tuple[Tensor, Tensor]:
+    def compute(batch: Tensor) -> tuple[Tensor, ...]:
         nonlocal names
         norms = detector.norms(batch)
         names = norms.names
-        return norms.values, norms.logits
+        found = (norms.values, norms.logits)
+        return found if norms.features is None else (*found, norms.features)
 
     parts = [
-        (_advanced(batch.results[0], batch.ids, advance), batch.results[1])
+        (_advanced(batch.results[0], batch.ids, advance), *batch.results[1:])
         for batch in stream(compute).run(source)
         if batch.results
     ]
     if not parts:
         raise InputError("no input to fit on could be scored")
-    values, logits = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    return GradientNorms(values, names, logits)
+    values, logits, *features = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return GradientNorms(values, names, logits, *features)
 
 
 def _advanced(result: Tensor, ids: list[str], advance: Callable[[int], None]) -> Tensor:

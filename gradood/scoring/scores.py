@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from torch import Tensor
 
-from gradood.detectors import Detector, GradientDetector
+from gradood.detectors import Detector, NormDetector
 from gradood.errors import NotFittedError
 from gradood.scoring.stream import Batch
 
@@ -27,12 +27,12 @@ class Scorer:
         self._threshold: float | None = None
         with suppress(NotFittedError):
             self._threshold = detector.threshold
-        self._layers = layers if isinstance(detector, GradientDetector) else 0
+        self._layers = layers if isinstance(detector, NormDetector) else 0
         self._names: Sequence[str] = ()
 
     def __call__(self, batch: Tensor) -> Sequence[Tensor]:
         """Scores ``[n]``, and deviations and numbers ``[n, layers]`` of the layers that reacted."""
-        if self._layers == 0 or not isinstance(self.detector, GradientDetector):
+        if self._layers == 0 or not isinstance(self.detector, NormDetector):
             return (self.detector.score(batch),)
         norms = self.detector.norms(batch)
         self._names = [json.dumps(name) for name in norms.names]

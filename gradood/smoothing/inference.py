@@ -64,8 +64,9 @@ class Certified:
             return self._pass(noisy)
         check_device(noisy)
         if self._graph is None:
-            self._graph = capture(lambda x: (self._pass(x),), noisy)
-        return self._graph.replay(noisy)[0]
+            self._graph = capture(self._pass, noisy)
+        result: Tensor = self._graph.replay(noisy)
+        return result
 
     def _pass(self, noisy: Tensor) -> Tensor:
         if self._settings.denoiser is not None:

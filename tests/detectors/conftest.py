@@ -1,6 +1,7 @@
 """Real pictures and the real classifier; the norms are computed once."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import pytest
 from torch import Tensor
@@ -9,15 +10,22 @@ from gradood.data import embedded_classifier, embedded_images
 from gradood.detectors import (
     ConfoundingDetector,
     Energy,
+    ExGrad,
+    GradientDetector,
     GradientGMM,
     GradientKNN,
     GradientMahalanobis,
+    GradNorm,
+    GradUncertainty,
     MaxSoftmax,
 )
 from gradood.gradients import gradient_norms
 
-GRADIENT = (ConfoundingDetector, GradientMahalanobis, GradientKNN, GradientGMM)
-ALL = (*GRADIENT, MaxSoftmax, Energy)
+GRADIENT = (
+    *(ConfoundingDetector, GradientDetector),
+    *(GradientMahalanobis, GradientKNN, GradientGMM),
+)
+ALL = (*GRADIENT, MaxSoftmax, Energy, GradNorm, ExGrad, GradUncertainty)
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,25 @@ def pictures():
 def norms(model, pictures):
     """GradientNorms by the name of the pictures."""
     return {name: gradient_norms(model, images) for name, images in vars(pictures).items()}
+
+
+#: Norms under other labels, by the detector that reads them.
+OTHER_LOSS = {GradUncertainty: "bce_softmax"}
+
+
+@pytest.fixture(scope="session")
+def norms_for(model, pictures, norms):
+    """A function: detector, name of the pictures -> the GradientNorms that the detector reads."""
+
+    @cache
+    def under(loss):
+        return {name: gradient_norms(model, x, loss=loss) for name, x in vars(pictures).items()}
+
+    def find(detector, name):
+        loss = OTHER_LOSS.get(type(detector))
+        return norms[name] if loss is None else under(loss)[name]
+
+    return find
 
 
 @pytest.fixture(scope="session")

@@ -111,8 +111,8 @@ DAMAGES = {
         "os.system.*GradientKNN",
     ),
     "abstract class": (
-        lambda path: _change(path, lambda h, t: h.update({"class": "GradientDetector"})),
-        "GradientDetector",
+        lambda path: _change(path, lambda h, t: h.update({"class": "NormDetector"})),
+        "NormDetector",
     ),
     "later format": (lambda path: _change(path, lambda h, t: h.update(format=99)), "format 99"),
     "unknown setting": (

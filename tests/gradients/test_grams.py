@@ -77,7 +77,7 @@ def classified():
     return model, images, gradood.gradient_grams(model, images)
 
 
-@pytest.mark.parametrize("loss", ["bce", "ce", "bce_softmax"])
+@pytest.mark.parametrize("loss", ["bce", "ce", "bce_softmax", "logit"])
 @pytest.mark.parametrize("label", LABELS)
 def test_grams_hold_the_norms_of_every_label_and_loss(classified, label, loss):
     model, images, grams = classified

@@ -1,0 +1,154 @@
+"""What detectors on gradient norms share: inputs -> norms -> standardised features -> score."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from gradood.detectors.base import Detector
+from gradood.detectors.features import Standardiser, log_norms
+from gradood.errors import InputError
+from gradood.gradients import GradientNorms, gradient_norms
+
+if TYPE_CHECKING:
+    from gradood.detectors.base import Source
+
+
+class NormDetector(Detector):
+    """A detector that reads gradient norms, which it computes or is given.
+
+    Args:
+        model: Classifier in eval mode; see ``gradood.gradient_norms``.
+        label: Confounding label, or a list of K labels for K features per parameter tensor.
+        loss: ``"bce"``, ``"bce_softmax"`` or ``"ce"``, or a list, one for each label.
+        parameters: Which parameters to use: None for all, names, glob patterns or a predicate.
+        nan_policy: ``"raise"``, or ``"flag"`` to score inputs that hold NaN or Inf as +inf.
+        batch_size: Inputs in one call of ``gradient_norms``.
+        progress: Show a progress bar on stderr; None shows it only on a terminal.
+    """
+
+    #: The learned tensor with an entry for each norm, if there is one.
+    FITTED_ON: ClassVar[str] = "kept"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        label: Any = "all_hot",
+        loss: str | list[str] = "bce",
+        parameters: Any = None,
+        nan_policy: str = "raise",
+        batch_size: int = 256,
+        progress: bool | None = None,
+    ) -> None:
+        super().__init__(model, nan_policy=nan_policy, batch_size=batch_size, progress=progress)
+        self.label, self.loss, self.parameters = label, loss, parameters
+        self._names: tuple[str, ...] | None = None
+
+    def _settings(self) -> dict[str, Any]:
+        # The names, and not the selection: a predicate cannot be saved.
+        parameters = None if self._names is None else list(self._names)
+        own = {"label": self.label, "loss": self.loss, "parameters": parameters}
+        return own | super()._settings()
+
+    def _restore(self, learned: dict[str, Tensor]) -> None:
+        super()._restore(learned)
+        self._names = tuple(self.parameters)
+
+    def _forget(self) -> None:
+        """Begin a new ``fit``; if it fails, the detector is not fitted, rather than half."""
+        self._learned = self._threshold = self._names = None
+
+    def _norms(self, source: Source, description: str) -> GradientNorms:
+        """Gradient norms of all of ``source``, on the model's device."""
+        if isinstance(source, GradientNorms):
+            parts = [self._checked(source)]
+        else:
+            parts = [self._norms_of(batch) for batch in self._batches(source, description)]
+        parts = [part for part in parts if len(part.values)]
+        if not parts:
+            raise InputError("there are no inputs to fit on: the source is empty")
+        return GradientNorms.join([part.to(self._device) for part in parts])
+
+    def norms(self, batch: Tensor) -> GradientNorms:
+        """Gradient norms of one batch ``[n, …]`` with this detector's label, loss and parameters.
+
+        What ``score`` and ``deviations`` take: one pass through the model serves both.
+        """
+        return self._norms_of(batch.to(self._device))
+
+    def deviations(self, norms: GradientNorms) -> Tensor:
+        """How unusual each parameter's gradient is: ``(log norm - mean) / std`` of normal inputs.
+
+        Returns:
+            float32 ``[N, L]``, columns as ``norms.names``; positive where a gradient is larger than
+            on the inputs that ``fit`` saw. Of several labels the one that deviates most. Zero for
+            norms that do not vary on those.
+
+        Raises:
+            NotFittedError: Before ``fit``.
+            InputError: ``norms`` are of other parameters or labels.
+        """
+        learned, group = self._require_fitted(), self.FITTED_ON.removesuffix("kept")
+        standardise = Standardiser(*(learned[group + name] for name in Standardiser._fields))
+        features = log_norms(self._checked(norms).values.to(self._device))
+        found = torch.zeros_like(features)
+        found[:, standardise.kept] = standardise(features)
+        by_label: Tensor = found.unflatten(1, (-1, len(norms.names)))
+        most = by_label.abs().argmax(1, keepdim=True)
+        return torch.take_along_dim(by_label, most, 1).squeeze(1)
+
+    def _norms_of(self, batch: Tensor) -> GradientNorms:
+        norms = gradient_norms(
+            self.model,
+            batch,
+            label=self.label,
+            loss=self.loss,
+            parameters=self.parameters,
+            nan_policy=self.nan_policy,
+        )
+        return self._checked(norms)
+
+    def _checked(self, norms: GradientNorms) -> GradientNorms:
+        """``norms``, provided that they are of the parameters and labels fitted on."""
+        if self._names is None:
+            self._names = norms.names
+        if norms.names != self._names:
+            differing = ", ".join(sorted(set(norms.names) ^ set(self._names))[:5]) or "their order"
+            raise InputError(
+                f"gradient norms of {len(norms.names)} parameters were given, expected those of "
+                f"the {len(self._names)} parameters fitted on; the difference: {differing}"
+            )
+        given = math.prod(norms.values.shape[1:])
+        if self._learned and given != len(self._learned[self.FITTED_ON]):
+            raise InputError(
+                f"gradient norms with {given // len(norms.names)} labels were given, the "
+                f"detector was fitted on {len(self._learned[self.FITTED_ON]) // len(norms.names)}"
+            )
+        return norms
+
+    def _score_batch(self, batch: Tensor) -> Tensor:
+        return self._score_norms(self._norms_of(batch))
+
+
+class LogNormDetector(NormDetector):
+    """A detector on standardised log squared gradient norms; arguments as in ``NormDetector``."""
+
+    LEARNED: frozenset[str] = frozenset(Standardiser._fields)
+
+    @abstractmethod
+    def _score_features(self, features: Tensor) -> Tensor:
+        """Scores ``[n]`` of standardised log norms ``[n, d]``."""
+
+    def _score_norms(self, norms: GradientNorms) -> Tensor:
+        learned = self._require_fitted()
+        features = log_norms(self._checked(norms).values.to(self._device))
+        standardise = Standardiser(*(learned[name] for name in Standardiser._fields))
+        usable = features.isfinite().all(1)
+        # A flagged row must not reach the arithmetic, where Inf - Inf would make it NaN.
+        finite = torch.where(usable[:, None], features, 0.0)
+        return torch.where(usable, self._score_features(standardise(finite)).float(), torch.inf)
