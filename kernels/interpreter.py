@@ -1,8 +1,9 @@
 """Make Triton's interpreter compute what a GPU would.
 
 As released (3.8) it multiplies the bit patterns of bfloat16 operands in ``tl.dot``, truncates where
-a GPU rounds to the nearest bfloat16, and ignores ``input_precision``. ``mend`` puts all three
-right; ``shuffled`` runs the programs of a launch in random order, as a GPU may.
+a GPU rounds to the nearest bfloat16, ignores ``input_precision``, and sums one number after another
+where the threads of a GPU sum in a tree. ``mend`` puts all four right; ``shuffled`` runs the
+programs of a launch in random order, as a GPU may.
 """
 
 from __future__ import annotations
@@ -23,11 +24,24 @@ SPLITS = {"tf32": (13, 1), "tf32x3": (13, 2), "bf16x3": (16, 2), "bf16x6": (16, 
 
 
 def mend() -> None:
-    """Replace the interpreter's dot product and its rounding to bfloat16."""
+    """Replace the interpreter's dot product, its sums and its rounding to bfloat16."""
     builder = interpreter.InterpreterBuilder
     if builder.create_dot is _dot:
         return
     builder.create_dot = _dot
+    one_by_one = interpreter.ReduceOps.sum
+
+    def in_a_tree(self: Any, source: Any) -> Any:
+        total = source.handle.data
+        if self.axis is None or self.keep_dims or total.dtype != np.float32:
+            return one_by_one(self, source)
+        total = np.moveaxis(total, self.axis, 0)
+        while len(total) > 1:
+            half = len(total) // 2  # sizes are powers of two
+            total = total[:half] + total[half:]
+        return self.to_tensor(total[0], source.dtype)
+
+    interpreter.ReduceOps.sum = in_a_tree
     released = builder.cast_impl
 
     def cast(self: Any, source: Any, target: Any) -> Any:

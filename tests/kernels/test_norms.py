@@ -27,6 +27,20 @@ def test_equals_the_reference(name):
     assert relative_error(CALLS[name].map(poisoned), run) < FLOAT
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("op", ["bias_sqnorm", "batch_norm_sqnorm", "group_norm_sqnorm"])
+def test_sums_that_cancel(op, seed):
+    """Numbers of mean zero, few channels and long sums: what is lost is lost in the last digits."""
+    torch.manual_seed(seed)
+    x, d, statistics = torch.randn(2, 3, 1201), torch.randn(2, 3, 1201), torch.rand(2, 3) + 0.5
+    arguments = {
+        "bias_sqnorm": (d,),
+        "batch_norm_sqnorm": (x, d, *statistics),
+        "group_norm_sqnorm": (x, d, 3, 1e-5),
+    }
+    assert relative_error(Call(op, arguments[op]), run) < FLOAT
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "contiguous"])
 @pytest.mark.parametrize("name", CALLS)
