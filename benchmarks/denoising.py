@@ -22,8 +22,8 @@ from gradood.data import embedded_classifier, embedded_denoiser, fashion_mnist
 
 log = logging.getLogger("gradood")
 SIGMAS = (0.12, 0.25, 0.5, 1.0)
-RADIUS, ALPHA, SAMPLES = 0.25, 1e-3, 1000
-PICTURES, CERTIFIED = 1000, 100
+RADIUS, ALPHA, SAMPLES = 0.25, 1e-3, 600
+PICTURES, CERTIFIED = 1000, 50
 
 Row = dict[str, str]
 

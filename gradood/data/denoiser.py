@@ -56,14 +56,14 @@ def load_denoiser(path: str | Path) -> "EpsDenoiser":
     """
     from gradood.smoothing.denoisers import from_diffusers
 
+    package = diffusers()
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}
         unet = PatchedUNet(json.loads(metadata["unet"]))
         unet.load_state_dict(tensors)
-        settings = json.loads(metadata["scheduler"])
-        scheduler = diffusers().DDPMScheduler(**settings)
+        scheduler = package.DDPMScheduler(**json.loads(metadata["scheduler"]))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"Cannot read the denoiser {path}: {error}") from error
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -71,7 +71,7 @@ def load_denoiser(path: str | Path) -> "EpsDenoiser":
             f"{path} is no denoiser of this package ({error}). Expected a file written by "
             "benchmarks/train_denoiser.py, with unet and scheduler in its metadata."
         ) from error
-    return from_diffusers(unet.eval().requires_grad_(False), scheduler)
+    return from_diffusers(unet, scheduler).eval().requires_grad_(False)
 
 
 def diffusers() -> Any:

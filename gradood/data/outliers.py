@@ -82,7 +82,7 @@ def foreign_glyphs(count_per_font: int = 60, seed: int = 0, root: str | Path = _
         from_array(
             "foreign-glyphs",
             np.stack(pixels),
-            licence="CC0-1.0, drawn with fonts under OFL-1.1 and Apache-2.0",
+            licence="CC0-1.0, drawn with fonts under OFL-1.1, which leaves drawings free",
             source=f"{len(files)} fonts of {', '.join(DEBIAN_FONTS)}",
             groups=groups,
         )

@@ -27,6 +27,7 @@ def networks():
         "grouped": nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, groups=2)),
         "dilated": nn.Sequential(nn.Conv2d(1, 2, 3, padding=2, dilation=2, bias=False), nn.ReLU()),
         "norm": nn.Sequential(nn.Conv2d(1, 3, 3), batch_norm(3), nn.ReLU(), nn.Conv2d(3, 2, 3)),
+        "norm alone": nn.Sequential(nn.Conv2d(1, 8, 1), batch_norm(8)),
         "pools": nn.Sequential(
             nn.Conv2d(1, 4, 3), nn.MaxPool2d(2), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(4, 3, 1)
         ),

@@ -1,8 +1,8 @@
 """What the published code of DISTRO (arXiv 2303.14961) gets wrong must not come back here.
 
-Numbers are those of the list in certificates.md. 6 (an attack loop that skips anomalies), 7 and 8
-(the interval bound of its discriminator) concern parts that come with the joint model; what exists
-of them is tested: ``pgd`` attacks every input it is given.
+Numbers are those of the list in certificates.md. 7 and 8, about the interval bound of the
+discriminator, are in ``tests/distro``; 5 also where the denoisers are tested. 6 is an attack loop
+that skips anomalies: ``pgd`` attacks every input it is given.
 """
 
 import math

@@ -1,0 +1,93 @@
+"""The embedded denoiser removes noise, and its training script writes files like it."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from gradood.data import embedded_classifier, embedded_denoiser, embedded_images, embedded_labels
+from gradood.data.denoiser import load_denoiser
+from gradood.errors import CheckpointError, InputError
+
+pytest.importorskip("diffusers")
+SCRIPT = Path(__file__).parents[2] / "benchmarks/train_denoiser.py"
+ASSET = Path(__file__).parents[2] / "gradood/data/assets/denoiser.safetensors"
+
+
+def test_the_file_is_small_and_says_how_it_was_made():
+    assert ASSET.stat().st_size < 2 * 2**20
+    with safe_open(ASSET, framework="pt") as file:
+        metadata = file.metadata()
+        weights = [file.get_tensor(name) for name in file.keys()]  # noqa: SIM118
+    assert sum(weight.numel() for weight in weights) <= 600_000
+    assert {weight.dtype for weight in weights} == {torch.float16}
+    assert metadata["command"].startswith("python benchmarks/train_denoiser.py")
+    assert int(metadata["seconds_of_one_core"]) < 40 * 60
+
+
+@pytest.mark.parametrize(
+    "sigma, error, accuracy", [(0.12, 0.004, 0.8), (0.25, 0.01, 0.75), (0.5, 0.02, 0.65)]
+)
+@torch.no_grad()
+def test_denoised_pictures_are_near_the_clean_ones_and_recognised(sigma, error, accuracy):
+    """With noise added twice, as in the published code, the error is well above this."""
+    x, labels = embedded_images("fashion-mnist")[:200], embedded_labels("fashion-mnist")[:200]
+    noise = sigma * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    denoiser, network = embedded_denoiser(), embedded_classifier()
+    clean = denoiser(x + noise, sigma)
+    found = (clean - x).square().mean()
+    assert found < error < ((x + noise).clamp(0, 1) - x).square().mean()
+    twice = denoiser(x + noise + sigma * torch.randn_like(x), sigma)
+    assert (twice - x).square().mean() > 1.5 * found
+    right = (network(clean).argmax(1) == labels).float().mean()
+    assert right > accuracy
+    assert right > (network(x + noise).argmax(1) == labels).float().mean() + 0.05
+
+
+def test_each_call_builds_a_new_one():
+    first = embedded_denoiser()
+    first.net.unet.conv_in.weight.zero_()
+    assert embedded_denoiser().net.unet.conv_in.weight.abs().sum() > 0
+    assert not any(p.requires_grad for p in first.parameters()) and not first.training
+
+
+def test_other_files_are_refused(tmp_path):
+    (tmp_path / "nothing").write_bytes(b"nothing")
+    for path in (
+        tmp_path / "missing",
+        tmp_path / "nothing",
+        ASSET.parent / "classifier.safetensors",
+    ):
+        with pytest.raises(CheckpointError):
+            load_denoiser(path)
+
+
+def test_without_diffusers_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(InputError, match=r"pip install gradood\[diffusion\]"):
+        embedded_denoiser()
+
+
+@pytest.mark.slow
+def test_training_writes_a_denoiser_whose_error_falls(tmp_path, small_fashion_mnist, monkeypatch):
+    spec = importlib.util.spec_from_file_location("train_denoiser", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(sys, "argv", ["train_denoiser.py", "--output", "/some/where.safetensors"])
+    root = small_fashion_mnist(tmp_path / "data", False)
+    threads = torch.get_num_threads()
+    errors = []
+    x = embedded_images("fashion-mnist")[:50]
+    for steps in (1, 25):
+        output = tmp_path / f"{steps}.safetensors"
+        script.main(output, steps=steps, root=root)
+        with torch.no_grad():
+            noisy = x + 0.5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+            errors.append((load_denoiser(output)(noisy, 0.5) - x).square().mean())
+    torch.set_num_threads(threads)
+    assert errors[1] < 0.7 * errors[0]
+    with safe_open(output, framework="pt") as file:
+        assert file.metadata()["command"].endswith("train_denoiser.py --output where.safetensors")
