@@ -175,6 +175,13 @@ class Detector(ABC):
         self._require_fitted()
         checkpoint.write(self, path)
 
+    def to(self, device: str | torch.device) -> Self:
+        """Move the model, and what ``fit`` has learned, as ``torch.nn.Module.to`` does."""
+        self.model.to(device)
+        if self._learned is not None:
+            self._learned = {name: tensor.to(device) for name, tensor in self._learned.items()}
+        return self
+
     def _require_fitted(self) -> dict[str, Tensor]:
         """What ``fit`` learned."""
         if self._learned is None:

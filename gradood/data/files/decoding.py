@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradood.data.files.source import Item, Position, Source
+from gradood.data.files.source import Item, Position, Source, printable
 from gradood.data.optional import require
 from gradood.errors import InputError
 
@@ -118,7 +118,7 @@ def _decode(item: Item, after: Position, transform: Transform) -> Decoded:
         return Decoded(item.id, as_input(item.load(), transform), None, after)
     except Exception as error:  # files may be damaged in every way there is
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return Decoded(item.id, None, reason, after)
+        return Decoded(item.id, None, printable(reason), after)
 
 
 def _from_bytes(pixels: Tensor, transform: Transform) -> Tensor:

@@ -146,7 +146,7 @@ def as_source(inputs: Any) -> Source:
 
 def broken(name: str, reason: str) -> Item:
     """An item that cannot be read, for ``reason``."""
-    return Item(name, partial(_fail, reason))
+    return Item(name, partial(_fail, printable(reason)))
 
 
 def printable(name: str) -> str:
