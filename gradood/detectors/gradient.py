@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gradood.detectors.base import Detector
 from gradood.detectors.features import Standardiser, log_norms
 from gradood.errors import InputError
-from gradood.gradients import GradientNorms, gradient_norms
+from gradood.gradients import GradientNorms, differentiable_norms, gradient_norms
 
 if TYPE_CHECKING:
     from gradood.detectors.base import Source
@@ -109,6 +109,17 @@ class GradientDetector(Detector):
                 f"detector was fitted on {len(self._learned['kept']) // len(norms.names)}"
             )
         return norms
+
+    def differentiable_score(self, x: Tensor) -> Tensor:
+        """``score`` of one batch, with a graph; see ``Detector.differentiable_score``.
+
+        The norms are differentiated by a second backward pass; see ``differentiable_norms``.
+        """
+        self._require_fitted()
+        norms = differentiable_norms(
+            self.model, x, label=self.label, loss=self.loss, parameters=self.parameters
+        )
+        return self._score_norms(norms)
 
     def _score_batch(self, batch: Tensor) -> Tensor:
         return self._score_norms(self._norms_of(batch))
