@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,7 +79,7 @@ class Detector(ABC):
 
     @property
     def threshold(self) -> float:
-        """Scores above it are anomalous.
+        """Scores above it are anomalous; ``calibrate`` sets it, or an assignment.
 
         Raises:
             NotFittedError: ``calibrate`` has not been called since the last ``fit``.
@@ -89,6 +90,12 @@ class Detector(ABC):
                 "call calibrate(normal, fpr=...) with normal inputs it was not fitted on"
             )
         return self._threshold
+
+    @threshold.setter
+    def threshold(self, value: float) -> None:
+        if not math.isfinite(value):
+            raise InputError(f"threshold = {value}; expected a number, in the unit of the scores")
+        self._threshold = float(value)
 
     def score(self, x: Source) -> Tensor:
         """Score every input of ``x``; higher = more anomalous.
@@ -167,6 +174,13 @@ class Detector(ABC):
         """
         self._require_fitted()
         checkpoint.write(self, path)
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move the model, and what ``fit`` has learned, as ``torch.nn.Module.to`` does."""
+        self.model.to(device)
+        if self._learned is not None:
+            self._learned = {name: tensor.to(device) for name, tensor in self._learned.items()}
+        return self
 
     def _require_fitted(self) -> dict[str, Tensor]:
         """What ``fit`` learned."""

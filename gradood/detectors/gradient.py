@@ -81,6 +81,34 @@ class GradientDetector(Detector):
             torch.cat([part.logits for part in parts]).to(self._device),
         )
 
+    def norms(self, batch: Tensor) -> GradientNorms:
+        """Gradient norms of one batch ``[n, …]`` with this detector's label, loss and parameters.
+
+        What ``score`` and ``deviations`` take: one pass through the model serves both.
+        """
+        return self._norms_of(batch.to(self._device))
+
+    def deviations(self, norms: GradientNorms) -> Tensor:
+        """How unusual each parameter's gradient is: ``(log norm - mean) / std`` of normal inputs.
+
+        Returns:
+            float32 ``[N, L]``, columns as ``norms.names``; positive where a gradient is larger than
+            on the inputs that ``fit`` saw. Of several labels the one that deviates most. Zero for
+            norms that do not vary on those.
+
+        Raises:
+            NotFittedError: Before ``fit``.
+            InputError: ``norms`` are of other parameters or labels.
+        """
+        learned = self._require_fitted()
+        standardise = Standardiser(*(learned[name] for name in Standardiser._fields))
+        features = log_norms(self._checked(norms).values.to(self._device))
+        found = torch.zeros_like(features)
+        found[:, standardise.kept] = standardise(features)
+        by_label: Tensor = found.unflatten(1, (-1, len(norms.names)))
+        most = by_label.abs().argmax(1, keepdim=True)
+        return torch.take_along_dim(by_label, most, 1).squeeze(1)
+
     def _norms_of(self, batch: Tensor) -> GradientNorms:
         norms = gradient_norms(
             self.model,
