@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         MaxSoftmax,
         load,
     )
-    from gradood.evaluation import Metrics, evaluate, evaluate_guaranteed
+    from gradood.evaluation import Metrics, evaluate, evaluate_adversarial, evaluate_guaranteed
     from gradood.gradients import (
         Explanation,
         GradientGrams,
@@ -74,6 +74,7 @@ _HOMES = {
     "certify_mean": "gradood.smoothing",
     "certify_quantile": "gradood.smoothing",
     "evaluate": "gradood.evaluation",
+    "evaluate_adversarial": "gradood.evaluation",
     "evaluate_guaranteed": "gradood.evaluation",
     "explain": "gradood.gradients",
     "gradient_grams": "gradood.gradients",
@@ -106,6 +107,7 @@ __all__ = [
     "certify_mean",
     "certify_quantile",
     "evaluate",
+    "evaluate_adversarial",
     "evaluate_guaranteed",
     "explain",
     "gradient_grams",

@@ -12,7 +12,10 @@ from typer.core import TyperGroup
 from gradood.cli.bench import bench
 from gradood.cli.certify import certify
 from gradood.cli.demo import demo
+from gradood.cli.evaluate import evaluate
+from gradood.cli.fit import fit
 from gradood.cli.info import info
+from gradood.cli.score import score
 from gradood.cli.selftest import selftest
 from gradood.errors import GradoodError
 
@@ -45,7 +48,10 @@ def _options(
 app.command()(bench)
 app.command()(certify)
 app.command()(demo)
+app.command()(evaluate)
+app.command()(fit)
 app.command()(info)
+app.command()(score)
 app.command()(selftest)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections import Counter
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,11 +14,13 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from gradood.cli import options
 from gradood.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gradood.scoring.models import LoadedModel
     from gradood.smoothing import Evidence, Smoothing
 
 
@@ -31,28 +33,28 @@ class Kind(str, Enum):
     QUANTILE = "quantile"
 
 
-class Score(str, Enum):
-    """Which score of the model's, for all kinds but the class."""
-
-    MAX_SOFTMAX = "max-softmax"
-    ENERGY = "energy"
-    MAHALANOBIS = "gradient-mahalanobis"
-    KNN = "gradient-knn"
-
-
 def certify(
     kind: Annotated[Kind, typer.Option(help="What to certify.")] = Kind.CLASS,
-    score: Annotated[Score, typer.Option(help="For all kinds but the class.")] = Score.MAX_SOFTMAX,
-    model: Annotated[
-        str | None,
-        typer.Option(help="module:name of a torch.nn.Module, or of a function that returns one."),
-    ] = None,
+    score: Annotated[
+        str,
+        typer.Option(
+            help="For all kinds but the class: a file of gradood fit, or the name of a detector."
+        ),
+    ] = "max-softmax",
+    model: options.Model = None,
+    weights: options.Weights = None,
+    classes: options.Classes = None,
+    preprocess: options.Preprocess = None,
+    trust: options.Trust = False,
     inputs: Annotated[
-        Path | None, typer.Option(help=".npy file [N, …] of float inputs; embedded ones if none.")
+        list[Path] | None,
+        typer.Option(help="Files or folders as for gradood score; embedded pictures if none."),
     ] = None,
     fit_inputs: Annotated[
-        Path | None, typer.Option(help=".npy file of normal inputs that fit the detector.")
+        list[Path] | None, typer.Option(help="Normal inputs that fit a detector given by name.")
     ] = None,
+    column: options.Column = None,
+    device: options.Device = "auto",
     count: Annotated[int, typer.Option(min=1, help="Use the first inputs.")] = 20,
     sigma: Annotated[float, typer.Option(help="Of the noise, in units of the input.")] = 0.02,
     radius: Annotated[
@@ -80,13 +82,18 @@ def certify(
     # Imported late, so that `gradood --help` does not wait for PyTorch.
     from gradood.smoothing import Smoothing
 
+    source = _Source(
+        score,
+        options.ModelOptions(model, weights, classes, preprocess, trust, device),
+        column,
+        inputs,
+        fit_inputs,
+    )
     if verify is not None:
-        source = (score, model, inputs, fit_inputs) if again else None
-        _verify(verify, source)
+        _verify(verify, source if again else None)
         return
     settings = Smoothing(sigma=sigma, n=n, alpha=alpha, seed=seed)
-    x = _inputs(inputs, count)
-    certified = _certified(kind, score, model, fit_inputs)
+    certified, x = source.certified(kind), source.inputs(count)
     begin = time.perf_counter()
     target = _target(kind, radius, threshold, q)
     made = _certify(kind, certified, x, settings, {**target, "state": state})
@@ -101,17 +108,16 @@ def certify(
     console.print(f"Certificates: {out.resolve()}", highlight=False, soft_wrap=True)
 
 
-def _verify(path: Path, source: tuple[Any, ...] | None) -> None:
+def _verify(path: Path, source: _Source | None) -> None:
     from gradood.smoothing import read_records, verify, verify_with_model
 
     records = read_records(path)
     if source is None:
         problems = [verify(record) for record in records]
     else:
-        score, model, inputs, fit_inputs = source
         kind = Kind(records[0]["kind"]) if records else Kind.CLASS
-        x = _inputs(inputs, len(records))
-        problems = verify_with_model(records, _certified(kind, score, model, fit_inputs), x)
+        certified, x = source.certified(kind), source.inputs(len(records))
+        problems = verify_with_model(records, certified, x)
     console = Console()
     for record, problem in zip(records, problems, strict=True):
         if problem is not None:
@@ -122,62 +128,61 @@ def _verify(path: Path, source: tuple[Any, ...] | None) -> None:
         raise typer.Exit(1)
 
 
-def _inputs(path: Path | None, count: int) -> Tensor:
-    import numpy as np
-    import torch
+@dataclass
+class _Source:
+    """What is certified, and for which inputs."""
 
-    from gradood.data import embedded_images
+    score: str
+    model: options.ModelOptions
+    column: str | None
+    paths: list[Path] | None
+    fit_paths: list[Path] | None
+    _loaded: LoadedModel | None = None
 
-    if path is None:
-        return embedded_images("fashion-mnist")[:count]
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read inputs from {path}: {error}") from error
-    return torch.from_numpy(array)[:count]
+    def certified(self, kind: Kind) -> Any:
+        """The model, or the fitted score on it."""
+        from gradood.scoring.fitting import DETECTORS
 
+        loaded = self._load()
+        if kind is Kind.CLASS:
+            return loaded.model
+        if self.score not in DETECTORS or self.score in ("max-softmax", "energy"):
+            return options.load_detector(self.score, loaded, False)
+        if self.score == "confounding":
+            raise InputError(
+                "--score confounding: fit it on both kinds, and give gradood fit's file"
+            )
+        detector: Any = DETECTORS[self.score](loaded.model)
+        return detector.fit(self._normal()[:1000])
 
-def _model(name: str | None) -> Any:
-    from torch import nn
+    def inputs(self, count: int) -> Tensor:
+        """The first ``count`` inputs."""
+        if self.paths is None:
+            from gradood.data import embedded_images
 
-    from gradood.data import embedded_classifier
+            return embedded_images("fashion-mnist")[:count]
+        return self._read(self.paths, count)
 
-    if name is None:
-        return embedded_classifier()
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"--model {name}: {error}; expected module:name") from error
-    found = found if isinstance(found, nn.Module) else found()
-    if not isinstance(found, nn.Module):
-        raise InputError(f"--model {name} gives {type(found).__name__}, expected torch.nn.Module")
-    return found
+    def _normal(self) -> Tensor:
+        if self.fit_paths is not None:
+            return self._read(self.fit_paths, 1000)
+        if self.model.model is not None:
+            raise InputError("a detector on your model needs --fit-inputs, files of normal ones")
+        from gradood.data import embedded_images
 
+        return embedded_images("fashion-mnist-train")
 
-def _certified(kind: Kind, score: Score, name: str | None, fit_inputs: Path | None) -> Any:
-    """The model, or the fitted score on it."""
-    import gradood
+    def _read(self, paths: list[Path], count: int) -> Tensor:
+        from gradood.data.files import first_inputs, open_source
 
-    model = _model(name)
-    if kind is Kind.CLASS:
-        return model
-    if score is Score.MAX_SOFTMAX:
-        return gradood.MaxSoftmax(model)
-    if score is Score.ENERGY:
-        return gradood.Energy(model)
-    detector = gradood.GradientMahalanobis if score is Score.MAHALANOBIS else gradood.GradientKNN
-    return detector(model).fit(_normal(name, fit_inputs)[:1000])
+        loaded = self._load()
+        source = open_source(paths, column=self.column)
+        return first_inputs(source, loaded.transform, count).to(loaded.device, loaded.dtype)
 
-
-def _normal(name: str | None, path: Path | None) -> Tensor:
-    from gradood.data import embedded_images
-
-    if path is not None:
-        return _inputs(path, 2**62)
-    if name is not None:
-        raise InputError("a detector on your model needs --fit-inputs, a .npy file of normal ones")
-    return embedded_images("fashion-mnist-train")
+    def _load(self) -> LoadedModel:
+        if self._loaded is None:
+            self._loaded = self.model.load()
+        return self._loaded
 
 
 def _target(

@@ -1,4 +1,4 @@
-"""Packages that carry data sets: found lazily, with an error that says what to install."""
+"""Optional packages, found lazily, with an error that says what to install."""
 
 import importlib
 import importlib.util
@@ -10,15 +10,15 @@ from gradood.errors import InputError
 _INSTALL = "Install it with: pip install gradood[data]"
 
 
-def require(module: str) -> ModuleType:
+def require(module: str, extra: str = "data", what: str = "This data set") -> ModuleType:
     """Import ``module``, or raise an ``InputError`` that names the extra which brings it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.split(".")[0]
         raise InputError(
-            f"This data set needs the package {package}, which cannot be imported ({error}). "
-            + _INSTALL
+            f"{what} needs the package {package}, which cannot be imported ({error}). "
+            f"Install it with: pip install gradood[{extra}]"
         ) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from gradood.detectors import checkpoint
 from gradood.detectors.batches import InputSource, iterate_batches, track
 from gradood.detectors.threshold import conservative_threshold
-from gradood.errors import InputError, NotFittedError
+from gradood.errors import InputError, ModelError, NotFittedError
 from gradood.gradients import GradientNorms
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Detector(ABC):
 
     @property
     def threshold(self) -> float:
-        """Scores above it are anomalous.
+        """Scores above it are anomalous; ``calibrate`` sets it, or an assignment.
 
         Raises:
             NotFittedError: ``calibrate`` has not been called since the last ``fit``.
@@ -89,6 +90,12 @@ class Detector(ABC):
                 "call calibrate(normal, fpr=...) with normal inputs it was not fitted on"
             )
         return self._threshold
+
+    @threshold.setter
+    def threshold(self, value: float) -> None:
+        if not math.isfinite(value):
+            raise InputError(f"threshold = {value}; expected a number, in the unit of the scores")
+        self._threshold = float(value)
 
     def score(self, x: Source) -> Tensor:
         """Score every input of ``x``; higher = more anomalous.
@@ -111,6 +118,26 @@ class Detector(ABC):
             return self._score_norms(x)
         scores = [self._score_batch(batch) for batch in self._batches(x, "scoring")]
         return torch.cat(scores) if scores else torch.empty(0, device=self._device)
+
+    def differentiable_score(self, x: Tensor) -> Tensor:
+        """``score`` of one batch, with an autograd graph that leads back to ``x``.
+
+        For attacks, and for anything else that follows a score's gradient. Rows with NaN or Inf are
+        not looked for.
+
+        Args:
+            x: ``[N, ...]`` on the model's device.
+
+        Returns:
+            ``[N]``.
+
+        Raises:
+            NotFittedError: Before ``fit``.
+            ModelError: This kind of detector has no derivative.
+        """
+        raise ModelError(
+            f"{type(self).__name__} cannot be differentiated; overload differentiable_score"
+        )
 
     def calibrate(self, normal: Source, fpr: float = 0.05) -> Self:
         """Set the threshold so that a new normal input is called anomalous with rate ``<= fpr``.
@@ -147,6 +174,13 @@ class Detector(ABC):
         """
         self._require_fitted()
         checkpoint.write(self, path)
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move the model, and what ``fit`` has learned, as ``torch.nn.Module.to`` does."""
+        self.model.to(device)
+        if self._learned is not None:
+            self._learned = {name: tensor.to(device) for name, tensor in self._learned.items()}
+        return self
 
     def _require_fitted(self) -> dict[str, Tensor]:
         """What ``fit`` learned."""

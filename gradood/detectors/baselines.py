@@ -35,10 +35,19 @@ class LogitDetector(Detector):
         self._threshold = None
         return self
 
-    @torch.no_grad()
-    def _score_batch(self, batch: Tensor) -> Tensor:
+    def differentiable_score(self, x: Tensor) -> Tensor:
+        """``score`` of one batch, float64, with a graph; see ``Detector.differentiable_score``."""
+        self._require_eval()
+        logits, features = self._forward(x)
+        return self._score_outputs(logits.double(), features)
+
+    def _require_eval(self) -> None:
         if any(module.training for module in self.model.modules()):
             raise ModelError("the model is in training mode; call model.eval() first")
+
+    @torch.no_grad()
+    def _score_batch(self, batch: Tensor) -> Tensor:
+        self._require_eval()
         usable = batch.flatten(1).isfinite().all(1)
         if self.nan_policy == "raise" and not usable.all():
             rows = (~usable).nonzero().flatten().tolist()

@@ -102,9 +102,9 @@ def evaluate_guaranteed(
         >>> result.clean_normals.auroc
         array([0.75])
     """
-    grid = _radii(radius)
-    anomalous = _bounds(lower_anomalous, "lower_anomalous", -np.inf, grid)
-    normal = _bounds(upper_normal, "upper_normal", np.inf, grid)
+    grid = radii(radius)
+    anomalous = as_bounds(lower_anomalous, "lower_anomalous", -np.inf, grid)
+    normal = as_bounds(upper_normal, "upper_normal", np.inf, grid)
     count = len(normal) + len(anomalous)
     wrong = _wrong(point_alpha, alpha, count, composition)
     still, moved = normal[:, 0], None
@@ -113,12 +113,13 @@ def evaluate_guaranteed(
             raise InputError("radius must hold 0 when upper_normal has a column for each radius.")
         still = normal[:, grid == 0][:, 0]
         pairs = zip(normal.T, anomalous.T, strict=True)
-        moved = _stacked(_worst(above, below, wrong) for above, below in pairs)
-    clean = _stacked(_worst(still, below, wrong) for below in anomalous.T)
+        moved = stacked(worst(above, below, wrong) for above, below in pairs)
+    clean = stacked(worst(still, below, wrong) for below in anomalous.T)
     return Guarantee(grid, clean, moved, alpha, wrong, len(normal), len(anomalous))
 
 
-def _radii(radius: npt.ArrayLike) -> Floats:
+def radii(radius: npt.ArrayLike) -> Floats:
+    """``[R]``, checked."""
     grid = np.atleast_1d(np.asarray(radius, np.float64))
     if grid.ndim != 1 or not grid.size or len(np.unique(grid)) < grid.size or not (grid >= 0).all():
         found = grid.tolist()
@@ -126,7 +127,7 @@ def _radii(radius: npt.ArrayLike) -> Floats:
     return grid
 
 
-def _bounds(bounds: Scores, name: str, missing: float, grid: Floats) -> Floats:
+def as_bounds(bounds: Scores, name: str, missing: float, grid: Floats) -> Floats:
     """``[N, R]``, or ``[N, 1]`` for bounds at one radius; NaN replaced."""
     if isinstance(bounds, Tensor):
         bounds = bounds.detach().cpu().double().numpy()
@@ -159,7 +160,7 @@ def _wrong(point_alpha: float, alpha: float, count: int, composition: str) -> in
     return 0
 
 
-def _worst(normal: Floats, anomalous: Floats, wrong: int) -> GuaranteedMetrics:
+def worst(normal: Floats, anomalous: Floats, wrong: int) -> GuaranteedMetrics:
     """The worst of each metric over how the wrong bounds are shared out."""
     normal, anomalous = np.sort(normal), np.sort(anomalous)[::-1]
     shares = range(max(0, wrong - len(normal)), min(wrong, len(anomalous)) + 1)
@@ -190,6 +191,7 @@ def _metrics(normal: Floats, anomalous: Floats) -> tuple[float, ...]:
     )
 
 
-def _stacked(metrics: Iterable[GuaranteedMetrics]) -> GuaranteedMetrics:
+def stacked(metrics: Iterable[GuaranteedMetrics]) -> GuaranteedMetrics:
+    """Metrics of single radii as those of all."""
     columns = zip(*metrics, strict=True)
     return GuaranteedMetrics(*(np.array(column, np.float64) for column in columns))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,13 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from gradood.errors import CheckpointError
+from gradood.state_file import StateFile
 
-_KEY, _FORMAT = "gradood-sampling", 1
-_SECONDS_BETWEEN_SAVES = 60.0
+_KEY = "gradood-sampling"
 
 
 class Entry(NamedTuple):
@@ -84,63 +78,34 @@ class Resumable:
     def __init__(
         self, path: str | Path | None, identity: Mapping[str, Any], inputs: int, *names: str
     ) -> None:
-        self._path = None if path is None else Path(path)
-        self._identity = json.loads(json.dumps(identity))
+        self._file = StateFile(path, _KEY, identity, "an interrupted certification")
         self._tallies = {name: Tally(inputs) for name in names}
-        self._saved = time.monotonic()
-        if self._path is not None and self._path.exists():
-            self._read(self._path)
+        tensors = self._file.read()
+        if tensors is not None:
+            self._restore(tensors)
 
     def __getitem__(self, name: str) -> Tally:
         return self._tallies[name]
 
     def save(self, now: bool) -> None:
         """Write the file, at once or if the last time is a minute ago."""
-        if self._path is None:
-            return
-        if not now and time.monotonic() - self._saved < _SECONDS_BETWEEN_SAVES:
+        if not (now or self._file.due):
             return
         tensors: dict[str, torch.Tensor] = {}
         for name, tally in self._tallies.items():
             finished = np.array([entry.finished for entry in tally], bool)
             parts = {"counts": tally.counts, "samples": tally.samples, "finished": finished}
             tensors |= {f"{name}.{part}": torch.from_numpy(a) for part, a in parts.items()}
-        header = {_KEY: json.dumps({"format": _FORMAT, "identity": self._identity})}
-        partial = self._path.with_name(self._path.name + ".partial")
-        save_file(tensors, partial, metadata=header)
-        os.replace(partial, self._path)
-        self._saved = time.monotonic()
+        self._file.write(tensors)
 
-    def _read(self, path: Path) -> None:
+    def _restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
         try:
-            with safe_open(path, framework="pt") as file:
-                header = json.loads((file.metadata() or {})[_KEY])
-                arrays = {name: file.get_tensor(name).numpy() for name in file.keys()}
-            self._check(path, header["identity"])
             for name, tally in self._tallies.items():
                 counts, samples, finished = (
-                    arrays[f"{name}.{part}"] for part in ("counts", "samples", "finished")
+                    tensors[f"{name}.{part}"].numpy() for part in ("counts", "samples", "finished")
                 )
                 for row in range(len(tally)):
                     kept = counts[row] if samples[row] else None
                     tally[row] = Entry(kept, int(samples[row]), bool(finished[row]))
-        except CheckpointError:
-            raise
-        except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"{path} is no state of an interrupted certification ({error}); remove it, or "
-                "choose another path"
-            ) from error
-
-    def _check(self, path: Path, saved: Mapping[str, Any]) -> None:
-        names = dict.fromkeys((*saved, *self._identity))
-        differing = [name for name in names if saved.get(name) != self._identity.get(name)]
-        if differing:
-            shown = ", ".join(
-                f"{name} ({saved.get(name)} there, {self._identity.get(name)} here)"
-                for name in differing
-            )
-            raise CheckpointError(
-                f"{path} holds samples of another run: {shown} differ. Use the same arguments, or "
-                "another path"
-            )
+        except (LookupError, TypeError, ValueError) as error:
+            raise self._file.damaged(error) from error

@@ -1,0 +1,98 @@
+"""``gradood fit``: a detector from normal inputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from gradood.cli import options
+from gradood.errors import InputError
+
+if TYPE_CHECKING:
+    from gradood.data.files import Source
+
+
+def fit(
+    inputs: options.Inputs,
+    detector: Annotated[
+        str,
+        typer.Option(
+            help="gradient-knn, gradient-mahalanobis, gradient-gmm, confounding, energy or "
+            "max-softmax."
+        ),
+    ] = "gradient-knn",
+    anomalous: Annotated[
+        list[Path] | None, typer.Option(help="Anomalous inputs, for confounding; repeat.")
+    ] = None,
+    calibrate: Annotated[
+        list[Path] | None,
+        typer.Option(help="Normal inputs that set the threshold; every fifth of INPUTS if none."),
+    ] = None,
+    fpr: Annotated[float, typer.Option(help="Accepted share of false alarms.")] = 0.05,
+    out: Annotated[Path, typer.Option(help="File for the detector.")] = Path(
+        "detector.safetensors"
+    ),
+    model: options.Model = None,
+    weights: options.Weights = None,
+    classes: options.Classes = None,
+    preprocess: options.Preprocess = None,
+    trust: options.Trust = False,
+    column: options.Column = None,
+    batch_size: options.BatchSize = "auto",
+    on_error: options.OnErrorOption = options.OnError.FAIL,
+    workers: options.Workers = None,
+    device: options.Device = "auto",
+    dtype: options.DtypeOption = options.Dtype.FLOAT32,
+    as_json: options.AsJson = False,
+) -> None:
+    """Learn what is normal for a model, and a threshold with few false alarms.
+
+    Exit status: 0, or 2 after an error.
+    """
+    # Imported late, so that `gradood --help` does not wait for PyTorch.
+    from gradood.scoring import fitting
+    from gradood.scoring.progress import Reporter
+
+    if not 0 < fpr < 1:
+        raise InputError(f"--fpr {fpr}: expected a share in (0, 1)")
+    loaded = options.ModelOptions(model, weights, classes, preprocess, trust, device, dtype).load()
+    streams = options.StreamOptions(column, batch_size, on_error, workers)
+    made = fitting.make_detector(detector, loaded)
+    normal, held_out = _split(streams.source(inputs), calibrate, streams, detector)
+    others = streams.source(anomalous) if anomalous else None
+    parts = [s.count() for s in (normal, held_out, others) if s is not None]
+    total = None if None in parts else sum(count or 0 for count in parts)
+
+    def stream(compute: Any) -> Any:
+        return streams.stream(compute, loaded)
+
+    with Reporter("fitting", total, as_json=as_json) as reporter:
+        fitted = fitting.fit(made, normal, others, stream, reporter.advance)
+        held = fitting.calibrate(made, held_out, fpr, stream, reporter.advance)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        made.save(out)
+        facts = {"fitted": fitted, "calibrated": held, "threshold": made.threshold}
+        reporter.event("done", **facts, out=str(out), seconds=round(reporter.seconds, 3))
+    if not as_json:
+        Console().print(
+            f"{type(made).__name__} fitted on {fitted:,} inputs; threshold {made.threshold:.6g} "
+            f"for {fpr:.1%} false alarms, by {held:,} others.\nDetector: {out.resolve()}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _split(
+    normal: Source, calibrate: list[Path] | None, streams: options.StreamOptions, detector: str
+) -> tuple[Source, Source]:
+    """Inputs to fit on, and others to calibrate with."""
+    from gradood.scoring.fitting import Fold
+
+    if calibrate:
+        return normal, streams.source(calibrate)
+    if detector in ("max-softmax", "energy"):  # these learn nothing
+        return normal, normal
+    return Fold(normal, 5, held_out=False), Fold(normal, 5, held_out=True)

@@ -1,0 +1,153 @@
+"""``gradood score``: how anomalous is every input, in a file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from gradood.cli import options
+from gradood.errors import InputError
+
+if TYPE_CHECKING:
+    from gradood.scoring.output import ScoreFile
+
+#: Exit status of a run that finished, but skipped inputs.
+SKIPPED = 3
+#: Exit status after Ctrl-C, as shells have it.
+INTERRUPTED = 130
+
+_DETECTOR = typer.Option(help="A file that gradood fit wrote, or max-softmax, or energy.")
+
+
+def score(
+    inputs: options.Inputs,
+    detector: Annotated[str, _DETECTOR] = "max-softmax",
+    out: Annotated[Path, typer.Option(help="Parquet if it ends so, or JSON lines.")] = Path(
+        "scores.jsonl"
+    ),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where a killed run stopped.")
+    ] = False,
+    layers: Annotated[int, typer.Option(min=0, help="Name so many layers that reacted.")] = 3,
+    model: options.Model = None,
+    weights: options.Weights = None,
+    classes: options.Classes = None,
+    preprocess: options.Preprocess = None,
+    trust: options.Trust = False,
+    column: options.Column = None,
+    batch_size: options.BatchSize = "auto",
+    on_error: options.OnErrorOption = options.OnError.FAIL,
+    workers: options.Workers = None,
+    device: options.Device = "auto",
+    dtype: options.DtypeOption = options.Dtype.FLOAT32,
+    compile: options.Compile = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Score inputs: id, score, decision, the layers that reacted, and what was wrong.
+
+    Under torchrun every process takes its share of the inputs and writes a file of its own.
+
+    Exit status: 0; 2 after an error; 3 if inputs were skipped; 130 after Ctrl-C. A finished file is
+    left alone by --resume, so that a run can be repeated until it succeeds.
+    """
+    # Imported late, so that `gradood --help` does not wait for PyTorch.
+    from gradood.scoring.output import ScoreFile
+
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        out = out.with_name(f"{out.stem}-{rank:05}-of-{world:05}{out.suffix}")
+        device = _own_gpu(device)
+    settings = {
+        "inputs": [str(path) for path in inputs],
+        "column": column,
+        "detector": _digest(detector),
+        "model": model,
+        "weights": _digest(str(weights)) if weights else None,
+        "classes": classes,
+        "preprocess": preprocess,
+        "layers": layers,
+        "batch_size": batch_size,
+        "dtype": dtype.value,
+        "world": world,
+    }
+    streams = options.StreamOptions(column, batch_size, on_error, workers)
+    models = options.ModelOptions(
+        model, weights, classes, preprocess, trust, device, dtype, compile
+    )
+    source = streams.source(inputs, rank, world)
+    with closing(ScoreFile(out, settings, resume)) as file:
+        if not file.complete:
+            _run(file, source, detector, layers, models, streams, as_json)
+    if not as_json:
+        _summary(file)
+    if file.state["skipped"]:
+        raise typer.Exit(SKIPPED)
+
+
+def _run(
+    file: ScoreFile,
+    source: Any,
+    detector: str,
+    layers: int,
+    models: options.ModelOptions,
+    streams: options.StreamOptions,
+    as_json: bool,
+) -> None:
+    from gradood.scoring.progress import Reporter
+    from gradood.scoring.scores import Scorer
+
+    loaded = models.load()
+    scorer = Scorer(options.load_detector(detector, loaded, models.compile), layers)
+    done = file.state["scored"] + file.state["skipped"]
+    stream = streams.stream(scorer, loaded, file.state["limit"])
+    with Reporter("scoring", source.count(), done, as_json) as reporter:
+        try:
+            for batch in stream.run(source, file.position):
+                skipped = sum(error is not None for error in batch.errors)
+                file.append(scorer.lines(batch), batch.after, batch.limit, skipped)
+                reporter.advance(len(batch.ids))
+        except KeyboardInterrupt as interrupt:
+            reporter.message("warning", "interrupted; --resume goes on from here")
+            raise typer.Exit(INTERRUPTED) from interrupt
+        if not file.state["scored"]:
+            raise InputError(f"no input could be scored; {file.state['skipped']} were skipped")
+        file.finish()
+        counts = {name: file.state[name] for name in ("scored", "skipped")}
+        reporter.event("done", **counts, out=str(file.path), seconds=round(reporter.seconds, 3))
+
+
+def _summary(file: ScoreFile) -> None:
+    console = Console()
+    scored, skipped = file.state["scored"], file.state["skipped"]
+    if scored or skipped:
+        console.print(f"{scored:,} inputs scored, {skipped:,} skipped.", highlight=False)
+    else:
+        console.print("Nothing to do: the file is complete.", highlight=False)
+    console.print(f"Scores: {file.path.resolve()}", highlight=False, soft_wrap=True)
+
+
+def _digest(name: str) -> str:
+    """A file's content in short, so that a run is not resumed with another one; or the name."""
+    path = Path(name)
+    if not path.is_file():
+        return name
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return f"{path.name} {digest.hexdigest()[:16]}"
+
+
+def _own_gpu(device: str) -> str:
+    """The GPU of this process among those of its machine."""
+    import torch
+
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+    return device

@@ -1,0 +1,20 @@
+"""Inputs from files of any size, one at a time, in order, each with an identifier.
+
+Nothing in a file is ever executed or unpacked to disk, and what is wrong with one input is said of
+that input and stops no other.
+"""
+
+from gradood.data.files.decoding import Decoded, decoded, first_inputs
+from gradood.data.files.opening import open_source
+from gradood.data.files.source import Item, IterableSource, Source, as_source
+
+__all__ = [
+    "Decoded",
+    "Item",
+    "IterableSource",
+    "Source",
+    "as_source",
+    "decoded",
+    "first_inputs",
+    "open_source",
+]

@@ -1,0 +1,143 @@
+"""Items -> tensors, a bounded number ahead of the model, in order."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradood.data.files.source import Item, Position, Source, printable
+from gradood.data.optional import require
+from gradood.errors import InputError
+
+if TYPE_CHECKING:
+    from gradood.data.preprocessing import Transform
+
+#: Memory for inputs that wait for the model, about; at least a few wait in any case.
+_AHEAD_BYTES = 128 << 20
+_MOST_AHEAD = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """An input that was read: ``tensor``, or, where that failed, ``error``.
+
+    Attributes:
+        id: The item's.
+        tensor: One input of the model.
+        error: What is wrong with it.
+        after: The position at which the next one stands.
+    """
+
+    id: str
+    tensor: Tensor | None
+    error: str | None
+    after: Position
+
+
+def decoded(
+    items: Iterable[tuple[Item, Position]], transform: Transform, workers: int | None = None
+) -> Iterator[Decoded]:
+    """Read and transform ``items`` in threads, a few ahead, and yield them in their order.
+
+    Args:
+        items: What to read, as ``Source.placed`` gives it.
+        transform: Picture -> tensor. Arrays of uint8 that look like pictures go through it too;
+            other arrays and tensors are inputs as they are.
+        workers: Threads; None for one a core, at most 8.
+    """
+    workers = workers or min(8, _cores())
+    ahead = 4 * workers
+    waiting: deque[Future[Decoded]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="gradood-decode")
+    try:
+        for item, after in items:
+            waiting.append(pool.submit(_decode, item, after, transform))
+            if len(waiting) >= ahead:
+                first = waiting.popleft().result()
+                ahead = _ahead(first.tensor, workers)
+                yield first
+                while len(waiting) > ahead:
+                    yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def first_inputs(source: Source, transform: Transform, count: int) -> Tensor:
+    """The first ``count`` inputs of a source as one tensor ``[N, …]``.
+
+    Raises:
+        InputError: There is none, one cannot be read, or their shapes differ.
+    """
+    found: list[Tensor] = []
+    for item in itertools.islice(decoded(source.placed(), transform), count):
+        if item.tensor is None:
+            raise InputError(f"{item.id}: {item.error}")
+        if found and item.tensor.shape != found[0].shape:
+            raise InputError(
+                f"{item.id} has the shape {list(item.tensor.shape)}, the others "
+                f"{list(found[0].shape)}"
+            )
+        found.append(item.tensor)
+    if not found:
+        raise InputError("there are no inputs")
+    return torch.stack(found)
+
+
+def as_input(value: Any, transform: Transform) -> Tensor:
+    """The tensor that a model takes for a picture, an array or a tensor.
+
+    Raises:
+        InputError: It is none of these, or holds NaN or Inf.
+    """
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(value if value.flags.writeable else value.copy())
+    if isinstance(value, Tensor):
+        tensor = value if value.dtype != torch.uint8 else _from_bytes(value, transform)
+    elif hasattr(value, "convert"):  # a picture of Pillow's, which may not be installed
+        tensor = transform(value)
+    else:
+        raise InputError(f"{type(value).__name__} is no input; expected a picture, array or tensor")
+    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        raise InputError("it holds NaN or Inf")
+    return tensor
+
+
+def _decode(item: Item, after: Position, transform: Transform) -> Decoded:
+    try:
+        return Decoded(item.id, as_input(item.load(), transform), None, after)
+    except Exception as error:  # files may be damaged in every way there is
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return Decoded(item.id, None, printable(reason), after)
+
+
+def _from_bytes(pixels: Tensor, transform: Transform) -> Tensor:
+    """``[H, W]``, ``[H, W, C]`` or ``[C, H, W]`` of 0…255 as the picture that it is."""
+    if pixels.dim() == 3 and pixels.shape[2] not in (1, 3, 4) and pixels.shape[0] in (1, 3, 4):
+        pixels = pixels.permute(1, 2, 0)
+    channels = pixels.shape[2] if pixels.dim() == 3 else 1
+    if pixels.dim() not in (2, 3) or channels not in (1, 3, 4) or 0 in pixels.shape:
+        raise InputError(f"uint8 of shape {list(pixels.shape)} is no picture; expected [H, W, C]")
+    pixels = pixels[:, :, 0] if pixels.dim() == 3 and channels == 1 else pixels
+    image = require("PIL.Image", "data", "Reading pictures").fromarray(pixels.contiguous().numpy())
+    return transform(image)
+
+
+def _ahead(tensor: Tensor | None, workers: int) -> int:
+    size = tensor.nbytes if tensor is not None else 0
+    return max(2 * workers, min(_MOST_AHEAD, _AHEAD_BYTES // max(size, 1)))
+
+
+def _cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1

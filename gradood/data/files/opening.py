@@ -1,0 +1,67 @@
+"""Paths -> a source of inputs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from gradood.data.files.arrays import ArraySource
+from gradood.data.files.pictures import SUFFIXES, FolderSource, PictureSource
+from gradood.data.files.shards import ShardSource
+from gradood.data.files.source import Chain, Source, Stride, printable
+from gradood.data.files.tables import TableSource
+from gradood.errors import InputError
+
+_TAR = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
+
+
+def open_source(
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    column: str | None = None,
+    rank: int = 0,
+    world: int = 1,
+) -> Source:
+    """The inputs in folders of pictures, ``.npy``, ``.npz``, Parquet, tar files and pictures.
+
+    Args:
+        paths: In the order in which their inputs come.
+        column: Which array, column or member is the input, where there are several.
+        rank: Of ``world`` processes that share the inputs. With one path, process ``rank`` takes
+            every ``world``-th input from number ``rank`` on, with several every ``world``-th path:
+            each input is taken once.
+        world: Number of processes.
+
+    Raises:
+        InputError: No path is given, or one does not exist or is of no known kind.
+    """
+    if not paths:
+        raise InputError("no inputs; give folders of pictures, .npy, .npz, .parquet or .tar files")
+    if not 0 <= rank < world:
+        raise InputError(f"rank = {rank}, world = {world}; expected 0 <= rank < world")
+    several = len(paths) > 1
+    parts = [_open(Path(path), column, several) for path in paths]
+    if several:
+        return Chain(parts[rank::world])
+    return parts[0] if world == 1 else Stride(parts[0], rank, world)
+
+
+def _open(path: Path, column: str | None, several: bool) -> Source:
+    if path.is_dir():
+        return FolderSource(path, f"{path}/" if several else "")
+    name = path.name.lower()
+    if not path.exists():
+        raise InputError(f"{printable(str(path))} does not exist")
+    if name.endswith((".npy", ".npz")):
+        return ArraySource(path, column)
+    if name.endswith((".parquet", ".pq")):
+        return TableSource(path, column)
+    if name.endswith(_TAR):
+        return ShardSource(path, column)
+    if path.suffix.lower() in SUFFIXES:
+        return PictureSource(path)
+    raise InputError(
+        f"{printable(str(path))} is of no known kind; give folders of pictures, .npy, .npz, "
+        ".parquet or .tar files"
+    )

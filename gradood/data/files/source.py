@@ -1,0 +1,163 @@
+"""What a source of inputs is, and sources made of others or of any Python iterable."""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn, TypeAlias
+
+from gradood.errors import InputError
+
+#: No single input in a file may be larger: what says it is, is damaged or hostile.
+LARGEST = 1 << 30
+
+
+#: Where reading goes on: the number of the part, and of the input within it.
+Position: TypeAlias = "tuple[int, int]"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One input that has not been read yet.
+
+    Attributes:
+        id: Unique within its source.
+        load: Reads it, in a thread of its own: a picture of Pillow, an array or a tensor.
+            Whatever it raises is said of this input.
+    """
+
+    id: str
+    load: Callable[[], Any]
+
+
+class Source(ABC):
+    """Inputs in an order that is always the same."""
+
+    @abstractmethod
+    def items(self, start: int = 0) -> Iterator[Item]:
+        """The inputs from number ``start`` on; what cannot be read is an item that says so.
+
+        An item that says that all after it is lost comes once, and not from any later start.
+        """
+
+    def parts(self) -> Sequence[Source]:
+        """The sources that this one consists of, in order."""
+        return (self,)
+
+    def count(self) -> int | None:
+        """How many inputs there are, where that is known without reading them."""
+        return None
+
+    def placed(self, start: Position = (0, 0)) -> Iterator[tuple[Item, Position]]:
+        """The inputs from ``start`` on, each with the position after it, to go on from."""
+        for number, part in enumerate(self.parts()):
+            if number >= start[0]:
+                first = start[1] if number == start[0] else 0
+                for following, item in enumerate(part.items(first), first + 1):
+                    yield item, (number, following)
+
+
+class IterableSource(Source):
+    """The elements of a Python iterable: inputs, or pairs of a string and an input.
+
+    Args:
+        iterable: Of pictures, arrays or tensors, one input each.
+    """
+
+    def __init__(self, iterable: Iterable[Any]) -> None:
+        self._iterable = iterable
+
+    def items(self, start: int = 0) -> Iterator[Item]:
+        """The elements, numbered where they have no name."""
+        for number, value in enumerate(itertools.islice(iter(self._iterable), start, None), start):
+            named = isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str)
+            name, content = value if named else (str(number), value)
+            yield Item(name, partial(_itself, content))
+
+    def count(self) -> int | None:
+        """The length of the iterable, if it has one."""
+        try:
+            return len(self._iterable)  # type: ignore[arg-type]
+        except TypeError:
+            return None
+
+
+class Chain(Source):
+    """Several sources, one after the other."""
+
+    def __init__(self, parts: Sequence[Source]) -> None:
+        self._parts = parts
+
+    def items(self, start: int = 0) -> Iterator[Item]:
+        """The items of every part in turn."""
+        everything = itertools.chain.from_iterable(part.items() for part in self._parts)
+        return itertools.islice(everything, start, None)
+
+    def parts(self) -> Sequence[Source]:
+        """The sources that were chained."""
+        return self._parts
+
+    def count(self) -> int | None:
+        """The sum over the parts."""
+        counts = [part.count() for part in self._parts]
+        return None if None in counts else sum(counts)  # type: ignore[arg-type]
+
+
+class Stride(Source):
+    """Every ``world``-th item from number ``rank`` on: one process's share."""
+
+    def __init__(self, whole: Source, rank: int, world: int) -> None:
+        self._whole, self._rank, self._world = whole, rank, world
+
+    def items(self, start: int = 0) -> Iterator[Item]:
+        """This share's items."""
+        first = self._rank + start * self._world
+        return itertools.islice(self._whole.items(first), 0, None, self._world)
+
+    def count(self) -> int | None:
+        """How many there are in the share."""
+        whole = self._whole.count()
+        return None if whole is None else len(range(self._rank, whole, self._world))
+
+
+def as_source(inputs: Any) -> Source:
+    """A ``Source`` of itself, of a path or several, or of any iterable of inputs.
+
+    Raises:
+        InputError: There is nothing there to read.
+    """
+    from gradood.data.files.opening import open_source
+
+    if isinstance(inputs, Source):
+        return inputs
+    if isinstance(inputs, str | Path):
+        return open_source([inputs])
+    if isinstance(inputs, bytes | dict) or not isinstance(inputs, Iterable):
+        raise InputError(
+            f"cannot read inputs from {type(inputs).__name__}; give a path, a Source or an "
+            "iterable of pictures, arrays or tensors"
+        )
+    return IterableSource(inputs)
+
+
+def broken(name: str, reason: str) -> Item:
+    """An item that cannot be read, for ``reason``."""
+    return Item(name, partial(_fail, printable(reason)))
+
+
+def printable(name: str) -> str:
+    """A name as text that every terminal and file takes, whatever bytes it was made of."""
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _fail(reason: str) -> NoReturn:
+    raise InputError(reason)
+
+
+def _itself(value: Any) -> Any:
+    return value

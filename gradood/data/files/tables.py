@@ -1,0 +1,105 @@
+"""Parquet files of pictures or arrays, a few rows at a time."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradood.data.files.pictures import picture_from
+from gradood.data.files.source import Item, Source, broken, printable
+from gradood.data.optional import require
+from gradood.errors import InputError
+
+#: Names of input columns and of identifiers, in order of preference.
+_INPUTS = ("image", "input", "x", "pixels", "array", "features", "jpg", "png")
+_IDENTIFIERS = ("id", "path", "name", "key", "__key__")
+_ROWS = 64
+
+
+class TableSource(Source):
+    """The rows of one Parquet file.
+
+    Args:
+        path: Of the file. A row's input is an encoded picture (bytes, or a structure with
+            ``bytes`` as ``datasets`` writes it) or a list of numbers, nested for more dimensions.
+        column: Holds the inputs; None for the first that is named image, input, x …
+    """
+
+    def __init__(self, path: Path, column: str | None = None) -> None:
+        self._path, self._column = path, column
+
+    def items(self, start: int = 0) -> Iterator[Item]:
+        """One item a row, named by the column ``id`` or ``path``, or else by its number."""
+        arrow, parquet = _arrow()
+        name, number = printable(str(self._path)), 0
+        try:
+            with parquet.ParquetFile(self._path) as file:
+                column, identifier = self._columns(file.schema_arrow.names)
+                groups, number = _from(file.metadata, start)
+                chosen = [column] if identifier is None else [column, identifier]
+                for batch in file.iter_batches(_ROWS, row_groups=groups, columns=chosen):
+                    for row in range(batch.num_rows):
+                        if number >= start:
+                            named = f"{name}:{number}"
+                            if identifier is not None:
+                                named = printable(str(batch[identifier][row].as_py()))
+                            yield Item(named, partial(_value, batch[column][row]))
+                        number += 1
+        except (InputError, OSError, arrow.ArrowException) as error:
+            if number >= start:
+                yield broken(f"{name}:{number}" if number else name, f"cannot be read ({error})")
+
+    def count(self) -> int | None:
+        """Rows, by the file's metadata."""
+        arrow, parquet = _arrow()
+        try:
+            return int(parquet.read_metadata(self._path).num_rows)
+        except (OSError, arrow.ArrowException):
+            return None
+
+    def _columns(self, names: list[str]) -> tuple[str, str | None]:
+        wanted = _INPUTS if self._column is None else (self._column,)
+        column = next((name for name in wanted if name in names), None)
+        if column is None:
+            raise InputError(f"name its input as --column: {', '.join(names[:20])}")
+        return column, next((name for name in _IDENTIFIERS if name in names), None)
+
+
+def _arrow() -> tuple[Any, Any]:
+    what = "Reading and writing Parquet"
+    return require("pyarrow", "files", what), require("pyarrow.parquet", "files", what)
+
+
+def _from(metadata: Any, start: int) -> tuple[list[int], int]:
+    """The row groups that hold row ``start`` and those after, and the number of their first row."""
+    first = group = 0
+    while (
+        group < metadata.num_row_groups - 1 and first + metadata.row_group(group).num_rows <= start
+    ):
+        first += metadata.row_group(group).num_rows
+        group += 1
+    return list(range(group, metadata.num_row_groups)), first
+
+
+def _value(scalar: Any) -> Any:
+    shape = getattr(scalar.type, "shape", None)  # of a fixed-shape tensor
+    if shape is not None and scalar.is_valid:
+        stored = scalar.value.values.to_numpy(zero_copy_only=False).reshape(shape)
+        return np.ascontiguousarray(stored.transpose(scalar.type.permutation))
+    content = scalar.as_py()
+    if isinstance(content, dict):
+        content = content.get("bytes")
+    if content is None:
+        raise InputError("the row has no input")
+    if isinstance(content, bytes):
+        return picture_from(io.BytesIO(content))
+    array = np.asarray(content)
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"the row holds {type(content).__name__}, not a picture or numbers alike")
+    # Lists come as Python's floats; models take float32, which they were saved as.
+    return array.astype(np.float32) if array.dtype == np.float64 else array

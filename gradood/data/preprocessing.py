@@ -1,0 +1,128 @@
+"""Pictures of any size and mode -> the tensor a model expects."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradood.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+#: What turns a picture into the input ``[C, H, W]`` of a model.
+Transform: TypeAlias = "Callable[[Image], Tensor]"
+
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """``(pixels / 255 - mean) / std`` of the centre of a resized picture, as timm describes it.
+
+    Attributes:
+        input_size: (C, H, W). None for H or W keeps the size of every picture.
+        crop_pct: Share of the resized picture that the central crop keeps: the shorter side is
+            resized to ``H / crop_pct`` first.
+        interpolation: "nearest", "bilinear", "bicubic" or "lanczos".
+        mean: Per channel, of pixels in [0, 1]; one number for all.
+        std: Per channel.
+
+    Raises:
+        InputError: A value means nothing.
+    """
+
+    input_size: tuple[int, int | None, int | None] = (3, None, None)
+    crop_pct: float = 1.0
+    interpolation: str = "bilinear"
+    mean: float | Sequence[float] = 0.0
+    std: float | Sequence[float] = 1.0
+
+    def __post_init__(self) -> None:
+        channels, *size = self.input_size
+        if channels not in _MODES:
+            raise InputError(f"input_size = {self.input_size}; expected (C, H, W), C of 1, 3 or 4")
+        if any(side is not None and side < 1 for side in size) or None in size != [None, None]:
+            raise InputError(f"input_size = {self.input_size}; expected positive H and W")
+        if not 0 < self.crop_pct <= 1:
+            raise InputError(f"crop_pct = {self.crop_pct}; expected a share in (0, 1]")
+        if self.interpolation not in _INTERPOLATIONS:
+            known = ", ".join(_INTERPOLATIONS)
+            raise InputError(f"interpolation = {self.interpolation!r}; expected one of {known}")
+        for name in ("mean", "std"):
+            if np.size(getattr(self, name)) not in (1, channels):
+                raise InputError(f"{name} = {getattr(self, name)}; expected {channels} numbers")
+        if not np.all(np.asarray(self.std) > 0):
+            raise InputError(f"std = {self.std}; expected positive numbers")
+
+    def __call__(self, image: Image) -> Tensor:
+        """float32 ``[C, H, W]``."""
+        channels, height, width = self.input_size
+        image = image.convert(_MODES[channels])
+        if height is not None and width is not None:
+            image = self._resized(image, height, width)
+        # NumPy, not torch: this runs in threads that must not each start a pool of threads.
+        pixels = np.asarray(image, np.float32).reshape(image.height, image.width, channels)
+        pixels = pixels / np.float32(255)
+        if np.any(np.asarray(self.mean) != 0) or np.any(np.asarray(self.std) != 1):
+            pixels = (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+    def _resized(self, image: Image, height: int, width: int) -> Image:
+        from PIL.Image import Resampling
+
+        tall, wide = math.floor(height / self.crop_pct), math.floor(width / self.crop_pct)
+        if tall * image.width >= wide * image.height:  # the height decides
+            size = max(wide, int(tall * image.width / image.height)), tall
+        else:
+            size = wide, max(tall, int(wide * image.height / image.width))
+        if size != image.size:
+            image = image.resize(size, Resampling[self.interpolation.upper()])
+        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+        return image.crop((left, top, left + width, top + height))
+
+
+def read_preprocessing(text: str) -> Transform:
+    """Preprocessing from a JSON file or JSON text, with the names of ``Preprocessing``.
+
+    These are timm's: a file with the ``pretrained_cfg`` of a timm model does.
+
+    Raises:
+        InputError: It cannot be read, or says nothing of preprocessing.
+    """
+    try:
+        content = text if text.lstrip().startswith("{") else Path(text).read_text(encoding="utf-8")
+        given = json.loads(content)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"--preprocess {text}: {error}; expected JSON or a file of JSON"
+        ) from error
+    return preprocessing(given)
+
+
+def preprocessing(given: object) -> Preprocessing:
+    """``Preprocessing`` of a mapping; names that concern other things are ignored."""
+    given = given.get("pretrained_cfg", given) if isinstance(given, Mapping) else given
+    names = {field.name for field in fields(Preprocessing)}
+    known: dict[str, Any] = (
+        {name: given[name] for name in names if name in given} if isinstance(given, Mapping) else {}
+    )
+    if not known:
+        raise InputError(f"no preprocessing in {given!r}; expected some of {', '.join(names)}")
+    try:
+        if "input_size" in known:
+            known["input_size"] = tuple(known["input_size"])
+        return Preprocessing(**known)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"preprocessing {known}: {error}") from error

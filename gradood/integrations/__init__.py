@@ -1,0 +1,1 @@
+"""Bridges to neighbouring packages; each is imported only where it is used."""

@@ -1,0 +1,1 @@
+"""Streams of inputs on one machine or several: models and files in, scores out."""

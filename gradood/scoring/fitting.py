@@ -1,0 +1,178 @@
+"""Detectors by name, fitted and calibrated on streams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gradood.data.files import Item, Source
+from gradood.detectors import (
+    ConfoundingDetector,
+    Detector,
+    Energy,
+    GradientDetector,
+    GradientGMM,
+    GradientKNN,
+    GradientMahalanobis,
+    MaxSoftmax,
+    NormDetector,
+)
+from gradood.detectors.threshold import conservative_threshold
+from gradood.errors import InputError
+from gradood.gradients import GradientNorms
+from gradood.scoring.programs import refuse_script
+from gradood.scoring.stream import Stream
+
+if TYPE_CHECKING:
+    from gradood.scoring.models import LoadedModel
+
+#: What ``--detector`` calls them.
+DETECTORS: dict[str, type[Detector]] = {
+    "gradient": GradientDetector,
+    "gradient-knn": GradientKNN,
+    "gradient-mahalanobis": GradientMahalanobis,
+    "gradient-gmm": GradientGMM,
+    "confounding": ConfoundingDetector,
+    "max-softmax": MaxSoftmax,
+    "energy": Energy,
+}
+
+
+def make_detector(name: str, loaded: LoadedModel, compiled: bool = False) -> Detector:
+    """A detector that is not fitted.
+
+    Raises:
+        InputError: There is none of this name, or it does not go with a compiled model.
+        ModelError: It needs gradient norms of a model that hides its operators.
+    """
+    if name not in DETECTORS:
+        raise InputError(f"--detector {name}: expected one of {', '.join(DETECTORS)}")
+    kind = DETECTORS[name]
+    check_visible(kind, loaded, compiled)
+    return kind(loaded.model, progress=False)
+
+
+def check_visible(kind: type[Detector], loaded: LoadedModel, compiled: bool) -> None:
+    """Refuse gradient norms of models whose operators cannot be seen."""
+    if not issubclass(kind, NormDetector):
+        return
+    if compiled:
+        raise InputError(
+            "--compile hides the operators whose gradient norms this detector reads; leave it "
+            "out, or use --detector max-softmax or energy"
+        )
+    refuse_script(loaded.model)
+
+
+def fit(
+    detector: Detector,
+    normal: Source,
+    anomalous: Source | None,
+    stream: Callable[[Any], Stream],
+    advance: Callable[[int], None],
+) -> int:
+    """Fit ``detector`` on streams; returns how many normal inputs it saw.
+
+    Args:
+        detector: Is fitted.
+        normal: Normal inputs.
+        anomalous: Anomalous ones, for detectors that learn from both.
+        stream: Makes the stream that runs what it is given.
+        advance: Is told how many more inputs were read.
+
+    Raises:
+        InputError: A source holds no usable input, or anomalous ones are missing or not wanted.
+    """
+    wants_both = isinstance(detector, ConfoundingDetector)
+    if wants_both != (anomalous is not None):
+        needs = "needs" if wants_both else "takes no"
+        raise InputError(f"{type(detector).__name__} {needs} --anomalous inputs")
+    if not isinstance(detector, NormDetector):
+        return 0
+    norms = [_norms(detector, source, stream, advance) for source in (normal, anomalous) if source]
+    detector.fit(*norms)  # type: ignore[attr-defined]
+    return len(norms[0].values)
+
+
+def calibrate(
+    detector: Detector,
+    held_out: Source,
+    fpr: float,
+    stream: Callable[[Any], Stream],
+    advance: Callable[[int], None],
+) -> int:
+    """Set the threshold by normal inputs that ``fit`` has not seen; returns how many."""
+    scores = [
+        _advanced(batch.results[0], batch.ids, advance)
+        for batch in stream(lambda x: (detector.score(x),)).run(held_out)
+        if batch.results
+    ]
+    if not scores:
+        raise InputError("no input to calibrate with could be scored")
+    found = torch.cat(scores)
+    detector.threshold = conservative_threshold(found, fpr)
+    return len(found)
+
+
+def _norms(
+    detector: NormDetector,
+    source: Source,
+    stream: Callable[[Any], Stream],
+    advance: Callable[[int], None],
+) -> GradientNorms:
+    names: tuple[str, ...] = ()
+
+    def compute(batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        nonlocal names
+        norms = detector.norms(batch)
+        names = norms.names
+        features = norms.features
+        return norms.values, norms.logits, norms.logits[:, :0] if features is None else features
+
+    parts = [
+        (_advanced(batch.results[0], batch.ids, advance), *batch.results[1:])
+        for batch in stream(compute).run(source)
+        if batch.results
+    ]
+    if not parts:
+        raise InputError("no input to fit on could be scored")
+    values, logits, features = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return GradientNorms(values, names, logits, features if features.shape[1] else None)
+
+
+def _advanced(result: Tensor, ids: list[str], advance: Callable[[int], None]) -> Tensor:
+    advance(len(ids))
+    return result
+
+
+class Fold(Source):
+    """Every ``folds``-th input of a source, or all the others: disjoint, whatever their order.
+
+    Args:
+        whole: All inputs.
+        folds: How many parts there are.
+        held_out: The first input of every ``folds``, or the rest of them.
+    """
+
+    def __init__(self, whole: Source, folds: int, held_out: bool) -> None:
+        self._whole, self._folds, self._held_out = whole, folds, held_out
+
+    def items(self, start: int = 0) -> Iterator[Item]:
+        """This part's items."""
+        number = 0
+        for place, item in enumerate(self._whole.items()):
+            if (place % self._folds == 0) == self._held_out:
+                if number >= start:
+                    yield item
+                number += 1
+
+    def count(self) -> int | None:
+        """How many there are in this part."""
+        whole = self._whole.count()
+        if whole is None:
+            return None
+        first = len(range(0, whole, self._folds))
+        return first if self._held_out else whole - first

@@ -1,0 +1,145 @@
+"""What a long run says while it goes on: a bar for people, or JSON lines for machines."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from types import TracebackType
+from typing import IO, Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+_LOG = logging.getLogger("gradood")
+#: Seconds between two JSON lines on progress.
+_INTERVAL = 1.0
+
+
+class Reporter:
+    """Counts inputs, and says how many a second, how long it will take and how much memory it uses.
+
+    Messages of the logger "gradood" from WARNING on are shown as well.
+
+    Args:
+        description: Of what is done.
+        total: Inputs in all, if known.
+        done: Inputs done by an earlier run.
+        as_json: One JSON object a line on stdout, instead of a bar on stderr.
+    """
+
+    def __init__(
+        self, description: str, total: int | None, done: int = 0, as_json: bool = False
+    ) -> None:
+        self._description, self._total, self._done = description, total, done
+        self._as_json = as_json
+        self._begin = self._said = time.monotonic()
+        self._fresh = 0
+        self._handler: logging.Handler | None = None
+        self._console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        self._bar = Progress(
+            *columns,
+            TextColumn("{task.fields[speed]:,.0f} inputs/s"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[memory]:,.0f} MB"),
+            console=self._console,
+            transient=True,
+            disable=as_json or not self._console.is_terminal,
+        )
+        self._task = TaskID(0)
+
+    def __enter__(self) -> Reporter:
+        """Begin to show."""
+        self._handler = _Messages(self)
+        _LOG.addHandler(self._handler)
+        self._bar.start()
+        self._task = self._bar.add_task(
+            self._description, total=self._total, completed=self._done, speed=0.0, memory=memory()
+        )
+        self.event("start", description=self._description, total=self._total, done=self._done)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop showing."""
+        self._bar.stop()
+        if self._handler is not None:
+            _LOG.removeHandler(self._handler)
+
+    def advance(self, count: int) -> None:
+        """So many more inputs are done."""
+        self._done += count
+        self._fresh += count
+        now = time.monotonic()
+        speed = self._fresh / max(now - self._begin, 1e-9)
+        if not self._bar.disable:
+            self._bar.update(self._task, completed=self._done, speed=speed, memory=memory())
+        elif self._as_json and now - self._said >= _INTERVAL:
+            self._said = now
+            left = None if self._total is None else max(0, self._total - self._done) / speed
+            self.event("progress", done=self._done, total=self._total, per_second=round(speed, 1),
+                       seconds_left=left and round(left, 1), memory_mb=round(memory()))  # fmt: skip
+
+    def event(self, name: str, **facts: Any) -> None:
+        """Under JSON, one line; otherwise nothing."""
+        if self._as_json:
+            _write(sys.stdout, {"event": name, "time": round(time.time(), 3), **facts})
+
+    def message(self, level: str, text: str) -> None:
+        """A line of text above the bar, or a JSON line."""
+        if self._as_json:
+            self.event("log", level=level, message=text)
+        else:
+            self._console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return time.monotonic() - self._begin
+
+
+class _Messages(logging.Handler):
+    """Log records -> the reporter."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        super().__init__(logging.WARNING)
+        self._reporter = reporter
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._reporter.message(record.levelname.lower(), record.getMessage())
+
+
+def memory() -> float:
+    """Megabytes that this process keeps in memory now, or at most so far where only that is known.
+
+    0 where neither is.
+    """
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    except (OSError, ValueError, IndexError):
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest / 1e6 if sys.platform == "darwin" else largest / 1e3
+
+
+def _write(stream: IO[str], facts: dict[str, Any]) -> None:
+    print(json.dumps(facts), file=stream, flush=True)
