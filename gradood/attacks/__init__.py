@@ -1,18 +1,23 @@
 """Attacks on the classifier and on the detector: small changes of an input that mislead them."""
 
+from gradood.attacks.classifier import apgd
 from gradood.attacks.detector import AttackedScores, attack_score
-from gradood.attacks.linf import Adversarial, fgsm, pgd
-from gradood.attacks.scores import differentiable, energy, max_confidence
+from gradood.attacks.iterative import Adversarial, bim, fgsm, least_likely, negation, pgd
+from gradood.attacks.scores import energy, max_confidence, through_softplus
 from gradood.attacks.search import Expectation
 
 __all__ = [
     "Adversarial",
     "AttackedScores",
     "Expectation",
+    "apgd",
     "attack_score",
-    "differentiable",
+    "bim",
     "energy",
     "fgsm",
+    "least_likely",
     "max_confidence",
+    "negation",
     "pgd",
+    "through_softplus",
 ]

@@ -31,7 +31,7 @@ def checkpoints(steps: int) -> list[int]:
 def apgd_ascent(
     objective: Objective, start: Tensor, ball: Ball, steps: int
 ) -> tuple[Tensor, Tensor]:
-    """The best point that APGD finds for every input, and the objective there.
+    """The best point that APGD meets for every input, and the last one.
 
     ``z = P(x_k + η d(∇f(x_k)))``, ``x_{k+1} = P(x_k + .75 (z - x_k) + .25 (x_k - x_{k-1}))``, with
     d the steepest direction of the norm and η at first 2 epsilon. At every checkpoint an input's η
@@ -47,9 +47,10 @@ def apgd_ascent(
         steps: Gradients computed; the objective itself once more.
 
     Returns:
-        ``[n, ...]`` and float64 ``[n]``.
+        Best and last points, each ``[n, ...]``. By a noisy objective the best one may just have
+        been lucky, and the last one better.
     """
-    points = previous = best = start
+    points = previous = best = last_points = start
     value, gradient = _slope(objective, points, 0, steps > 0)
     best_value, best_gradient = value, gradient
     size = 2 * ball.epsilon.flatten()
@@ -68,6 +69,7 @@ def apgd_ascent(
         better = value > best_value
         best, best_gradient = _where(better, points, best), _where(better, gradient, best_gradient)
         best_value = torch.where(better, value, best_value)
+        last_points = points
         if step in turns:
             halved = (rises < _RISING * (step - last)) | (~halved & (best_value <= last_best))
             size = torch.where(halved, size / 2, size)
@@ -76,7 +78,7 @@ def apgd_ascent(
             value = torch.where(halved, best_value, value)
             last, last_best = step, best_value
             rises = torch.zeros_like(rises)
-    return best, best_value
+    return best, last_points
 
 
 def _slope(

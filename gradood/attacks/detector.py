@@ -61,8 +61,8 @@ def attack_score(
 
     Args:
         score: A fitted detector: gradient detectors are differentiated through their norms, by a
-            second backward pass. Or ``[N, ...] -> [N]``, differentiable, whose rows do not
-            influence one another, such as ``max_confidence(model)``.
+            second backward pass; see ``through_softplus``. Or ``[N, ...] -> [N]``, differentiable,
+            whose rows do not influence one another, such as ``max_confidence(model)``.
         x: float ``[N, ...]`` within the limits.
         epsilon: Radius in units of the input, one for all or ``[N]``.
         norm: "linf" or "l2".

@@ -104,12 +104,20 @@ class GradientDetector(NormDetector):
             scores[usable] = torch.stack(parts).mean(0).float()
         return scores
 
+    def differentiable_score(self, x: Tensor) -> Tensor:
+        """As ``NormDetector.differentiable_score``."""
+        self._settle_labels(x)
+        return super().differentiable_score(x)
+
     def _norms_of(self, batch: Tensor) -> GradientNorms:
+        self._settle_labels(batch)
+        return super()._norms_of(batch)
+
+    def _settle_labels(self, batch: Tensor) -> None:
         if self.label is None:
-            first = gradient_norms(self.model, batch[:1], nan_policy="flag")
+            first = gradient_norms(self.model, batch[:1].detach(), nan_policy="flag")
             preset = PRESETS[self.preset]
             self.label, self.loss = preset.labels(first.logits.shape[1]), preset.loss
-        return super()._norms_of(batch)
 
 
 def _names(part: Part) -> tuple[str, ...]:

@@ -3,29 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from gradood.detectors.baselines import LogitDetector
 from gradood.errors import ModelError
-
-
-class _LastLinear(TorchFunctionMode):
-    """Keeps the input ``[N, F]`` of the last linear layer that maps one vector a sample."""
-
-    features: Tensor | None = None
-
-    def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        """Make the call."""
-        if function is functional.linear and args[0].dim() == 2:
-            self.features = args[0].detach()
-        return function(*args, **(kwargs or {}))
+from gradood.gradients.penultimate import LastLinear
 
 
 class HeadDetector(LogitDetector):
@@ -36,7 +19,7 @@ class HeadDetector(LogitDetector):
         """Scores ``[n]`` of float64 logits ``[n, C]`` and features ``[n, F]``."""
 
     def _forward(self, batch: Tensor) -> tuple[Tensor, Tensor | None]:
-        with _LastLinear() as seen:
+        with LastLinear() as seen:
             logits, _ = super()._forward(batch)
         return logits, seen.features
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gradood.detectors.base import Detector
 from gradood.detectors.features import Standardiser, log_norms
 from gradood.errors import InputError
-from gradood.gradients import GradientNorms, gradient_norms
+from gradood.gradients import GradientNorms, differentiable_norms, gradient_norms
 
 if TYPE_CHECKING:
     from gradood.detectors.base import Source
@@ -93,14 +93,33 @@ class NormDetector(Detector):
             NotFittedError: Before ``fit``.
             InputError: ``norms`` are of other parameters or labels.
         """
-        learned, group = self._require_fitted(), self.FITTED_ON.removesuffix("kept")
-        standardise = Standardiser(*(learned[group + name] for name in Standardiser._fields))
+        standardise = self._standardiser()
         features = log_norms(self._checked(norms).values.to(self._device))
         found = torch.zeros_like(features)
         found[:, standardise.kept] = standardise(features)
         by_label: Tensor = found.unflatten(1, (-1, len(norms.names)))
         most = by_label.abs().argmax(1, keepdim=True)
         return torch.take_along_dim(by_label, most, 1).squeeze(1)
+
+    def differentiable_score(self, x: Tensor) -> Tensor:
+        """``score`` of one batch, with a graph; see ``Detector.differentiable_score``.
+
+        The norms are differentiated by a second backward pass; see ``differentiable_norms``.
+        """
+        self._require_fitted()
+        norms = differentiable_norms(
+            self.model, x, label=self.label, loss=self.loss, parameters=self.parameters
+        )
+        return self._score_norms(norms)
+
+    def _standardiser(self) -> Standardiser:
+        """What standardises log norms.
+
+        Raises:
+            NotFittedError: Before ``fit``.
+        """
+        learned, first = self._require_fitted(), self.FITTED_ON.removesuffix("kept")
+        return Standardiser(*(learned[first + name] for name in Standardiser._fields))
 
     def _norms_of(self, batch: Tensor) -> GradientNorms:
         norms = gradient_norms(
@@ -145,9 +164,8 @@ class LogNormDetector(NormDetector):
         """Scores ``[n]`` of standardised log norms ``[n, d]``."""
 
     def _score_norms(self, norms: GradientNorms) -> Tensor:
-        learned = self._require_fitted()
+        standardise = self._standardiser()
         features = log_norms(self._checked(norms).values.to(self._device))
-        standardise = Standardiser(*(learned[name] for name in Standardiser._fields))
         usable = features.isfinite().all(1)
         # A flagged row must not reach the arithmetic, where Inf - Inf would make it NaN.
         finite = torch.where(usable[:, None], features, 0.0)

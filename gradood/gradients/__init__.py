@@ -1,6 +1,7 @@
 """Per-sample gradient norms of a model's parameters, without the gradients."""
 
 from gradood.gradients.api import GradientNorms, gradient_norms
+from gradood.gradients.differentiable import differentiable_norms
 from gradood.gradients.explanation import Explanation, Row, explain
 from gradood.gradients.grams import GradientGrams, gradient_grams
 
@@ -9,6 +10,7 @@ __all__ = [
     "GradientGrams",
     "GradientNorms",
     "Row",
+    "differentiable_norms",
     "explain",
     "gradient_grams",
     "gradient_norms",

@@ -36,7 +36,8 @@ def vmap_norms(
     """Squared norms by parameter for every label, through ``torch.func``.
 
     ``logit_gradients`` are ``[N, C]``, one a label; ``batch_logits``, ``[N, C]`` too, are what they
-    were computed from, if they are gradients of a loss.
+    were computed from, if they are gradients of a loss. Differentiable in ``x`` and in the
+    gradients.
 
     Raises:
         ModelError: a sample alone has other logits.
@@ -82,11 +83,13 @@ def loop_norms(
     batch_logits: Tensor | None,
     logit_gradients: Sequence[Tensor],
     pair: bool,
+    create_graph: bool = False,
 ) -> list[dict[str, Tensor]]:
     """Squared norms by parameter for every label, one sample and one backward at a time.
 
     ``pair`` runs every sample beside a copy of itself that the loss ignores, which is how batches
-    of one that PyTorch differentiates wrongly are avoided. The rest is as for :func:`vmap_norms`.
+    of one that PyTorch differentiates wrongly are avoided. ``create_graph`` keeps what leads back
+    to ``x`` and to the logit gradients. The rest is as for :func:`vmap_norms`.
 
     Raises:
         ModelError: a sample alone has other logits.
@@ -110,8 +113,8 @@ def loop_norms(
             if n == 0:
                 _refuse_kept_tensors(logits)
             for k, gradients in enumerate(logit_gradients if logits.requires_grad else []):
-                last = k == len(logit_gradients) - 1
-                pulled = _pull(logits, inputs, gradients[n : n + 1], retain=not last)
+                retain = create_graph or k < len(logit_gradients) - 1
+                pulled = _pull(logits, inputs, gradients[n : n + 1], retain, create_graph)
                 for i, name in enumerate(leaves):
                     parts = [g for g in pulled[i :: len(leaves)] if g is not None]
                     if parts:
@@ -121,12 +124,21 @@ def loop_norms(
 
 
 def _pull(
-    logits: Tensor, inputs: list[Tensor], gradient: Tensor, retain: bool
+    logits: Tensor,
+    inputs: list[Tensor],
+    gradient: Tensor,
+    retain: bool,
+    create_graph: bool,
 ) -> list[Tensor | None]:
     known = [t for t in inputs if t.requires_grad]
     pulled = iter(
         torch.autograd.grad(
-            logits, known, gradient.to(logits), retain_graph=retain, allow_unused=True
+            logits,
+            known,
+            gradient.to(logits),
+            retain_graph=retain,
+            create_graph=create_graph,
+            allow_unused=True,
         )
     )
     return [next(pulled) if t.requires_grad else None for t in inputs]

@@ -53,10 +53,10 @@ def target(label: Label, logits: Tensor) -> Tensor:
 
 
 def loss_gradient(logits: Tensor, label: Label, loss: str) -> Tensor:
-    """``logit_gradient`` for a label that may have a name."""
+    """``logit_gradient`` for a label that may have a name, detached."""
     if isinstance(label, str) and (label, loss) == ("all_hot", "bce"):
         return (-logits.detach().double()).sigmoid_().neg_()  # the same, in fewer steps
-    return logit_gradient(logits, target(label, logits), loss)
+    return logit_gradient(logits.detach(), target(label, logits), loss)
 
 
 def logit_gradient(logits: Tensor, label: Tensor, loss: str) -> Tensor:
@@ -71,8 +71,9 @@ def logit_gradient(logits: Tensor, label: Tensor, loss: str) -> Tensor:
     * ``logit``: ``Σ_c y_c z_c`` has ``y``.
 
     Written so that nothing cancels: a confident prediction has a tiny gradient, not a zero one.
+    Differentiable in z.
     """
-    z = logits.detach().double()
+    z = logits.double()
     if loss == "logit":
         return label
     if loss == "bce":

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gradood.data.optional import require
-from gradood.detectors import ConfoundingDetector, Detector, GradientDetector
+from gradood.detectors import ConfoundingDetector, Detector, NormDetector
 from gradood.errors import InputError, NotFittedError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def pytorch_ood_detector(detector: Detector) -> Any:
         >>> metrics.update(detector(x), y).compute()
     """
     api = require("pytorch_ood.api", "neighbours", "This integration")
-    base = api.GradientDetector if isinstance(detector, GradientDetector) else api.Detector
+    base = api.GradientDetector if isinstance(detector, NormDetector) else api.Detector
     adapter = type(f"Gradood{type(detector).__name__}", (_Adapter, base), {})
     return adapter(detector, api.RequiresFittingException)
 

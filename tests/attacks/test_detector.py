@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from gradood.attacks import Expectation, attack_score, energy, max_confidence
+from gradood.attacks import Expectation, attack_score, energy, max_confidence, through_softplus
 from gradood.attacks.ascent import apgd_ascent, checkpoints
 from gradood.attacks.ball import make_ball
 from gradood.data import embedded_classifier, embedded_images
-from gradood.detectors import Energy, MaxSoftmax
+from gradood.detectors import Energy, GradientMahalanobis, MaxSoftmax
 from gradood.errors import CheckpointError, InputError, ModelError
 
 NORMS = pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -103,10 +103,9 @@ def test_apgd_reaches_the_maximum_of_a_concave_function(norm):
     def closeness(points, step):
         return -((points - best) * torch.tensor([1.0, 3.0])).square().sum(1)
 
-    points, values = apgd_ascent(closeness, x, ball, 100)
+    points = apgd_ascent(closeness, x, ball, 100)[0]
     expected = torch.tensor([[0.52, 0.47], [0.7, 0.5], [0.5, 0.3]], dtype=torch.float64)
     torch.testing.assert_close(points, expected, atol=2e-3, rtol=0)
-    torch.testing.assert_close(values, closeness(points, 0))
 
 
 @pytest.mark.slow
@@ -226,7 +225,7 @@ def test_an_expectation_climbs_the_mean_under_noise():
     for mean, at in ((smooth.clean, 0.5), (smooth.score, 0.55)):
         a = torch.tensor((0.6 - at) / 0.2)
         exact = 0.2 * (normal.log_prob(a).exp() - a * (1 - normal.cdf(a)))
-        assert (mean - exact).abs().max() < 0.04  # 64 samples
+        assert (mean - exact).abs().max() < 0.05  # 32 samples
 
 
 def test_an_interrupted_attack_goes_on_and_gives_the_same(tmp_path, small, anomalies):
@@ -306,3 +305,34 @@ def test_bad_input(small, anomalies):
         attack_score(energy(embedded_classifier().train()), anomalies, epsilon=0.1)
     with pytest.raises(ModelError, match="callable"):
         attack_score("energy", anomalies, epsilon=0.1)
+
+
+@pytest.fixture(scope="module")
+def mahalanobis(model):
+    """Of the last layers' norms: fewer are cheaper to differentiate twice."""
+    detector = GradientMahalanobis(model, parameters=["stage3.0.norm2.*", "linear.*"])
+    return detector.fit(embedded_images("fashion-mnist-train")[:200])
+
+
+def test_a_gradient_detector_breaks_through_its_norms(mahalanobis, anomalies):
+    threshold = mahalanobis.score(embedded_images("fashion-mnist")[:100]).quantile(0.95)
+    x = anomalies[mahalanobis.score(anomalies) > threshold][:4]
+    assert len(x) == 4
+    found = attack_score(mahalanobis, x, epsilon=1.0, norm="l2", steps=10, restarts=1)
+    assert (found.score < threshold).double().mean() > 0.7
+    torch.testing.assert_close(
+        found.score.float(), mahalanobis.score(found.images), rtol=1e-3, atol=1e-2
+    )
+
+
+def test_a_softplus_changes_the_slope_and_not_the_value(mahalanobis, anomalies):
+    x = anomalies[:3].clone().requires_grad_()
+    exact, smooth = mahalanobis.differentiable_score(x), through_softplus(mahalanobis)(x)
+    torch.testing.assert_close(smooth, exact, rtol=1e-5, atol=1e-5)
+    slopes = [torch.autograd.grad(score.sum(), x)[0] for score in (exact, smooth)]
+    assert (slopes[0] - slopes[1]).norm() > 0.01 * slopes[0].norm()
+    sharp = through_softplus(mahalanobis, beta=1e5)(x)
+    (nearly,) = torch.autograd.grad(sharp.sum(), x)
+    assert (slopes[0] - nearly).norm() < 0.2 * slopes[0].norm()
+    with pytest.raises(InputError, match="beta"):
+        through_softplus(mahalanobis, beta=0.0)

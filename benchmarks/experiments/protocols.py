@@ -1,0 +1,303 @@
+"""Which detector is fitted on what, and scored on what: every part of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.experiments.observations import BF16, Observer
+from benchmarks.experiments.peers import fitted_peers
+from benchmarks.experiments.picture_sets import Attacked
+from benchmarks.experiments.rows import Row, measured
+from gradood.data import ImageSet, Suite
+from gradood.detectors import (
+    ConfoundingDetector,
+    Energy,
+    ExGrad,
+    GradientDetector,
+    GradientGMM,
+    GradientKNN,
+    GradientMahalanobis,
+    GradNorm,
+    MaxSoftmax,
+)
+from gradood.detectors.class_gaussians import CLASS_GAUSSIANS
+from gradood.detectors.features import Standardiser
+from gradood.detectors.neighbours import NEIGHBOURS
+from gradood.detectors.novelty import Novelty
+from gradood.detectors.relative import RELATIVE
+from gradood.gradients import GradientNorms
+
+NOISE = ("uniform-noise", "gaussian-noise")
+
+
+class Scores(Protocol):
+    """Anything fitted that scores norms."""
+
+    def score(self, x: GradientNorms) -> Tensor: ...
+
+
+class Case(NamedTuple):
+    """A detector that needs no anomalies, and the kinds of norms that it reads."""
+
+    kinds: tuple[str, ...]
+    build: Callable[[nn.Module, int], Any]
+
+
+#: By the name in tables.
+UNSUPERVISED = {
+    'GradientDetector "fast"': Case(("all-hot",), lambda m, s: GradientDetector(m)),
+    'GradientDetector "adversarial"': Case(
+        ("predicted logit", "half of the logits"), lambda m, s: GradientDetector(m, "adversarial")
+    ),
+    'GradientDetector "best"': Case(("every logit",), lambda m, s: GradientDetector(m, "best")),
+    "GradientKNN": Case(("all-hot",), lambda m, s: GradientKNN(m)),
+    "GradientMahalanobis": Case(("all-hot",), lambda m, s: GradientMahalanobis(m)),
+    "GradientGMM": Case(("all-hot",), lambda m, s: GradientGMM(m, seed=s)),
+    "MaxSoftmax": Case(("all-hot",), lambda m, s: MaxSoftmax(m)),
+    "Energy": Case(("all-hot",), lambda m, s: Energy(m)),
+    "GradNorm": Case(("all-hot",), lambda m, s: GradNorm(m)),
+    "ExGrad": Case(("all-hot",), lambda m, s: ExGrad(m)),
+}
+
+
+class Study:
+    """One classifier, observed, and one seed of splits and fits."""
+
+    def __init__(self, observer: Observer, classifier: str, seed: int) -> None:
+        self.observer, self.classifier, self.seed = observer, classifier, seed
+
+    def row(self, part: str, detector: str, name: str, normal: Tensor, other: Tensor) -> Row:
+        """One row of this study."""
+        return measured(part, self.classifier, self.seed, detector, name, normal, other)
+
+    def rows(
+        self,
+        part: str,
+        detectors: Mapping[str, tuple[tuple[str, ...], Scores]],
+        normal: Tensor,
+        others: Mapping[str, Tensor],
+        originals: Mapping[str, Tensor] | None = None,
+    ) -> list[Row]:
+        """Every fitted detector on every set; ``originals`` are normal pictures set by set."""
+        found = []
+        for detector, (kinds, fitted) in detectors.items():
+            usual = None if originals else fitted.score(self.observer.norms(normal, *kinds))
+            for name, images in others.items():
+                if usual is None:
+                    assert originals is not None
+                    against = fitted.score(self.observer.norms(originals[name], *kinds))
+                else:
+                    against = usual
+                scores = fitted.score(self.observer.norms(images, *kinds))
+                found.append(self.row(part, detector, name, against, scores))
+        return found
+
+    def unsupervised(self, fit: ImageSet, peers: bool) -> dict[str, tuple[tuple[str, ...], Scores]]:
+        """Every detector that needs no anomalies, fitted, with the kinds of norms it reads."""
+        found: dict[str, tuple[tuple[str, ...], Scores]] = {}
+        for name, case in UNSUPERVISED.items():
+            detector = case.build(self.observer.model, self.seed)
+            found[name] = case.kinds, detector.fit(self.observer.norms(fit.pixels, *case.kinds))
+        if peers:
+            norms, head = self.observer.norms(fit.pixels, "all-hot"), self.observer.model.linear
+            assert fit.labels is not None and isinstance(head, nn.Linear)
+            labels = torch.unique(fit.labels, return_inverse=True)[1]
+            for name, peer in fitted_peers(head, norms, labels).items():
+                found[name] = ("all-hot",), peer
+        return found
+
+    def supervised(self, suite: Suite) -> list[Row]:
+        """The paper's detector on sets: the same set, one left out, noise only, activations."""
+        known = {name: one.pixels for name, one in suite.anomalous_known.items()}
+        scored = {name: one.pixels for name, one in suite.anomalous_scored.items()}
+        normal = suite.normal_known.pixels, suite.normal_scored.pixels
+        rows = self._paper("supervised", normal, known, scored)
+        noise = tuple(name for name in known if name in NOISE)
+        trained = self._train(("all-hot",), normal[0], [known[name] for name in noise], False)
+        detectors = {"all-hot, trained on noise only": (("all-hot",), trained)}
+        return rows + self.rows("supervised", detectors, normal[1], scored)
+
+    def supervised_attacks(self, suite: Suite, attacked: Mapping[str, Attacked]) -> list[Row]:
+        """The same on attacks, against their own originals."""
+        known = {name: one.known for name, one in attacked.items()}
+        scored = {name: one.scored for name, one in attacked.items()}
+        originals = {name: one.originals for name, one in attacked.items()}
+        normal = suite.normal_known.pixels, suite.normal_scored.pixels
+        return self._paper("supervised attacks", normal, known, scored, originals)
+
+    def _paper(
+        self,
+        part: str,
+        normal: tuple[Tensor, Tensor],
+        known: Mapping[str, Tensor],
+        scored: Mapping[str, Tensor],
+        originals: Mapping[str, Tensor] | None = None,
+    ) -> list[Row]:
+        rows = []
+        variants = {
+            "all-hot": (("all-hot",), False),
+            "all-hot + CE-uniform": (("all-hot", "CE-uniform"), False),
+            "activations": (("all-hot",), True),
+        }
+        for label, (kinds, activations) in variants.items():
+
+            @cache
+            def trained_on(
+                names: tuple[str, ...],
+                kinds: tuple[str, ...] = kinds,
+                activations: bool = activations,
+            ) -> Scores:
+                return self._train(kinds, normal[0], [known[name] for name in names], activations)
+
+            for name in scored:
+                rest = tuple(other for other in known if other != name)
+                for training, names in (("same", (name,)), ("left out", rest)):
+                    detectors = {f"{label}, {training}": (kinds, trained_on(names))}
+                    rows += self.rows(part, detectors, normal[1], {name: scored[name]}, originals)
+        return rows
+
+    def _train(
+        self, kinds: tuple[str, ...], normal: Tensor, anomalies: list[Tensor], activations: bool
+    ) -> Scores:
+        detector = ConfoundingDetector(self.observer.model, seed=self.seed)
+        parts = [self.observer.norms(one, *kinds) for one in anomalies]
+        read = _Activations(detector) if activations else detector
+        return read.fit(self.observer.norms(normal, *kinds), GradientNorms.join(parts))
+
+    def ablations(self, suite: Suite) -> list[Row]:
+        """One part of the default replaced at a time; on the development half of the sets."""
+        return [
+            *self._labels(suite),
+            *self._normalisations(suite),
+            *self._depths(suite),
+            *self._counts(suite),
+        ]
+
+    def _labels(self, suite: Suite) -> list[Row]:
+        kinds = ("all-hot", "CE-uniform", "predicted logit", "half of the logits", "every logit")
+        names = {kind: (kind,) for kind in kinds} | {"all-hot + CE-uniform": kinds[:2]}
+        rows = []
+        for name, combined in names.items():
+            for measure, novelty in MEASURES.items():
+                rows += self._vectors("label", f"{name}, {measure}", suite, combined, _log, novelty)
+        return rows
+
+    def _normalisations(self, suite: Suite) -> list[Row]:
+        rows = []
+        for name, change in {"log": _log, "square root": torch.sqrt, "raw": _raw}.items():
+            rows += self._vectors("normalisation", name, suite, ("all-hot",), change, NEIGHBOURS)
+        return rows
+
+    def _depths(self, suite: Suite) -> list[Row]:
+        rows = []
+        for name, start in depths(self.observer.model).items():
+            last = partial(_log_from, start)
+            rows += self._vectors("depth", name, suite, ("all-hot",), last, NEIGHBOURS)
+        return rows
+
+    def _counts(self, suite: Suite) -> list[Row]:
+        rows = []
+        for count in (100, 200, 500, 1000, 2000, 5000):
+            if count > len(suite.fit):
+                break
+            for name in ('GradientDetector "fast"', "GradientKNN"):
+                case = UNSUPERVISED[name]
+                norms = self.observer.norms(suite.fit.pixels, *case.kinds)
+                fitted = case.build(self.observer.model, self.seed)
+                fitted.fit(norms.select(slice(None, count)))
+                detectors = {f"{name}, {count}": (case.kinds, fitted)}
+                rows += self._scored("normal pictures", suite, detectors)
+        return rows
+
+    def bf16(self, suite: Suite) -> list[Row]:
+        """float32 against bf16 autocast, fitted and scored in the same."""
+        rows = []
+        for name, kind in {"float32": "all-hot", "bf16": BF16}.items():
+            rows += self._vectors("precision", name, suite, (kind,), _log, NEIGHBOURS)
+        return rows
+
+    def _scored(
+        self, part: str, suite: Suite, detectors: Mapping[str, tuple[tuple[str, ...], Scores]]
+    ) -> list[Row]:
+        sets = {name: one.pixels for name, one in suite.anomalous_scored.items()}
+        return self.rows(part, detectors, suite.normal_scored.pixels, sets)
+
+    def _vectors(
+        self,
+        part: str,
+        name: str,
+        suite: Suite,
+        kinds: tuple[str, ...],
+        change: Callable[[Tensor], Tensor],
+        novelty: Novelty,
+    ) -> list[Row]:
+        norms = self.observer.norms(suite.fit.pixels, *kinds)
+        fitted = _Measure(change, novelty, norms)
+        return self._scored(part, suite, {name: (kinds, fitted)})
+
+
+#: What reads vectors of log norms in the ablations.
+MEASURES = {"neighbours": NEIGHBOURS, "class Gaussians": CLASS_GAUSSIANS, "relative": RELATIVE}
+
+
+class _Measure:
+    """One measure of novelty on changed norms, alone."""
+
+    def __init__(
+        self, change: Callable[[Tensor], Tensor], novelty: Novelty, norms: GradientNorms
+    ) -> None:
+        self._change, self._novelty = change, novelty
+        self._standardise = Standardiser.fit(self._read(norms))
+        vectors = self._standardise(self._read(norms)).double()
+        self._learned = novelty.fit(vectors, norms.logits.argmax(1))
+
+    def _read(self, norms: GradientNorms) -> Tensor:
+        return self._change(norms.values).flatten(1)
+
+    def score(self, x: GradientNorms) -> Tensor:
+        vectors = self._standardise(self._read(x)).double()
+        return self._novelty.score(vectors, x.logits.argmax(1), self._learned)
+
+
+class _Activations:
+    """The paper's detector on penultimate activations, as a control: it reads logarithms."""
+
+    def __init__(self, detector: ConfoundingDetector) -> None:
+        self._detector = detector
+
+    def fit(self, normal: GradientNorms, anomalies: GradientNorms) -> Scores:
+        self._detector.fit(_activations(normal), _activations(anomalies))
+        return self
+
+    def score(self, x: GradientNorms) -> Tensor:
+        return self._detector.score(_activations(x))
+
+
+def _activations(norms: GradientNorms) -> GradientNorms:
+    assert norms.features is not None
+    names = tuple(f"activation {i}" for i in range(norms.features.shape[1]))
+    return GradientNorms(norms.features.clamp(-25, 25).exp(), names, norms.logits)
+
+
+def _log(values: Tensor) -> Tensor:
+    return values.clamp_min(1e-12).log()
+
+
+def _log_from(start: int, values: Tensor) -> Tensor:
+    return _log(values[..., start:])
+
+
+def _raw(values: Tensor) -> Tensor:
+    return values
+
+
+def depths(model: nn.Module) -> dict[str, int]:
+    """By how deep the backward pass goes, the first parameter that it reaches."""
+    tops = [name.partition(".")[0] for name, _ in model.named_parameters()]
+    first = {top: tops.index(top) for top in reversed(dict.fromkeys(tops))}
+    return {f"down to {top}": start for top, start in first.items()}

@@ -1,0 +1,46 @@
+"""One measured number set a row, in a CSV file."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from gradood.evaluation import evaluate
+
+
+class Row(NamedTuple):
+    """One detector on one set of one classifier, for one seed of splits and fits."""
+
+    part: str
+    classifier: str
+    seed: int
+    detector: str
+    set: str
+    auroc: float
+    aupr: float
+    fpr95: float
+    normal: int
+    anomalous: int
+
+
+def measured(
+    part: str, classifier: str, seed: int, detector: str, name: str, normal: Tensor, other: Tensor
+) -> Row:
+    """The row of two sets of scores."""
+    found = evaluate(normal, other)
+    shares = (100 * found.auroc, 100 * found.aupr_anomalous, 100 * found.fpr95)
+    return Row(part, classifier, seed, detector, name, *shares, len(normal), len(other))
+
+
+def write(rows: Iterable[Row], path: Path) -> None:
+    """All rows, three digits after the point."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Row._fields)
+        for row in rows:
+            writer.writerow([f"{v:.3f}" if isinstance(v, float) else v for v in row])
