@@ -66,17 +66,18 @@ class IterableSource(Source):
 
     Args:
         iterable: Of pictures, arrays or tensors, one input each.
+        read: What makes one of these of an element.
     """
 
-    def __init__(self, iterable: Iterable[Any]) -> None:
-        self._iterable = iterable
+    def __init__(self, iterable: Iterable[Any], read: Callable[[Any], Any] | None = None) -> None:
+        self._iterable, self._read = iterable, read or _itself
 
     def items(self, start: int = 0) -> Iterator[Item]:
         """The elements, numbered where they have no name."""
         for number, value in enumerate(itertools.islice(iter(self._iterable), start, None), start):
             named = isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str)
             name, content = value if named else (str(number), value)
-            yield Item(name, partial(_itself, content))
+            yield Item(name, partial(self._read, content))
 
     def count(self) -> int | None:
         """The length of the iterable, if it has one."""
