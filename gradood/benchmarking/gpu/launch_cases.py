@@ -68,7 +68,7 @@ def _conv(
         x, d = t(samples, channels, size, size), t(samples, outputs, out, out)
         if not planes:
             x, d = _last(x), _last(d)
-        padding = (kernel // 2,) * 2
+        padding = (0 if stride == kernel else kernel // 2,) * 2  # patches meet
         return x, d, (kernel,) * 2, (stride,) * 2, padding, _ONES, groups, planes
 
     return arguments
@@ -134,6 +134,7 @@ def _norms(dtype: torch.dtype, name: str) -> dict[str, LaunchCase]:
         "conv, groups": case("conv", _conv(256, 256, 28, 3, 1, 8), True, True),
         "conv, planes": case("conv", _conv(64, 64, 56, 3, planes=True), True, True),
         "stem": case("conv", _conv(3, 64, 224, 7, 2), False, True),
+        "patches": case("conv", _conv(3, 768, 224, 16, 16), False, True),
         "shift-gram": case("conv", _conv(512, 512, 7, 3), False, True),
         "depthwise 3x3": case("conv", _conv(64, 64, 56, 3, 1, 64)),
         "depthwise 5x5": case("conv", _conv(64, 64, 28, 5, 2, 64)),
