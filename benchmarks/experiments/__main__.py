@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python -m benchmarks.experiments [--classifier NAME …] [--seeds 3]
 
 Writes ``experiments.csv``, ``cost.csv``, ``experiments.md`` and its figures. Every classifier that
-is trained already joins; ``--train`` trains those that are not. ``--small`` uses the pictures in
-the package and the committed classifier, to see that everything runs.
+is trained already joins, and ``--train`` trains those that are not (see ``classifiers.py``).
+``--small`` uses the pictures in the package and the committed classifier, to see that all runs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import csv
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 import typer
@@ -33,12 +33,26 @@ log = logging.getLogger("gradood")
 RESULTS = Path(__file__).parents[1] / "results"
 
 
+class Sizes(NamedTuple):
+    """How many pictures: a set at most, to fit on, to score as normal, to attack."""
+
+    count: int
+    fit: int
+    normal: int
+    attacked: int
+
+
+#: What the page is meant for, and a quick look at the pictures in the package.
+FULL, SMALL = Sizes(1000, 5000, 5000, 300), Sizes(24, 120, 120, 20)
+
+
 def main(
     classifier: Annotated[list[str] | None, typer.Option(help="Only these, as resnet8-1.")] = None,
     seeds: Annotated[int, typer.Option(help="Splits of the committed classifier.", min=1)] = 3,
-    count: Annotated[int, typer.Option(help="Pictures a set at most, to be halved.")] = 1000,
-    fit: Annotated[int, typer.Option(help="Normal pictures that detectors learn from.")] = 5000,
-    attacked: Annotated[int, typer.Option(help="Pictures attacked in each half.")] = 300,
+    count: Annotated[int, typer.Option(help="Pictures a set at most, to be halved.")] = FULL.count,
+    fit: Annotated[int, typer.Option(help="Normal pictures to learn from.")] = FULL.fit,
+    normal: Annotated[int, typer.Option(help="Normal pictures to score.")] = FULL.normal,
+    attacked: Annotated[int, typer.Option(help="Attacked in each half.")] = FULL.attacked,
     train: Annotated[bool, typer.Option(help="Train classifiers that are not there.")] = False,
     small: Annotated[bool, typer.Option(help="Embedded pictures only: a quick look.")] = False,
     cache: Annotated[Path, typer.Option(help="Folder for what is computed.")] = CACHE,
@@ -46,8 +60,10 @@ def main(
 ) -> None:
     """Run every part for every classifier that is there, and write the page."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("pytorch_ood").setLevel(logging.WARNING)
     torch.set_num_threads(1)
     rows: list[Row] = []
+    sizes = SMALL if small else Sizes(count, fit, normal, attacked)
     chosen = [one for one in CLASSIFIERS if not classifier or one.name in classifier]
     for one in chosen[:1] if small else chosen:
         if train:
@@ -57,38 +73,34 @@ def main(
             continue
         # The committed classifier stands for the variance of splits, the others for their own.
         for seed in range(seeds) if one.committed else [one.seed]:
-            rows += run(one, seed, count, fit, attacked, small, cache)
-    suite = embedded_suite(0) if small else _suite(0, count, fit)
-    model = CLASSIFIERS[0].load(cache)
-    spent = costs(
-        model, suite.fit.images[:500], suite.normal_scored.images[:128], 1 if small else 7
-    )
-    observer = Observer(model, 10, cache)
-    write(rows, output / "experiments.csv")
+            rows += run(one, seed, sizes, cache)
+            write(rows, output / "experiments.csv")
+    model, suite = CLASSIFIERS[0].load(cache), _suite(0, sizes)
+    rounds = 1 if small else 7
+    spent = costs(model, suite.fit.images[:500], suite.normal_scored.images[:128], rounds)
     _write_costs(spent, output / "cost.csv")
-    draw(observer, suite, rows, spent, output)
-    (output / "experiments.md").write_text(markdown(rows, spent), encoding="utf-8")
+    draw(Observer(model, 10, cache), suite, rows, spent, output)
+    command = _command(classifier, seeds, sizes)
+    (output / "experiments.md").write_text(markdown(rows, spent, command), encoding="utf-8")
     log.info("%s", output / "experiments.md")
 
 
-def run(
-    one: Classifier, seed: int, count: int, fit: int, attacked: int, small: bool, cache: Path
-) -> list[Row]:
+def run(one: Classifier, seed: int, sizes: Sizes, cache: Path) -> list[Row]:
     """Every part of the page for one classifier and seed."""
     observer = Observer(one.load(cache), 10 - len(one.held_out), cache)
     study = Study(observer, one.name, seed)
     if one.held_out:
-        known, normal, near = near_suite(seed, fit)
+        known, normal, near = near_suite(seed, sizes.fit)
         others = {name: images.pixels for name, images in near.items()}
         detectors = study.unsupervised(known, peers=True)
-        return study.rows("near", detectors, normal.pixels, others)
-    suite = embedded_suite(seed) if small else _suite(seed, count, fit)
+        return study.rows("near", detectors, normal.pixels[: sizes.normal], others)
+    suite = _suite(seed, sizes)
     detectors = study.unsupervised(suite.fit, peers=True)
     scored = {name: images.pixels for name, images in suite.anomalous_scored.items()}
     rows = study.rows("sets", detectors, suite.normal_scored.pixels, scored)
     rows += study.supervised(suite)
     log.info("%s, seed %d: sets are scored", one.name, seed)
-    attacks = attacked_sets(observer, suite, 20 if small else attacked)
+    attacks = attacked_sets(observer, suite, sizes.attacked)
     usable = {name: a for name, a in attacks.items() if min(len(a.scored), len(a.known)) > 1}
     images = {name: a.scored for name, a in usable.items()}
     originals = {name: a.originals for name, a in usable.items()}
@@ -102,10 +114,27 @@ def run(
     return rows
 
 
-def _suite(seed: int, count: int, fit: int) -> Suite:
-    suite = evaluation_suite(count=count, seed=seed)
-    few = slice(None, fit)
-    return replace(suite, fit=suite.fit.select(few), normal_known=suite.normal_known.select(few))
+def _suite(seed: int, sizes: Sizes) -> Suite:
+    if sizes == SMALL:
+        return embedded_suite(seed, sizes.count)
+    suite = evaluation_suite(count=sizes.count, seed=seed)
+    few = slice(None, sizes.fit)
+    return replace(
+        suite,
+        fit=suite.fit.select(few),
+        normal_known=suite.normal_known.select(few),
+        normal_scored=suite.normal_scored.select(slice(None, sizes.normal)),
+    )
+
+
+def _command(classifier: list[str] | None, seeds: int, sizes: Sizes) -> str:
+    """What makes this page again."""
+    options = [f"--classifier {name}" for name in classifier or ()] or ["--train"]
+    options += [] if seeds == 3 else [f"--seeds {seeds}"]
+    given = zip(Sizes._fields, sizes, FULL, strict=True)
+    options += [f"--{name} {value}" for name, value, usual in given if value != usual]
+    options = ["--small"] if sizes == SMALL else options
+    return f"OMP_NUM_THREADS=1 python -m benchmarks.experiments {' '.join(options)}"
 
 
 def _write_costs(spent: list[Cost], path: Path) -> None:

@@ -61,14 +61,14 @@ class Results:
         return fmean(values) if values else None
 
 
-def markdown(rows: Sequence[Row], spent: Sequence[Cost]) -> str:
+def markdown(rows: Sequence[Row], spent: Sequence[Cost], command: str) -> str:
     """The whole page."""
     sets, attacks, near = (Results(rows, part) for part in ("sets", "attacks", "near"))
     development = [name for name in sets.sets if name in DEVELOPMENT]
     final = [name for name in sets.sets if name not in DEVELOPMENT]
     parts = [
         "# The papers' experiments on Fashion-MNIST",
-        _introduction(sets, near),
+        _introduction(sets, near, command),
         "## Targets",
         targets(rows),
         "## Without anomalies: sets",
@@ -113,7 +113,7 @@ def markdown(rows: Sequence[Row], spent: Sequence[Cost]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _introduction(sets: Results, near: Results) -> str:
+def _introduction(sets: Results, near: Results, command: str) -> str:
     runs = [f"{name} (seed of splits {seed})" for name, seed in (*sets.runs, *near.runs)]
     counts = ", ".join(
         f"{row.set} {row.anomalous}"
@@ -121,9 +121,9 @@ def _introduction(sets: Results, near: Results) -> str:
         if row.detector == FAST and (row.classifier, row.seed) == sets.runs[0]
     )
     return (
-        "Made by `OMP_NUM_THREADS=1 python -m benchmarks.experiments --train`. Method replication, "
-        "not the papers' data. Percent; anomalous is the positive class; mean ± standard deviation "
-        f"over {len(sets.runs)} runs. Classifiers scored: {', '.join(runs)}. Runs of the same "
+        f"Made by `{command}`. Method replication, not the papers' data. Percent; anomalous is "
+        "the positive class; mean ± standard deviation over "
+        f"{len(sets.runs)} runs. Classifiers scored: {', '.join(runs)}. Runs of the same "
         "classifier differ in splits and fits only. "
         f"Scored in the first run: {sets.rows[0].normal} normal pictures, and {counts}."
     )

@@ -88,7 +88,7 @@ def _percentages(shares: list[float]) -> str:
 
 
 def _summary(result: Demonstration) -> list[str]:
-    from gradood.evaluation.demonstration import EXPLANATIONS, MAHALANOBIS
+    from gradood.evaluation.demonstration import DEFAULT, EXPLANATIONS
 
     timing = result.timing
     fit, calibrate, score = result.counts
@@ -97,7 +97,7 @@ def _summary(result: Demonstration) -> list[str]:
         *explained,
         f"Normal: {fit} pictures to fit, {calibrate} to calibrate, {score} to score, disjoint. "
         "Attacks are compared with their own originals.",
-        f"{MAHALANOBIS}, threshold for 5 % false alarms: {result.false_alarms:.1%} on the scored "
+        f"{DEFAULT}, threshold for 5 % false alarms: {result.false_alarms:.1%} on the scored "
         "normal pictures.",
         f"Gradient norms: {timing.images / timing.norms:,.0f} pictures/s "
         f"({timing.images / timing.forward:,.0f} in a forward pass alone); {timing.norms:.1f} s, "

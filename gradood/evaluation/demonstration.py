@@ -35,7 +35,7 @@ from gradood.data import (
     rotated,
     uniform_noise,
 )
-from gradood.detectors import ConfoundingDetector, Detector, Energy, GradientMahalanobis, MaxSoftmax
+from gradood.detectors import ConfoundingDetector, Detector, Energy, GradientDetector, MaxSoftmax
 from gradood.detectors.features import Standardiser, log_norms
 from gradood.evaluation.metrics import Metrics, evaluate
 from gradood.gradients import GradientNorms, gradient_norms
@@ -54,13 +54,14 @@ _BATCH = 256
 _KNOWN, _TEST = "fashion-mnist-train", "fashion-mnist"
 
 PAPER, PAPER_UNSEEN = "Paper's, set seen", "Paper's, set unseen"
-MAHALANOBIS, MAX_SOFTMAX, ENERGY = "Mahalanobis on norms", "Max-softmax", "Energy"
+DEFAULT, MAX_SOFTMAX, ENERGY = "GradientDetector", "Max-softmax", "Energy"
 #: What each detector is, for someone who has not read the papers.
 EXPLANATIONS = {
     PAPER: "the paper's two-layer network on gradient norms, trained on normal pictures and on the "
     "other half of every set, this one included",
     PAPER_UNSEEN: "the same, trained without any picture of the set that it scores",
-    MAHALANOBIS: "distance of the gradient norms from those of normal pictures; needs no anomalies",
+    DEFAULT: "how far norms and penultimate features are from those of normal pictures; "
+    "needs no anomalies",
     MAX_SOFTMAX: "yardstick: one minus the classifier's largest probability",
     ENERGY: "yardstick: minus the log-sum-exp of the logits",
 }
@@ -120,7 +121,7 @@ class Demonstration:
         normal_images: ``[N, 1, 28, 28]``, the scored normal pictures.
         normal_scores: By detector, their scores ``[N]``.
         parameters: The L parameter names.
-        threshold: Of ``MAHALANOBIS``, calibrated for 5 % false alarms.
+        threshold: Of ``DEFAULT``, calibrated for 5 % false alarms.
         false_alarms: Share of the scored normal pictures above it.
         counts: Pictures used to fit, to calibrate and to score as normal.
         timing: Speed.
@@ -172,7 +173,7 @@ def demonstrate(seed: int = 0, images_per_set: int | None = None) -> Demonstrati
     made = clock.norms(_made_anomalies(fit, seed))
     seen = GradientNorms.join([*anomalies_fit.values(), made])
     detectors = _shared_detectors(model, normal_fit, seen, seed)
-    unsupervised = detectors[MAHALANOBIS].calibrate(clock.norms(calibrate.images), fpr=0.05)
+    unsupervised = detectors[DEFAULT].calibrate(clock.norms(calibrate.images), fpr=0.05)
     standardise = Standardiser.fit(log_norms(normal_fit.values))
     results = []
     for split in splits:
@@ -206,7 +207,7 @@ def _shared_detectors(
 ) -> dict[str, Detector]:
     return {
         PAPER: ConfoundingDetector(model, seed=seed).fit(normal, anomalies),
-        MAHALANOBIS: GradientMahalanobis(model).fit(normal),
+        DEFAULT: GradientDetector(model).fit(normal),
         MAX_SOFTMAX: MaxSoftmax(model),
         ENERGY: Energy(model),
     }
@@ -223,7 +224,7 @@ def _score_set(
     anomalous = {name: one.score(norms) for name, one in detectors.items()}
     reaction = torch.zeros(len(norms.names))
     reaction[standardise.kept] = standardise(log_norms(norms.values)).median(0).values
-    threshold = detectors[MAHALANOBIS].threshold
+    threshold = detectors[DEFAULT].threshold
     return SetResult(
         name=split.name,
         about=split.about,
@@ -232,7 +233,7 @@ def _score_set(
         anomalous=anomalous,
         metrics={name: evaluate(normal[name], anomalous[name]) for name in DETECTORS},
         reaction=reaction,
-        detected=float((anomalous[MAHALANOBIS] > threshold).float().mean()),
+        detected=float((anomalous[DEFAULT] > threshold).float().mean()),
     )
 
 

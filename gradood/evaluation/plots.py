@@ -15,9 +15,9 @@ from torch import Tensor
 
 from gradood.evaluation.curves import Floats, roc_points
 from gradood.evaluation.demonstration import (
+    DEFAULT,
     DETECTORS,
     ENERGY,
-    MAHALANOBIS,
     MAX_SOFTMAX,
     PAPER,
     PAPER_UNSEEN,
@@ -31,7 +31,7 @@ NORMAL, ANOMALOUS = "#2a6f97", "#d1495b"
 _LINES = {
     PAPER: ("#d1495b", "-"),
     PAPER_UNSEEN: ("#d1495b", "--"),
-    MAHALANOBIS: ("#2a6f97", "-"),
+    DEFAULT: ("#2a6f97", "-"),
     MAX_SOFTMAX: ("#999999", "--"),
     ENERGY: ("#999999", "-"),
 }

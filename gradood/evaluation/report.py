@@ -9,10 +9,10 @@ from torch import Tensor
 
 from gradood.evaluation import plots
 from gradood.evaluation.demonstration import (
+    DEFAULT,
     DETECTORS,
     ENERGY,
     EXPLANATIONS,
-    MAHALANOBIS,
     MAX_SOFTMAX,
     PAPER,
     PAPER_UNSEEN,
@@ -107,7 +107,7 @@ def _tiles(result: Demonstration) -> str:
     timing = result.timing
     auroc = {name: f"{100 * mean_metric(result, name, 'auroc'):.1f}" for name in DETECTORS}
     tiles = (
-        (auroc[MAHALANOBIS], "mean AUROC (%) of a detector that never saw an anomaly"),
+        (auroc[DEFAULT], "mean AUROC (%) of a detector that never saw an anomaly"),
         (auroc[PAPER], f"of the paper's, trained on all kinds; {auroc[PAPER_UNSEEN]} on new kinds"),
         (auroc[ENERGY], f"of the energy score; {auroc[MAX_SOFTMAX]} of max-softmax"),
         (
@@ -155,7 +155,7 @@ def _table_row(one: SetResult) -> str:
 
 def _histograms(result: Demonstration) -> str:
     parts = []
-    for detector, threshold in ((MAHALANOBIS, result.threshold), (PAPER_UNSEEN, None)):
+    for detector, threshold in ((DEFAULT, result.threshold), (PAPER_UNSEEN, None)):
         uri = plots.score_histograms(result.sets, detector, threshold)
         parts.append(f"<h3>{escape(detector)}</h3>{_image(uri, 'score histograms')}")
     note = (
@@ -187,14 +187,14 @@ def _examples(result: Demonstration) -> str:
     return (
         "<h2>Pictures and their scores</h2>"
         f'<p class="soft">The first {_EXAMPLES} of each set, as drawn, none picked. The number is '
-        f"the score of {escape(MAHALANOBIS)}; its threshold is {result.threshold:.1f}, and a red "
+        f"the score of {escape(DEFAULT)}; its threshold is {result.threshold:.1f}, and a red "
         "frame means above it: anomalous.</p>" + rows
     )
 
 
 def _example_row(name: str, images: Tensor, scores: dict[str, Tensor], threshold: float) -> str:
     figures = ""
-    for image, score in zip(images[:_EXAMPLES], scores[MAHALANOBIS].tolist(), strict=False):
+    for image, score in zip(images[:_EXAMPLES], scores[DEFAULT].tolist(), strict=False):
         flagged = ' class="flagged"' if score > threshold else ""
         figures += f"<figure{flagged}>{_image(plots.picture(image), name, '')}{score:.1f}</figure>"
     return f'<div class="row"><b>{escape(name)}</b>{figures}</div>'

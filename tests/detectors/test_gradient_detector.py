@@ -10,7 +10,6 @@ import gradood
 from gradood.detectors import GradientDetector
 from gradood.detectors.class_gaussians import CLASS_GAUSSIANS
 from gradood.detectors.neighbours import COUNT, NEIGHBOURS
-from gradood.detectors.presets import PRESETS
 from gradood.detectors.relative import RELATIVE
 from gradood.detectors.whitening import SHRINKAGE
 from gradood.errors import InputError
@@ -108,7 +107,9 @@ def test_a_loss_for_each_label(model, pictures):
         gradood.gradient_norms(model, x, ["all_hot", "uniform"], ["bce"])
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    "preset", ["fast", "adversarial", pytest.param("best", marks=pytest.mark.slow)]
+)
 def test_presets_score_save_and_load(preset, model, pictures, tmp_path):
     detector = GradientDetector(model, preset).fit(pictures.fit)
     scores = [detector.score(images) for images in (pictures.normal, pictures.anomalous)]

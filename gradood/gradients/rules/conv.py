@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from gradood import ops
 from gradood.gradients.axis import SampleAxis
 from gradood.gradients.rules.call import Call, batch_comes_first, tensors
 from gradood.ops import reference
+
+#: Elements of an unfolded input held at once.
+UNFOLDED = 1 << 24
 
 
 class Geometry(NamedTuple):
@@ -106,8 +111,26 @@ class ConvCall(Call):
             return super().gradients(x, d, role)
         assert x is not None
         # As if they were the output channels of one convolution: its input is unfolded once.
-        gradient = reference.conv_gradient(x.to(d.dtype), d.flatten(1, 2), *self.geometry)
-        return gradient.view(*d.shape[:3], *gradient.shape[2:])
+        channels, x = d.flatten(1, 2).flatten(2), x.to(d.dtype)
+        if not self._unfolds(x, channels.shape[2]):
+            gradient = reference.conv_gradient(x, d.flatten(1, 2), *self.geometry)
+            return gradient.view(*d.shape[:3], *gradient.shape[2:])
+        _, stride, padding, dilation, _ = self.geometry
+        kernel = self.geometry.kernel_size
+        width = x.shape[1] * prod(kernel) * channels.shape[2]
+        parts = []
+        for rows in torch.split(torch.arange(len(x)), max(1, UNFOLDED // width)):
+            taps = functional.unfold(x[rows], kernel, dilation, padding, stride)
+            parts.append(torch.bmm(channels[rows], taps.transpose(1, 2)))
+        return torch.cat(parts).view(*d.shape[:3], x.shape[1], *kernel)
+
+    def _unfolds(self, x: Tensor, positions: int) -> bool:
+        """Whether ``unfold`` covers a convolution with so many output positions."""
+        kernel, stride, padding, dilation, _ = self.geometry
+        if len(kernel) != 2:
+            return False
+        sizes = zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
+        return positions == prod((n + 2 * p - e * (k - 1) - 1) // s + 1 for n, k, s, p, e in sizes)
 
     def _arrange(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor, Geometry]:
         """Turn images merged into the batch, ``[N, m, C, *S]``, into one more spatial dimension."""
