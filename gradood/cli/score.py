@@ -120,7 +120,7 @@ def _run(
             raise InputError(f"no input could be scored; {file.state['skipped']} were skipped")
         file.finish()
         counts = {name: file.state[name] for name in ("scored", "skipped")}
-        reporter.event("done", **counts, out=str(file.path), seconds=round(reporter.seconds, 3))
+        reporter.done(**counts, out=str(file.path))
 
 
 def _summary(file: ScoreFile) -> None:

@@ -122,7 +122,8 @@ def test_ray_data_equals_one_process(shards, tmp_path):
     ray = pytest.importorskip("ray")
     root, paths, _, expected = shards
     ray.init(
-        num_cpus=2, include_dashboard=False, object_store_memory=100 << 20,
+        num_cpus=4,  # two for the actors, and some for those who read and write
+        include_dashboard=False, object_store_memory=100 << 20,
         runtime_env={"env_vars": {"PYTHONPATH": HERE["PYTHONPATH"], "OMP_NUM_THREADS": "1"}},
     )  # fmt: skip
     try:

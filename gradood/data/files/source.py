@@ -152,6 +152,8 @@ def broken(name: str, reason: str) -> Item:
 
 def printable(name: str) -> str:
     """A name as text that every terminal and file takes, whatever bytes it was made of."""
+    if name.isprintable() and name.isascii():
+        return name
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
