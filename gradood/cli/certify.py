@@ -141,13 +141,13 @@ class _Source:
 
     def certified(self, kind: Kind) -> Any:
         """The model, or the fitted score on it."""
-        from gradood.scoring.fitting import DETECTORS
+        from gradood.scoring.fitting import DETECTORS, ready_detector
 
         loaded = self._load()
         if kind is Kind.CLASS:
             return loaded.model
         if self.score not in DETECTORS or self.score in ("max-softmax", "energy"):
-            return options.load_detector(self.score, loaded, False)
+            return ready_detector(self.score, loaded, False)
         if self.score == "confounding":
             raise InputError(
                 "--score confounding: fit it on both kinds, and give gradood fit's file"

@@ -108,6 +108,7 @@ class Scoring:
         return found
 
     def _computed(self, path: Path) -> list[float]:
+        from gradood.scoring.fitting import ready_detector
         from gradood.scoring.progress import Reporter
         from gradood.scoring.scores import Scorer
 
@@ -115,7 +116,7 @@ class Scoring:
             raise InputError(f"{path} is no score file; give --detector to score its inputs")
         if self._loaded is None:
             loaded = self._models.load()
-            detector = options.load_detector(self._detector, loaded, False)
+            detector = ready_detector(self._detector, loaded, False)
             self._loaded = loaded, Scorer(detector, layers=0)
         loaded, scorer = self._loaded
         source = self._streams.source([path])

@@ -75,7 +75,7 @@ def fit(
         out.parent.mkdir(parents=True, exist_ok=True)
         made.save(out)
         facts = {"fitted": fitted, "calibrated": held, "threshold": made.threshold}
-        reporter.event("done", **facts, out=str(out), seconds=round(reporter.seconds, 3))
+        reporter.done(**facts, out=str(out))
     if not as_json:
         Console().print(
             f"{type(made).__name__} fitted on {fitted:,} inputs; threshold {made.threshold:.6g} "

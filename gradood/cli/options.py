@@ -14,7 +14,6 @@ from gradood.errors import InputError
 
 if TYPE_CHECKING:
     from gradood.data.files import Source
-    from gradood.detectors import Detector
     from gradood.scoring.models import LoadedModel
     from gradood.scoring.stream import Stream
 
@@ -131,19 +130,3 @@ class StreamOptions:
             workers=self.workers,
             limit=limit,
         )
-
-
-def load_detector(name: str, loaded: LoadedModel, compiled: bool) -> Detector:
-    """A detector from a file that ``gradood fit`` wrote, or one that needs no fitting by name."""
-    from gradood.detectors import load
-    from gradood.scoring.fitting import DETECTORS, check_visible, make_detector
-
-    if name in DETECTORS:
-        detector = make_detector(name, loaded, compiled)
-        if name not in ("max-softmax", "energy"):
-            raise InputError(f"--detector {name} must be fitted: gradood fit --detector {name}")
-        return detector
-    detector = load(name, loaded.model)
-    check_visible(type(detector), loaded, compiled)
-    detector.progress = False
-    return detector

@@ -99,11 +99,12 @@ def _run(
     streams: options.StreamOptions,
     as_json: bool,
 ) -> None:
+    from gradood.scoring.fitting import ready_detector
     from gradood.scoring.progress import Reporter
     from gradood.scoring.scores import Scorer
 
     loaded = models.load()
-    scorer = Scorer(options.load_detector(detector, loaded, models.compile), layers)
+    scorer = Scorer(ready_detector(detector, loaded, models.compile), layers)
     done = file.state["scored"] + file.state["skipped"]
     stream = streams.stream(scorer, loaded, file.state["limit"])
     with Reporter("scoring", source.count(), done, as_json) as reporter:
@@ -119,7 +120,7 @@ def _run(
             raise InputError(f"no input could be scored; {file.state['skipped']} were skipped")
         file.finish()
         counts = {name: file.state[name] for name in ("scored", "skipped")}
-        reporter.event("done", **counts, out=str(file.path), seconds=round(reporter.seconds, 3))
+        reporter.done(**counts, out=str(file.path))
 
 
 def _summary(file: ScoreFile) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -67,15 +68,23 @@ class Preprocessing:
     def __call__(self, image: Image) -> Tensor:
         """float32 ``[C, H, W]``."""
         channels, height, width = self.input_size
-        image = image.convert(_MODES[channels])
-        if height is not None and width is not None:
+        if image.mode != _MODES[channels]:
+            image = image.convert(_MODES[channels])
+        if height is not None and width is not None and image.size != (width, height):
             image = self._resized(image, height, width)
         # NumPy, not torch: this runs in threads that must not each start a pool of threads.
-        pixels = np.asarray(image, np.float32).reshape(image.height, image.width, channels)
-        pixels = pixels / np.float32(255)
-        if np.any(np.asarray(self.mean) != 0) or np.any(np.asarray(self.std) != 1):
-            pixels = (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        pixels = np.array(image, np.float32)
+        pixels /= np.float32(255)
+        if self._standardise:
+            pixels -= np.asarray(self.mean, np.float32)
+            pixels /= np.asarray(self.std, np.float32)
+        if channels == 1:
+            return torch.from_numpy(pixels[None])
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+    @cached_property
+    def _standardise(self) -> bool:
+        return bool(np.any(np.asarray(self.mean) != 0) or np.any(np.asarray(self.std) != 1))
 
     def _resized(self, image: Image, height: int, width: int) -> Image:
         from PIL.Image import Resampling

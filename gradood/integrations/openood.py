@@ -90,7 +90,7 @@ class Postprocessor:
         found = [
             torch.cat([part.cpu() for part in parts]).numpy() for parts in zip(*rows, strict=True)
         ]
-        return found[0].astype(int), found[1], np.asarray(found[2]).astype(int)
+        return found[0].astype(int), found[1], found[2].astype(int)
 
 
 class _Data:

@@ -18,6 +18,7 @@ from gradood.detectors import (
     GradientKNN,
     GradientMahalanobis,
     MaxSoftmax,
+    load,
 )
 from gradood.detectors.threshold import conservative_threshold
 from gradood.errors import InputError
@@ -51,6 +52,24 @@ def make_detector(name: str, loaded: LoadedModel, compiled: bool = False) -> Det
     kind = DETECTORS[name]
     check_visible(kind, loaded, compiled)
     return kind(loaded.model, progress=False)
+
+
+def ready_detector(name: str, loaded: LoadedModel, compiled: bool = False) -> Detector:
+    """A detector from a file that ``gradood fit`` wrote, or one that needs no fitting by name.
+
+    Raises:
+        InputError: The name is of a detector that must be fitted first.
+        CheckpointError: The file cannot be read, or belongs to another model.
+        ModelError: It needs gradient norms of a model that hides its operators.
+    """
+    if name in DETECTORS:
+        if issubclass(DETECTORS[name], GradientDetector):
+            raise InputError(f"--detector {name} must be fitted: gradood fit --detector {name}")
+        return make_detector(name, loaded, compiled)
+    detector = load(name, loaded.model)
+    check_visible(type(detector), loaded, compiled)
+    detector.progress = False
+    return detector
 
 
 def check_visible(kind: type[Detector], loaded: LoadedModel, compiled: bool) -> None:

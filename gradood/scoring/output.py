@@ -62,13 +62,15 @@ class ScoreFile:
         return part, number
 
     def _take_up(self, resume: bool) -> None:
-        if not resume:
-            raise InputError(
-                f"{self._state_file} is of a run that did not finish; pass --resume to go on with "
-                f"it, or delete it to start again"
-            )
         try:
             found = json.loads(self._state_file.read_text(encoding="utf-8"))
+            if found["bytes"] == 0:  # nothing was scored, so nothing is lost by starting again
+                return
+            if not resume:
+                raise InputError(
+                    f"{self._state_file} is of a run that did not finish; pass --resume to go on "
+                    f"with it, or delete it to start again"
+                )
             differing = [
                 f"{name} was {found['settings'].get(name)!r}, now {value!r}"
                 for name, value in self.state["settings"].items()
@@ -76,6 +78,8 @@ class ScoreFile:
             ]
             missing = self.state.keys() - found.keys()
         except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+            if isinstance(error, InputError):
+                raise
             raise InputError(f"cannot read {self._state_file}: {error}; delete it") from error
         if differing or missing:
             raise InputError(

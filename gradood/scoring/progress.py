@@ -43,6 +43,7 @@ class Reporter:
         self._description, self._total, self._done = description, total, done
         self._as_json = as_json
         self._begin = self._said = time.monotonic()
+        self._begin_cpu = time.process_time()
         self._fresh = 0
         self._handler: logging.Handler | None = None
         self._console = Console(stderr=True)
@@ -106,10 +107,11 @@ class Reporter:
         else:
             self._console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
-    @property
-    def seconds(self) -> float:
-        """Since the beginning."""
-        return time.monotonic() - self._begin
+    def done(self, **facts: Any) -> None:
+        """The last JSON line: with the time that was taken, and that all threads computed."""
+        seconds = round(time.monotonic() - self._begin, 3)
+        cpu = round(time.process_time() - self._begin_cpu, 3)
+        self.event("done", **facts, seconds=seconds, cpu_seconds=cpu, memory_mb=round(memory()))
 
 
 class _Messages(logging.Handler):

@@ -189,6 +189,12 @@ def test_rows_that_the_state_does_not_count_are_written_once(data, tmp_path, suf
     assert out.read_bytes() == whole.read_bytes()
 
 
+def test_a_run_that_scored_nothing_is_begun_again(data, tmp_path):
+    out = tmp_path / "scores.jsonl"
+    assert run("score", data / "mnist", "--out", out, "--detector", "missing").exit_code == 2
+    assert run("score", data / "mnist", "--out", out).exit_code == 0
+
+
 def test_an_old_result_is_replaced_and_not_taken_for_a_new_one(data, tmp_path):
     out = tmp_path / "scores.jsonl"
     out.write_text("old\n")
@@ -232,7 +238,8 @@ def test_compile_serves_scores_of_logits_alone(data, tmp_path):
     assert run("score", data / "mnist", *options).exit_code == 0
     a, b = ([r["score"] for r in rows(tmp_path / f"{n}.jsonl")] for n in "ab")
     assert a == pytest.approx(b, rel=1e-4)
-    hidden = run("score", data / "mnist", "--detector", data / "knn", "--compile")
+    options = ("--detector", data / "knn", "--out", tmp_path / "c.jsonl", "--compile")
+    hidden = run("score", data / "mnist", *options)
     assert hidden.exit_code == 2 and "--compile" in hidden.output
 
 

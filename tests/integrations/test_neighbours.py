@@ -34,6 +34,7 @@ def labelled():
 DETECTORS = (gradood.GradientKNN, gradood.ConfoundingDetector, gradood.Energy)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of imports in pytorch-ood
 @pytest.mark.parametrize("kind", DETECTORS, ids=lambda kind: kind.__name__)
 def test_pytorch_ood_fits_scores_and_measures(model, labelled, kind):

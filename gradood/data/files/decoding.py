@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 #: Memory for inputs that wait for the model, about; at least a few wait in any case.
 _AHEAD_BYTES = 128 << 20
 _MOST_AHEAD = 1024
+#: Inputs that a thread reads in one go, at most.
+_TASK = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +57,22 @@ def decoded(
         workers: Threads; None for one a core, at most 8.
     """
     workers = workers or min(8, _cores())
-    ahead = 4 * workers
-    waiting: deque[Future[Decoded]] = deque()
+    # Several inputs a task, since handing over a task takes as long as reading a small picture:
+    # one at first, until it is known how large inputs are.
+    several, ahead = 1, 2 * workers
+    waiting: deque[Future[list[Decoded]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="gradood-decode")
+    remaining = iter(items)
     try:
-        for item, after in items:
-            waiting.append(pool.submit(_decode, item, after, transform))
-            if len(waiting) >= ahead:
-                first = waiting.popleft().result()
-                ahead = _ahead(first.tensor, workers)
-                yield first
-                while len(waiting) > ahead:
-                    yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        while task := list(itertools.islice(remaining, several)):
+            waiting.append(pool.submit(_decode, task, transform))
+            while len(waiting) * several >= ahead:
+                found = waiting.popleft().result()
+                yield from found
+                ahead = _ahead(found[-1].tensor, workers)
+                several = max(1, min(_TASK, ahead // (2 * workers)))
+        for task_done in waiting:
+            yield from task_done.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -105,7 +109,7 @@ def as_input(value: Any, transform: Transform) -> Tensor:
     if isinstance(value, Tensor):
         tensor = value if value.dtype != torch.uint8 else _from_bytes(value, transform)
     elif hasattr(value, "convert"):  # a picture of Pillow's, which may not be installed
-        tensor = transform(value)
+        return transform(value)  # of bytes, so it is finite
     else:
         raise InputError(f"{type(value).__name__} is no input; expected a picture, array or tensor")
     if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
@@ -113,7 +117,11 @@ def as_input(value: Any, transform: Transform) -> Tensor:
     return tensor
 
 
-def _decode(item: Item, after: Position, transform: Transform) -> Decoded:
+def _decode(task: list[tuple[Item, Position]], transform: Transform) -> list[Decoded]:
+    return [_decode_one(item, after, transform) for item, after in task]
+
+
+def _decode_one(item: Item, after: Position, transform: Transform) -> Decoded:
     try:
         return Decoded(item.id, as_input(item.load(), transform), None, after)
     except Exception as error:  # files may be damaged in every way there is

@@ -66,17 +66,18 @@ class IterableSource(Source):
 
     Args:
         iterable: Of pictures, arrays or tensors, one input each.
+        read: What makes one of these of an element.
     """
 
-    def __init__(self, iterable: Iterable[Any]) -> None:
-        self._iterable = iterable
+    def __init__(self, iterable: Iterable[Any], read: Callable[[Any], Any] | None = None) -> None:
+        self._iterable, self._read = iterable, read or _itself
 
     def items(self, start: int = 0) -> Iterator[Item]:
         """The elements, numbered where they have no name."""
         for number, value in enumerate(itertools.islice(iter(self._iterable), start, None), start):
             named = isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str)
             name, content = value if named else (str(number), value)
-            yield Item(name, partial(_itself, content))
+            yield Item(name, partial(self._read, content))
 
     def count(self) -> int | None:
         """The length of the iterable, if it has one."""
@@ -151,6 +152,8 @@ def broken(name: str, reason: str) -> Item:
 
 def printable(name: str) -> str:
     """A name as text that every terminal and file takes, whatever bytes it was made of."""
+    if name.isprintable() and name.isascii():
+        return name
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
