@@ -3,6 +3,7 @@
 from gradood.attacks.classifier import apgd
 from gradood.attacks.detector import AttackedScores, attack_score
 from gradood.attacks.iterative import Adversarial, bim, fgsm, least_likely, negation, pgd
+from gradood.attacks.minimal import carlini_wagner, deepfool
 from gradood.attacks.scores import energy, max_confidence, through_softplus
 from gradood.attacks.search import Expectation
 
@@ -13,6 +14,8 @@ __all__ = [
     "apgd",
     "attack_score",
     "bim",
+    "carlini_wagner",
+    "deepfool",
     "energy",
     "fgsm",
     "least_likely",

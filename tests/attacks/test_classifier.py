@@ -1,11 +1,23 @@
 """Attacks on the classifier: what each of them reaches, and what all of them keep to."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from gradood.attacks import Expectation, apgd, bim, fgsm, least_likely, negation, pgd
+from gradood.attacks import (
+    Expectation,
+    apgd,
+    bim,
+    carlini_wagner,
+    deepfool,
+    fgsm,
+    least_likely,
+    negation,
+    pgd,
+)
 from gradood.data import embedded_classifier, embedded_images, embedded_labels
 from gradood.errors import InputError, ModelError
 
@@ -101,6 +113,42 @@ def test_negation_is_the_negative(model, known):
     assert result.success.double().mean() > 0.5
 
 
+@pytest.mark.parametrize("attack", [carlini_wagner, deepfool])
+def test_minimal_attacks_find_the_border_of_a_linear_classifier(attack):
+    """Two classes, border at distance ``|w x| / ‖w‖``: nothing nearer, and hardly farther."""
+    model = nn.Linear(3, 2, bias=False).eval()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[2.0, -1.0, 2.0], [0.0, 0.0, 0.0]]))
+    x = torch.tensor([[0.5, 0.4, 0.3], [0.3, 0.2, 0.2], [0.2, 0.9, 0.1]])
+    labels = torch.tensor([0, 0, 1])
+    result = attack(model, x, labels)
+    assert result.success.all()
+    exact = (x @ torch.tensor([2.0, -1.0, 2.0])).abs() / 3
+    found = (result.images - x).norm(dim=1)
+    assert bool((found >= exact * 0.999).all() and (found <= exact * 1.1 + 2e-3).all())
+    assert attack(model, x[:0], labels[:0]).images.shape == (0, 3)
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attack", [carlini_wagner, deepfool])
+def test_minimal_attacks_break_the_embedded_classifier_by_little(attack, model, known):
+    x, labels = known
+    options = {"steps": 100, "search_steps": 5} if attack is carlini_wagner else {}
+    result = attack(model, x, labels, **options)
+    assert result.success.all()
+    assert result.success_rounded.sum() <= result.success.sum()
+    assert distances(result.images, x, "l2").median() < 0.6
+    assert result.images.min() >= 0 and result.images.max() <= 1
+
+
+def test_a_missing_package_is_named(monkeypatch, known):
+    monkeypatch.setitem(sys.modules, "foolbox", None)
+    monkeypatch.setitem(sys.modules, "foolbox.attacks", None)
+    with pytest.raises(InputError, match=r"gradood\[attacks\]"):
+        deepfool(nn.Linear(3, 2).eval(), torch.ones(1, 3), torch.zeros(1).long())
+
+
 def test_apgd_under_noise_attacks_the_smoothed_classifier():
     """A half-space: only its border matters, whatever the noise; inputs just beyond reach stay."""
 
@@ -122,7 +170,7 @@ def test_apgd_under_noise_attacks_the_smoothed_classifier():
 
 def test_bad_input(model, known):
     x, labels = known
-    for attack in (bim, least_likely, negation, apgd):
+    for attack in (bim, least_likely, negation, apgd, carlini_wagner, deepfool):
         with pytest.raises(InputError, match=r"\[0, 1\]"):
             attack(model, x * 255, labels)
         with pytest.raises(InputError, match="int64"):

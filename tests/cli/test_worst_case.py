@@ -1,0 +1,72 @@
+"""gradood evaluate --attack and --guarantee, on real pictures."""
+
+import json
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from gradood.cli import app
+from gradood.data import embedded_images
+
+RUNNER = CliRunner()
+RANKED = ("auroc", "aupr_anomalous", "aupr_normal")
+
+
+def run(*arguments):
+    return RUNNER.invoke(app, list(map(str, arguments)))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pictures")
+    for folder, name in (("normal", "fashion-mnist"), ("mnist", "mnist")):
+        (root / folder).mkdir()
+        for i, pixels in enumerate((embedded_images(name)[:12, 0] * 255).round().byte()):
+            Image.fromarray(pixels.numpy()).save(root / folder / f"{i:05}.png")
+    return root
+
+
+def test_guaranteed_and_attacked_metrics_are_worse_than_clean_ones(data, tmp_path):
+    out = tmp_path / "metrics.json"
+    result = run(
+        "evaluate", "--normal", data / "normal", "--anomalous", data / "mnist", "--detector",
+        "energy", "--attack", "linf:0.02", "--attack", "l2:0.001", "--guarantee", "l2:0.05",
+        "--steps", 5, "--restarts", 1, "--samples", 100, "--out", out,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    (found,) = json.loads(out.read_text())["sets"].values()
+    strong, weak = found["attacked linf:0.02"], found["attacked l2:0.001"]
+    bound = found["guaranteed l2:0.05"]
+    for name in RANKED:
+        assert strong[name] < found[name] and strong[name] <= weak[name] <= found[name]
+        assert 0 <= bound[name] < found[name]
+    assert strong["fpr95"] >= weak["fpr95"] >= found["fpr95"]
+    assert "attacked linf:0.02" in result.output and "guaranteed l2:0.05" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--attack", "l1:0.1"), "expected linf:RADIUS or l2:RADIUS"),
+        (("--attack", "l2"), "--attack l2: expected"),
+        (("--guarantee", "linf:0.1"), "expected l2:RADIUS"),
+        (("--guarantee", "l2:0"), "a radius above 0"),
+        (("--guarantee", "l2:-1"), "expected l2:RADIUS"),
+    ],
+)
+def test_mistakes_get_a_sentence(data, arguments, message):
+    inputs = ("--normal", data / "normal", "--anomalous", data / "mnist", "--detector", "energy")
+    result = run("evaluate", *inputs, *arguments)
+    assert result.exit_code == 2, result.output
+    assert message in " ".join(result.output.split())
+
+
+def test_scores_cannot_be_attacked(data, tmp_path):
+    scores = tmp_path / "scores.jsonl"
+    assert run("score", data / "mnist", "--detector", "energy", "--out", scores).exit_code == 0
+    result = run(
+        "evaluate", "--normal", scores, "--anomalous", scores, "--attack", "l2:0.1",
+        "--detector", "energy",
+    )  # fmt: skip
+    assert result.exit_code == 2 and "need the inputs" in " ".join(result.output.split())
