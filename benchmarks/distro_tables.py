@@ -91,8 +91,8 @@ where it is deterministic; where it is not, {noisy_steps} steps through the deno
 fixed noises, judged by {afresh} fresh ones, a weak attack. FPR: false positives at 95 % true
 positives, lower is better. All in percent.
 
-* plain: the committed classifier; outlier-exposed: the same, fine-tuned with outliers (foreign
-  scripts, icons, textures by formula: none of the ten sets); no bound is known for either: G = 0.
+* plain: the committed classifier; no bound is known for it, so G = 0. outlier-exposed, where its
+  checkpoint was there: the same, fine-tuned with outliers of none of the ten sets; no bound either.
 * discriminator: the classifier with the discriminator that was trained with interval bounds (l∞).
 * smoothed, denoised: mean confidence of the classifier under {samples} noises of sigma 0.25,
   without and with the denoiser; the l2 guarantee is of this mean, and serves the l∞ ball inside

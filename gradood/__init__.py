@@ -131,7 +131,7 @@ __all__ = [
 
 
 #: Packages that are public themselves, imported on first use as well.
-_PACKAGES = ("attacks", "data", "detectors", "evaluation", "gradients", "smoothing")
+_PACKAGES = ("attacks", "data", "detectors", "distro", "evaluation", "gradients", "smoothing")
 
 
 def __getattr__(name: str) -> Any:

@@ -65,12 +65,10 @@ def test_the_classifier_states_how_it_was_made() -> None:
 
 def test_the_files_stay_small() -> None:
     sizes = {path.name: path.stat().st_size for path in ASSETS.iterdir()}
-    assert sizes["classifier.safetensors"] <= 2_000_000
+    networks = {f"{name}.safetensors" for name in ("classifier", "denoiser", "discriminator")}
+    assert all(sizes[name] <= 2_000_000 for name in networks)
     assert sum(size for name, size in sizes.items() if name.endswith(".npz")) <= 3_000_000
-    assert sizes.keys() == {f"{name}.npz" for name in EMBEDDED} | {
-        "classifier.safetensors",
-        "README.md",
-    }
+    assert sizes.keys() == {f"{name}.npz" for name in EMBEDDED} | networks | {"README.md"}
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
