@@ -60,12 +60,12 @@ def test_an_exported_program_has_the_norms_of_its_model(tmp_path, classifier, in
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet18", "vit_b_16", "convnext_tiny", "swin_t", "vgg11_bn"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "convnext_tiny", "swin_t"])
 def test_exported_models_of_torchvision_are_covered_by_rules(tmp_path, name):
     torchvision = pytest.importorskip("torchvision")
     torch.manual_seed(0)
     model = torchvision.models.get_model(name, weights=None).eval()
-    x = torch.randn(2, 3, 224, 224)
+    x = torch.randn(2, 3, 64, 64)
     loaded = load_model(export(model, x, tmp_path / "m.pt2"), trust=True)
     expected = gradood.gradient_norms(model, x)
     found = gradood.gradient_norms(loaded.model, x)
