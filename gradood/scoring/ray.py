@@ -31,7 +31,7 @@ class RayScorer:
 
     Example:
         >>> data = ray.data.read_parquet("images/").map_batches(
-        ...     RayScorer, batch_size=256, concurrency=2, num_gpus=1,
+        ...     RayScorer, batch_size=256, num_gpus=1, compute=ray.data.ActorPoolStrategy(size=2),
         ...     fn_constructor_kwargs={"detector": "d.safetensors", "model": {"device": "cuda"}})
         >>> data.drop_columns(["image"]).write_parquet("scores/")
     """

@@ -79,7 +79,11 @@ def loader(x, y, size=32):
     return [{"data": a, "label": b} for a, b in zip(x.split(size), y.split(size), strict=True)]
 
 
-@pytest.mark.parametrize("kind", DETECTORS[:2], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind",
+    [DETECTORS[0], pytest.param(DETECTORS[1], marks=pytest.mark.slow)],
+    ids=lambda kind: kind.__name__,
+)
 def test_openood_gets_predictions_and_confidences(model, labelled, kind):
     train, both = labelled
     x, y = both.tensors

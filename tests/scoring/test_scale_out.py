@@ -131,7 +131,7 @@ def test_ray_data_equals_one_process(shards, tmp_path):
         # Rows go to actors a file at a time, so the batches are those of one process.
         data = ray.data.read_parquet([str(path) for path in paths], override_num_blocks=4)
         scored = data.map_batches(
-            RayScorer, batch_size=BATCH, concurrency=2, num_cpus=1,
+            RayScorer, batch_size=BATCH, compute=ray.data.ActorPoolStrategy(size=2), num_cpus=1,
             fn_constructor_kwargs=arguments,
         )  # fmt: skip
         scored.drop_columns(["image"]).write_parquet(str(tmp_path / "scores"))
