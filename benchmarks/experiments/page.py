@@ -198,7 +198,7 @@ def targets(rows: Sequence[Row]) -> str:
 def _cost_text() -> str:
     capability = torch.backends.cpu.get_cpu_capability()
     return (
-        "Processor time of one thread, medians of rounds in which all take turns, batches of 128, "
+        "Processor time of one thread, medians of rounds in which all take turns, batches of 64, "
         "on the committed classifier; compare within the table only. "
         f"PyTorch {torch.__version__}, {platform.machine()}, {capability}."
     )

@@ -36,6 +36,15 @@ def measured(
     return Row(part, classifier, seed, detector, name, *shares, len(normal), len(other))
 
 
+def read(path: Path) -> list[Row]:
+    """What ``write`` wrote."""
+    kinds = Row.__annotations__
+    casts = {"int": int, "float": float, "str": str}
+    with path.open(newline="") as file:
+        found = list(csv.DictReader(file))
+    return [Row(**{name: casts[kinds[name]](row[name]) for name in kinds}) for row in found]
+
+
 def write(rows: Iterable[Row], path: Path) -> None:
     """All rows, three digits after the point."""
     path.parent.mkdir(parents=True, exist_ok=True)
