@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_type_hints
 
 from torch import Tensor
 
@@ -38,11 +38,10 @@ def measured(
 
 def read(path: Path) -> list[Row]:
     """What ``write`` wrote."""
-    kinds = Row.__annotations__
-    casts = {"int": int, "float": float, "str": str}
+    kinds = get_type_hints(Row)
     with path.open(newline="") as file:
         found = list(csv.DictReader(file))
-    return [Row(**{name: casts[kinds[name]](row[name]) for name in kinds}) for row in found]
+    return [Row(**{name: kind(row[name]) for name, kind in kinds.items()}) for row in found]
 
 
 def write(rows: Iterable[Row], path: Path) -> None:
