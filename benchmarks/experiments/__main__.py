@@ -18,14 +18,15 @@ from typing import Annotated, NamedTuple
 import torch
 import typer
 
+import gradood
 from benchmarks.experiments.classifiers import CACHE, CLASSIFIERS, Classifier, prepare
 from benchmarks.experiments.cost import Cost, costs
 from benchmarks.experiments.figures import draw
-from benchmarks.experiments.observations import Observer
+from benchmarks.experiments.observations import VERSION, Observer, digest
 from benchmarks.experiments.page import markdown
 from benchmarks.experiments.picture_sets import attacked_sets, embedded_suite, near_suite
 from benchmarks.experiments.protocols import Study
-from benchmarks.experiments.rows import Row, write
+from benchmarks.experiments.rows import Row, read, write
 from gradood.data import Suite, evaluation_suite
 
 log = logging.getLogger("gradood")
@@ -73,11 +74,14 @@ def main(
             continue
         # The committed classifier stands for the variance of splits, the others for their own.
         for seed in range(seeds) if one.committed else [one.seed]:
-            rows += run(one, seed, sizes, cache)
+            path = _path_of_rows(one, seed, sizes, cache)
+            if not path.exists():
+                write(run(one, seed, sizes, cache), path)
+            rows += read(path)
             write(rows, output / "experiments.csv")
     model, suite = CLASSIFIERS[0].load(cache), _suite(0, sizes)
-    rounds = 1 if small else 7
-    spent = costs(model, suite.fit.images[:500], suite.normal_scored.images[:128], rounds)
+    rounds = 1 if small else 5
+    spent = costs(model, suite.fit.images[:500], suite.normal_scored.images[:64], rounds)
     _write_costs(spent, output / "cost.csv")
     draw(Observer(model, 10, cache), suite, rows, spent, output)
     command = _command(classifier, seeds, sizes)
@@ -112,6 +116,20 @@ def run(one: Classifier, seed: int, sizes: Sizes, cache: Path) -> list[Row]:
         rows += study.bf16(suite)
     log.info("%s, seed %d: done", one.name, seed)
     return rows
+
+
+def _path_of_rows(one: Classifier, seed: int, sizes: Sizes, cache: Path) -> Path:
+    """Where the rows of one run are kept: under a hash of the weights, the sizes and the code."""
+    here, package = Path(__file__).parent, Path(gradood.__file__).parent
+    code = [
+        *(here / f"{name}.py" for name in ("peers", "picture_sets", "protocols")),
+        *package.glob("detectors/*.py"),
+    ]
+    code += [*package.glob("attacks/*.py"), package / "data/suite.py"]
+    parts = [path.read_bytes() for path in sorted(code)]
+    parts += [t.numpy().tobytes() for t in one.load(cache).state_dict().values()]
+    parts.append(f"{seed} {sizes} {VERSION} {torch.__version__}".encode())
+    return cache / "rows" / f"{one.name}-{seed}-{digest(parts)[:12]}.csv"
 
 
 def _suite(seed: int, sizes: Sizes) -> Suite:

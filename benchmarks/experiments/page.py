@@ -8,8 +8,9 @@ from statistics import fmean, stdev
 
 import torch
 
+from benchmarks.experiments import peers
 from benchmarks.experiments.cost import Cost
-from benchmarks.experiments.picture_sets import DEVELOPMENT
+from benchmarks.experiments.picture_sets import ATTACKS, DEVELOPMENT
 from benchmarks.experiments.rows import Row
 
 BEST = 'GradientDetector "best"'
@@ -74,10 +75,11 @@ def markdown(rows: Sequence[Row], spent: Sequence[Cost], command: str) -> str:
         "## Without anomalies: sets",
         "AUROC / FPR95. The development half is "
         f"{', '.join(development)}: presets were chosen on it, with the committed classifier, 2500 "
-        "other normal pictures and 300 of each set. The other half had no part in choices made "
-        "here, though the design (logarithms, whitening, RMD) was settled earlier with "
-        "sets of the same kinds in view.",
+        "training pictures, 1000 of the normal pictures that are scored and 300 of each set. The "
+        "other half had no part in choices made here, though the design (logarithms, whitening, "
+        "RMD) was settled earlier with sets of the same kinds in view.",
         summary(sets, {"all sets": sets.sets, "development": development, "other half": final}),
+        str(peers.__doc__).partition("\n\n")[2].strip().replace("\n", " "),
         "### AUROC by set",
         by_set(sets, "auroc"),
         "### FPR95 by set",
@@ -85,7 +87,7 @@ def markdown(rows: Sequence[Row], spent: Sequence[Cost], command: str) -> str:
         "## Without anomalies: attacked pictures",
         "Made from rightly classified test pictures, rounded to 256 levels, those that still "
         "fool the classifier, against their own originals. AUROC; FGSM and PGD at 8/255 were "
-        "used in choosing presets.",
+        f"used in choosing presets.{_missing(attacks)}",
         by_set(attacks, "auroc"),
     ]
     if near.rows:
@@ -97,7 +99,10 @@ def markdown(rows: Sequence[Row], spent: Sequence[Cost], command: str) -> str:
     parts += [
         "## The first paper's tables: supervised detection of sets",
         "The paper's two-layer network (`ConfoundingDetector`). *Same*: trained on the "
-        "other half of the set that is scored; *left out*: on all other sets. AUROC.",
+        "other half of the set that is scored; *left out*: on all other sets. AUROC. "
+        "*Activations*, a control, is the same network on the penultimate features: nothing here "
+        "says that gradients beat it. Trained on noise alone, the paper's network falls below "
+        "chance on real sets.",
         by_set(Results(rows, "supervised"), "auroc"),
         "## The first paper's tables: supervised detection of attacks",
         "*Same*: trained on the same attack on other pictures; *left out*: on all other attacks.",
@@ -127,6 +132,11 @@ def _introduction(sets: Results, near: Results, command: str) -> str:
         "classifier differ in splits and fits only. "
         f"Scored in the first run: {sets.rows[0].normal} normal pictures, and {counts}."
     )
+
+
+def _missing(attacks: Results) -> str:
+    missing = [name for name in ATTACKS if name not in attacks.sets]
+    return f" Not run: {', '.join(missing)}." if missing else ""
 
 
 def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -198,7 +208,7 @@ def targets(rows: Sequence[Row]) -> str:
 def _cost_text() -> str:
     capability = torch.backends.cpu.get_cpu_capability()
     return (
-        "Processor time of one thread, medians of rounds in which all take turns, batches of 128, "
+        "Processor time of one thread, medians of rounds in which all take turns, batches of 64, "
         "on the committed classifier; compare within the table only. "
         f"PyTorch {torch.__version__}, {platform.machine()}, {capability}."
     )

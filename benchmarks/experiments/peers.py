@@ -1,8 +1,8 @@
 """pytorch-ood's detectors on the same penultimate features and logits.
 
-Left out: those that need feature maps, a list of modules, text, dropout, weights or attacks on the
-input (ASH, Gram, MCD, MCM, multi-layer Mahalanobis, NACUE, ODIN, RankFeat, ReAct, SCALE, VRA,
-WeightedEBO), and OpenMax, which takes 5 ms a picture.
+Left out of its detectors: those that need feature maps, a list of modules, text, dropout, weights
+or attacks on the input (ASH, Gram, MCD, MCM, multi-layer Mahalanobis, NACUE, ODIN, RankFeat, ReAct,
+SCALE, VRA, WeightedEBO), and OpenMax, which takes 5 ms a picture.
 """
 
 from __future__ import annotations

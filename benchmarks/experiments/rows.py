@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_type_hints
 
 from torch import Tensor
 
@@ -34,6 +34,14 @@ def measured(
     found = evaluate(normal, other)
     shares = (100 * found.auroc, 100 * found.aupr_anomalous, 100 * found.fpr95)
     return Row(part, classifier, seed, detector, name, *shares, len(normal), len(other))
+
+
+def read(path: Path) -> list[Row]:
+    """What ``write`` wrote."""
+    kinds = get_type_hints(Row)
+    with path.open(newline="") as file:
+        found = list(csv.DictReader(file))
+    return [Row(**{name: kind(row[name]) for name, kind in kinds.items()}) for row in found]
 
 
 def write(rows: Iterable[Row], path: Path) -> None:

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from benchmarks.experiments.__main__ import main
-from benchmarks.experiments.picture_sets import ATTACKS, DEVELOPMENT
 from benchmarks.experiments.protocols import UNSUPERVISED
 from benchmarks.experiments.rows import Row
 
@@ -34,9 +33,3 @@ def test_everything_runs_and_repeats_every_digit(tmp_path: Path) -> None:
     page = (tmp_path / "first/experiments.md").read_text()
     assert "## Targets" in page and "not measured" in page
     assert all((tmp_path / f"first/experiments_{f}.png").exists() for f in ("roc", "layers"))
-
-
-def test_the_development_half_is_made_of_sets_and_attacks_that_there_are() -> None:
-    sets = {"mnist", "photos", "digits", "uniform-noise", "fashion-mnist-rotated"}
-    assert set(DEVELOPMENT) - sets <= set(ATTACKS)
-    assert sets <= set(DEVELOPMENT)
