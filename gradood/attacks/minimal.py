@@ -6,6 +6,7 @@ asks for a version of requests from 2020, so it is not used.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from importlib import import_module
 from typing import Any
@@ -85,7 +86,9 @@ def _run(attack: Any, model: nn.Module, x: Tensor, labels: Tensor, batch_size: i
     make_ball(x, "l2", 0.0, (0.0, 1.0))
     check_classified(model, x, labels)
     with torch.inference_mode(False), torch.enable_grad():
-        wrapped = _foolbox().PyTorchModel(model, bounds=(0, 1), device=x.device)
+        # A frozen copy: foolbox would add to the parameters' gradients.
+        frozen = copy.deepcopy(model).requires_grad_(False)
+        wrapped = _foolbox().PyTorchModel(frozen, bounds=(0, 1), device=x.device)
         parts = []
         for images, classes in zip(x.split(batch_size), labels.split(batch_size), strict=True):
             if len(images):
