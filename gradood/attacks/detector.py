@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradood.attacks.ball import Limits, Norm, make_ball
+from gradood.attacks.iterative import rounded_to_levels
 from gradood.attacks.scores import DifferentiableScore, differentiable
 from gradood.attacks.search import Budget, Expectation, search
 from gradood.detectors import Detector
@@ -112,9 +113,7 @@ def attack_score(
     identity: dict[str, Any] = {"model": fingerprint(score), "direction": direction}
     identity["limits"] = limits
     found = search(loss, ball, budget, identity=identity, state=state, progress=progress)
-    rounded = found.points
-    if limits == (0.0, 1.0):
-        rounded = (rounded * 255).round() / 255
+    rounded = rounded_to_levels(found.points) if limits == (0.0, 1.0) else found.points
     clean, rounded_values = (found.judge(points) for points in (x, rounded))
     return AttackedScores(
         found.points, rounded, sign * clean, sign * found.values, sign * rounded_values

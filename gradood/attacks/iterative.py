@@ -10,7 +10,8 @@ from torch.nn.functional import cross_entropy
 
 from gradood.attacks.ball import Ball, Norm, make_ball
 from gradood.attacks.search import random_points
-from gradood.errors import InputError, ModelError
+from gradood.errors import InputError
+from gradood.gradients.validation import require_eval
 
 
 class Adversarial(NamedTuple):
@@ -78,8 +79,7 @@ def least_likely(
     ball = make_ball(x, norm, epsilon, (0.0, 1.0))
     check_classified(model, x, labels)
     goals = _logits(model, x, batch_size).argmin(1) if len(x) else labels
-    step = epsilon / 4 if step_size is None else step_size
-    images = _climb(model, x, goals, ball, steps, -step, batch_size)
+    images = _climb(model, x, goals, ball, steps, -_step(step_size, epsilon), batch_size)
     return outcome(model, images, labels, batch_size)
 
 
@@ -137,14 +137,22 @@ def pgd(
     ball = make_ball(x, norm, epsilon, (0.0, 1.0))
     check_classified(model, x, labels)
     start = random_points(ball, torch.arange(len(x)), seed) if random_start else x
-    step = epsilon / 4 if step_size is None else step_size
-    images = _climb(model, start, labels, ball, steps, step, batch_size)
+    images = _climb(model, start, labels, ball, steps, _step(step_size, epsilon), batch_size)
     return outcome(model, images, labels, batch_size)
+
+
+def _step(given: float | None, epsilon: float) -> float:
+    return epsilon / 4 if given is None else given
+
+
+def rounded_to_levels(images: Tensor) -> Tensor:
+    """Pixels in [0, 1] rounded to the 256 levels that an image file can hold."""
+    return (images * 255).round() / 255
 
 
 def outcome(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int) -> Adversarial:
     """Which images the classifier gets wrong, as they are and rounded."""
-    rounded = (images * 255).round() / 255
+    rounded = rounded_to_levels(images)
     wrong = (
         _logits(model, points, batch_size).argmax(1) != labels if len(points) else labels.bool()
         for points in (images, rounded)
@@ -163,8 +171,7 @@ def check_classified(model: nn.Module, x: Tensor, labels: Tensor) -> None:
         raise InputError(
             f"labels must be int64 [{len(x)}], got {labels.dtype} {list(labels.shape)}"
         )
-    if any(module.training for module in model.modules()):
-        raise ModelError("the model is in training mode; call model.eval() first")
+    require_eval(model)
 
 
 def _climb(

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from gradood.detectors.base import Detector
-from gradood.errors import InputError, ModelError
+from gradood.errors import InputError
 from gradood.gradients import GradientNorms
-from gradood.gradients.validation import logits_of
+from gradood.gradients.validation import logits_of, require_eval
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -37,17 +37,13 @@ class LogitDetector(Detector):
 
     def differentiable_score(self, x: Tensor) -> Tensor:
         """``score`` of one batch, float64, with a graph; see ``Detector.differentiable_score``."""
-        self._require_eval()
+        require_eval(self.model)
         logits, features = self._forward(x)
         return self._score_outputs(logits.double(), features)
 
-    def _require_eval(self) -> None:
-        if any(module.training for module in self.model.modules()):
-            raise ModelError("the model is in training mode; call model.eval() first")
-
     @torch.no_grad()
     def _score_batch(self, batch: Tensor) -> Tensor:
-        self._require_eval()
+        require_eval(self.model)
         usable = batch.flatten(1).isfinite().all(1)
         if self.nan_policy == "raise" and not usable.all():
             rows = (~usable).nonzero().flatten().tolist()

@@ -144,6 +144,16 @@ def _wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
+def require_eval(model: nn.Module) -> None:
+    """Refuse a model of which a part is in training mode.
+
+    Raises:
+        ModelError: It is.
+    """
+    if any(module.training for module in model.modules()):
+        raise ModelError("the model is in training mode; call model.eval() first")
+
+
 def explain_dtype(x: Tensor, error: Exception) -> None:
     """Say what integer inputs lack where a model wants floating point."""
     if not x.is_floating_point():
