@@ -10,6 +10,7 @@ from gradood.detectors.head import ExGrad, GradNorm
 from gradood.detectors.knn import GradientKNN
 from gradood.detectors.mahalanobis import GradientMahalanobis
 from gradood.detectors.norm_detector import NormDetector
+from gradood.detectors.threshold import conservative_threshold
 from gradood.detectors.uncertainty import GradUncertainty
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "GradientMahalanobis",
     "MaxSoftmax",
     "NormDetector",
+    "conservative_threshold",
     "load",
 ]
