@@ -20,10 +20,10 @@ def fit(
     detector: Annotated[
         str,
         typer.Option(
-            help="gradient-knn, gradient-mahalanobis, gradient-gmm, confounding, energy or "
-            "max-softmax."
+            help="gradient, gradient-knn, gradient-mahalanobis, gradient-gmm, confounding, energy "
+            "or max-softmax."
         ),
-    ] = "gradient-knn",
+    ] = "gradient",
     anomalous: Annotated[
         list[Path] | None, typer.Option(help="Anomalous inputs, for confounding; repeat.")
     ] = None,
