@@ -13,7 +13,7 @@ DETECTORS = ('GradientDetector "fast"', 'GradientDetector "best"', "GradientKNN"
 
 
 def run(folder: Path) -> list[dict[str, str]]:
-    command = [sys.executable, "-m", "benchmarks.experiments", "--small", "--seeds", "1"]
+    command = [sys.executable, "-m", "benchmarks.experiments", "--small"]
     places = ["--cache", str(folder / "cache"), "--output", str(folder)]
     folder.mkdir()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
