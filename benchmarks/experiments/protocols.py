@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from benchmarks.experiments.attacked import Attacked
 from benchmarks.experiments.observations import BF16, Observer
 from benchmarks.experiments.peers import fitted_peers
-from benchmarks.experiments.picture_sets import Attacked
 from benchmarks.experiments.rows import Row, measured
 from gradood.data import ImageSet, Suite
 from gradood.detectors import (
@@ -39,6 +39,10 @@ class Scores(Protocol):
     """Anything fitted that scores norms."""
 
     def score(self, x: GradientNorms) -> Tensor: ...
+
+
+#: A fitted detector after the kinds of norms that it reads.
+Fitted = tuple[tuple[str, ...], Scores]
 
 
 class Case(NamedTuple):
@@ -85,7 +89,7 @@ class Study:
     def rows(
         self,
         part: str,
-        detectors: Mapping[str, tuple[tuple[str, ...], Scores]],
+        detectors: Mapping[str, Fitted],
         normal: Tensor,
         others: Mapping[str, Tensor],
         originals: Mapping[str, Tensor] | None = None,
@@ -100,9 +104,9 @@ class Study:
                 found.append(self.row(part, detector, name, against, scores))
         return found
 
-    def unsupervised(self, fit: ImageSet, peers: bool) -> dict[str, tuple[tuple[str, ...], Scores]]:
+    def unsupervised(self, fit: ImageSet, peers: bool) -> dict[str, Fitted]:
         """Every detector that needs no anomalies, fitted, with the kinds of norms it reads."""
-        found: dict[str, tuple[tuple[str, ...], Scores]] = {}
+        found: dict[str, Fitted] = {}
         for name, case in UNSUPERVISED.items():
             detector = case.build(self.observer.model, self.seed)
             found[name] = case.kinds, detector.fit(self.observer.norms(fit.pixels, *case.kinds))
@@ -215,9 +219,7 @@ class Study:
             rows += self._vectors("precision", name, suite, (kind,), _log, NEIGHBOURS)
         return rows
 
-    def _scored(
-        self, part: str, suite: Suite, detectors: Mapping[str, tuple[tuple[str, ...], Scores]]
-    ) -> list[Row]:
+    def _scored(self, part: str, suite: Suite, detectors: Mapping[str, Fitted]) -> list[Row]:
         sets = {name: one.pixels for name, one in suite.anomalous_scored.items()}
         return self.rows(part, detectors, suite.normal_scored.pixels, sets)
 

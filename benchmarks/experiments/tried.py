@@ -11,8 +11,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from benchmarks.experiments.picture_sets import DEVELOPMENT, Attacked
-from benchmarks.experiments.protocols import Scores, Study, Supervised, paper_detector
+from benchmarks.experiments.attacked import Attacked
+from benchmarks.experiments.picture_sets import DEVELOPMENT
+from benchmarks.experiments.protocols import Fitted, Scores, Study, Supervised, paper_detector
 from benchmarks.experiments.rows import Row
 from gradood.data import ImageSet, Suite
 from gradood.detectors.class_gaussians import CLASS_GAUSSIANS
@@ -65,11 +66,11 @@ class Fused:
         return torch.stack([score_part(part, x, learned) for part, learned in self._parts]).sum(0)
 
 
-def fused(study: Study, fit: ImageSet) -> dict[str, tuple[tuple[str, ...], Scores]]:
+def fused(study: Study, fit: ImageSet) -> dict[str, Fitted]:
     """Every fusion of every kind of norms, fitted."""
     alone = {"features": _FEATURES, "logits": _LOGITS}
     norms = study.observer.norms(fit.pixels, "all-hot")
-    found: dict[str, tuple[tuple[str, ...], Scores]] = {
+    found: dict[str, Fitted] = {
         f"{name}, relative": (("all-hot",), Fused((part,), norms)) for name, part in alone.items()
     }
     return found | {
@@ -80,18 +81,25 @@ def fused(study: Study, fit: ImageSet) -> dict[str, tuple[tuple[str, ...], Score
 
 
 def tried(study: Study, suite: Suite, attacked: Mapping[str, Attacked]) -> list[Row]:
-    """Fusions and networks on the development half of the sets and attacks."""
+    """Fusions on the development half of the sets and attacks."""
     detectors, normal = fused(study, suite.fit), suite.normal_scored.pixels
-    sets = [name for name in suite.anomalous_scored if name in DEVELOPMENT]
-    scored = {name: suite.anomalous_scored[name].pixels for name in sets}
-    known = {name: suite.anomalous_known[name].pixels for name in sets}
+    sets = suite.anomalous_scored
+    scored = {name: one.pixels for name, one in sets.items() if name in DEVELOPMENT}
     attacks = {name: one for name, one in attacked.items() if name in DEVELOPMENT}
     images = {name: one.scored for name, one in attacks.items()}
     originals = {name: one.originals for name, one in attacks.items()}
     rows = study.rows("tried", detectors, normal, scored)
-    rows += study.rows("tried, attacks", detectors, normal, images, originals)
-    pair = suite.normal_known.pixels, normal
-    return rows + study.paper("tried, supervised", pair, known, scored, NETWORKS)
+    return rows + study.rows("tried, attacks", detectors, normal, images, originals)
+
+
+def tried_networks(study: Study, suite: Suite) -> list[Row]:
+    """The paper's detector with other networks, on the development half of the sets."""
+    known, scored = (
+        {name: one.pixels for name, one in sets.items() if name in DEVELOPMENT}
+        for sets in (suite.anomalous_known, suite.anomalous_scored)
+    )
+    normal = suite.normal_known.pixels, suite.normal_scored.pixels
+    return study.paper("tried, supervised", normal, known, scored, NETWORKS)
 
 
 class _Ensemble:
