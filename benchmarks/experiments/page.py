@@ -73,6 +73,7 @@ def markdown(rows: Sequence[Row], spent: Sequence[Cost], command: str) -> str:
         "# The papers' experiments on Fashion-MNIST",
         _introduction(sets, near, command),
         "## Targets",
+        f"Seven attacks are {', '.join(SEVEN)}: those that the targets were set with.",
         targets(rows),
         "## Without anomalies: sets",
         _halves(development),
@@ -187,8 +188,15 @@ def by_set(found: Results, metric: str) -> str:
     return table(["", "mean", *found.sets], lines)
 
 
+#: The attacks that the targets were set with; the others are the first paper's.
+SEVEN = (
+    *("FGSM 8/255", "FGSM 25/255", "BIM 8/255", "PGD 8/255", "PGD 25/255"),
+    *("DeepFool", "C&W"),
+)
+
+
 class Demand(NamedTuple):
-    """A row of the specification's targets."""
+    """A row of the specification's targets: where it is found, and its bounds."""
 
     what: str
     part: str
@@ -217,7 +225,7 @@ DEMANDS = (
     Demand("no anomalies, one backward pass, FPR95", "sets", FAST, "fpr95", 8.0, 5.0),
     Demand("no anomalies, ten backward passes, AUROC", "sets", BEST, "auroc", 98.4, 99.2),
     Demand("no anomalies, ten backward passes, FPR95", "sets", BEST, "fpr95", 6.0, 3.5),
-    Demand("no anomalies, mean of attacks", "attacks", ADVERSARIAL, "auroc", 94, 96),
+    Demand("no anomalies, attacks", "attacks", ADVERSARIAL, "auroc", 94, 96),
     Demand('near-anomalous classes, "best"', "near", BEST, "auroc", 88, 93),
 )
 
@@ -226,18 +234,27 @@ def targets(rows: Sequence[Row]) -> str:
     """What the specification asks for, and what was reached."""
     lines = []
     for demand in DEMANDS:
-        found, metric = Results(rows, demand.part), demand.metric
-        mean, bounds = found.mean(demand.detector, metric, found.sets), demand[-2:]
-        low = metric == "fpr95"
-        if mean is None:
-            reached, verdicts = "not measured", ["–", "–"]
+        found = Results(rows, demand.part)
+        if demand.part.endswith("attacks"):
+            seven = [name for name in found.sets if name in SEVEN]
+            lines.append(_reached(demand, found, seven, ", mean of seven attacks"))
+            lines.append(_reached(demand, found, found.sets, ", mean of all attacks"))
         else:
-            reached = found.cell(demand.detector, (metric,), found.sets)
-            met = [mean <= bound if low else mean >= bound for bound in bounds]
-            verdicts = ["yes" if one else "no" for one in met]
-        signed = [f"{'≤' if low else '≥'} {bound:g}" for bound in bounds]
-        lines.append([demand.what, *signed, reached, *verdicts, str(len(found.runs))])
+            lines.append(_reached(demand, found, found.sets, ""))
     return table(["", "must", "ambition", "reached", "must met", "ambition met", "runs"], lines)
+
+
+def _reached(demand: Demand, found: Results, sets: Sequence[str], which: str) -> list[str]:
+    low, bounds = demand.metric == "fpr95", demand[-2:]
+    mean = found.mean(demand.detector, demand.metric, sets)
+    if mean is None:
+        reached, verdicts = "not measured", ["–", "–"]
+    else:
+        reached = found.cell(demand.detector, (demand.metric,), sets)
+        met = [mean <= bound if low else mean >= bound for bound in bounds]
+        verdicts = ["yes" if one else "no" for one in met]
+    signed = [f"{'≤' if low else '≥'} {bound:g}" for bound in bounds]
+    return [demand.what + which, *signed, reached, *verdicts, str(len(found.runs))]
 
 
 def tried(rows: Sequence[Row]) -> list[str]:
