@@ -103,6 +103,8 @@ def markdown(rows: Sequence[Row], spent: Sequence[Cost], command: str) -> str:
         "*Activations*, a control, is the same network on the penultimate features: nothing here "
         f"says that gradients beat it.{_below_chance(Results(rows, 'supervised'))}",
         by_set(Results(rows, "supervised"), "auroc"),
+        "The same with five networks, their log-odds averaged, which is not the paper's:",
+        by_set(Results(rows, "five networks"), "auroc"),
         "## The first paper's tables: supervised detection of attacks",
         "*Same*: trained on the same attack on other pictures; *left out*: on all other attacks.",
         by_set(Results(rows, "supervised attacks"), "auroc"),

@@ -20,7 +20,7 @@ from benchmarks.experiments.observations import KNOWN, VERSION, Observer, digest
 from benchmarks.experiments.picture_sets import embedded_suite, near_suite
 from benchmarks.experiments.protocols import Fitted, Study
 from benchmarks.experiments.rows import Row, read, write
-from benchmarks.experiments.tried import fused, tried, tried_networks
+from benchmarks.experiments.tried import NETWORKS, fused, tried, tried_networks
 from gradood.data import ImageSet, Suite, evaluation_suite
 
 log = logging.getLogger("gradood")
@@ -84,6 +84,7 @@ class _Run:
                 self._suite, self._attacked
             ),
             "ablations": lambda: self._study.ablations(self._suite),
+            "five networks": self._five_networks,
         }
         if not self._one.committed:
             return common
@@ -118,6 +119,15 @@ class _Run:
         scored = {name: images.pixels for name, images in self._suite.anomalous_scored.items()}
         normal = self._suite.normal_scored.pixels
         return self._study.rows("sets", self._detectors, normal, scored)
+
+    def _five_networks(self) -> list[Row]:
+        known, scored = (
+            {of: images.pixels for of, images in sets.items()}
+            for sets in (self._suite.anomalous_known, self._suite.anomalous_scored)
+        )
+        normal = self._suite.normal_known.pixels, self._suite.normal_scored.pixels
+        name = "all-hot, mean of five networks"
+        return self._study.paper("five networks", normal, known, scored, {name: NETWORKS[name]})
 
     def _attacks(self) -> list[Row]:
         images = {name: a.scored for name, a in self._attacked.items()}
@@ -165,7 +175,7 @@ def _path(part: str, one: Classifier, sizes: Sizes, cache: Path) -> Path:
     code += [*package.glob("detectors/*.py"), package / "data/suite.py"]
     if part in ("attacks", "supervised attacks", "tried"):
         code += [here / "attacked.py", *package.glob("attacks/*.py")]
-    if part.startswith("tried"):
+    if part.startswith("tried") or part == "five networks":
         code += [here / "tried.py"]
     content = [path.read_bytes() for path in sorted(code)]
     content += [t.numpy().tobytes() for t in one.load(cache).state_dict().values()]
