@@ -71,7 +71,7 @@ def main(
 
 def _command(classifier: list[str] | None, sizes: Sizes) -> str:
     """What makes this page again."""
-    options = [f"--classifier {name}" for name in classifier or ()] or ["--train"]
+    options = ["--train", *(f"--classifier {name}" for name in classifier or ())]
     given = zip(Sizes._fields, sizes, FULL, strict=True)
     options += [f"--{name} {value}" for name, value, usual in given if value != usual]
     options = ["--small"] if sizes == SMALL else options
