@@ -1,6 +1,6 @@
 """Train, fetch, attack, score, and write the page: everything that is not in the cache yet.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.experiments [--classifier NAME …] [--seeds 3]
+    OMP_NUM_THREADS=1 python -m benchmarks.experiments [--classifier NAME …]
 
 Writes ``experiments.csv``, ``cost.csv``, ``experiments.md`` and its figures. Every classifier that
 is trained already joins, and ``--train`` trains those that are not (see ``classifiers.py``).
@@ -11,45 +11,27 @@ from __future__ import annotations
 
 import csv
 import logging
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import torch
 import typer
 
-import gradood
-from benchmarks.experiments.classifiers import CACHE, CLASSIFIERS, Classifier, prepare
+from benchmarks.experiments.classifiers import CACHE, CLASSIFIERS, prepare
 from benchmarks.experiments.cost import Cost, costs
 from benchmarks.experiments.figures import draw
-from benchmarks.experiments.observations import VERSION, Observer, digest
-from benchmarks.experiments.page import markdown
-from benchmarks.experiments.picture_sets import attacked_sets, embedded_suite, near_suite
-from benchmarks.experiments.protocols import Study
-from benchmarks.experiments.rows import Row, read, write
-from gradood.data import Suite, evaluation_suite
+from benchmarks.experiments.observations import Observer
+from benchmarks.experiments.page import MAIN, markdown
+from benchmarks.experiments.parts import FULL, SMALL, Sizes, rows_of, suite_of
+from benchmarks.experiments.rows import Row, write
 
 log = logging.getLogger("gradood")
 
 RESULTS = Path(__file__).parents[1] / "results"
 
 
-class Sizes(NamedTuple):
-    """How many pictures: a set at most, to fit on, to score as normal, to attack."""
-
-    count: int
-    fit: int
-    normal: int
-    attacked: int
-
-
-#: What the page is meant for, and a quick look at the pictures in the package.
-FULL, SMALL = Sizes(1000, 5000, 5000, 300), Sizes(24, 120, 120, 20)
-
-
 def main(
     classifier: Annotated[list[str] | None, typer.Option(help="Only these, as resnet8-1.")] = None,
-    seeds: Annotated[int, typer.Option(help="Splits of the committed classifier.", min=1)] = 3,
     count: Annotated[int, typer.Option(help="Pictures a set at most, to be halved.")] = FULL.count,
     fit: Annotated[int, typer.Option(help="Normal pictures to learn from.")] = FULL.fit,
     normal: Annotated[int, typer.Option(help="Normal pictures to score.")] = FULL.normal,
@@ -60,8 +42,9 @@ def main(
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = RESULTS,
 ) -> None:
     """Run every part for every classifier that is there, and write the page."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("pytorch_ood").setLevel(logging.WARNING)
+    # Only what is said here: pytorch-ood and foolbox talk a lot.
+    logging.basicConfig(format="%(message)s")
+    log.setLevel(logging.INFO)
     torch.set_num_threads(1)
     rows: list[Row] = []
     sizes = SMALL if small else Sizes(count, fit, normal, attacked)
@@ -72,83 +55,23 @@ def main(
         if not one.ready(cache):
             log.info("%s is not trained: --train does", one.name)
             continue
-        # The committed classifier stands for the variance of splits, the others for their own.
-        for seed in range(seeds) if one.committed else [one.seed]:
-            path = _path_of_rows(one, seed, sizes, cache)
-            if not path.exists():
-                write(run(one, seed, sizes, cache), path)
-            rows += read(path)
-            write(rows, output / "experiments.csv")
-    model, suite = CLASSIFIERS[0].load(cache), _suite(0, sizes)
+        # A quarter for the other architectures, which cost more and are there to be compared.
+        few = sizes if one.architecture == MAIN else Sizes(*(size // 4 for size in sizes))
+        rows += rows_of(one, few, cache)
+        write(rows, output / "experiments.csv")
+    model, suite = CLASSIFIERS[0].load(cache), suite_of(0, sizes)
     rounds = 1 if small else 5
     spent = costs(model, suite.fit.images[:500], suite.normal_scored.images[:64], rounds)
     _write_costs(spent, output / "cost.csv")
     draw(Observer(model, 10, cache), suite, rows, spent, output)
-    command = _command(classifier, seeds, sizes)
+    command = _command(classifier, sizes)
     (output / "experiments.md").write_text(markdown(rows, spent, command), encoding="utf-8")
     log.info("%s", output / "experiments.md")
 
 
-def run(one: Classifier, seed: int, sizes: Sizes, cache: Path) -> list[Row]:
-    """Every part of the page for one classifier and seed."""
-    observer = Observer(one.load(cache), 10 - len(one.held_out), cache)
-    study = Study(observer, one.name, seed)
-    if one.held_out:
-        known, normal, near = near_suite(seed, sizes.fit)
-        others = {name: images.pixels for name, images in near.items()}
-        detectors = study.unsupervised(known, peers=True)
-        return study.rows("near", detectors, normal.pixels[: sizes.normal], others)
-    suite = _suite(seed, sizes)
-    detectors = study.unsupervised(suite.fit, peers=True)
-    scored = {name: images.pixels for name, images in suite.anomalous_scored.items()}
-    rows = study.rows("sets", detectors, suite.normal_scored.pixels, scored)
-    rows += study.supervised(suite)
-    log.info("%s, seed %d: sets are scored", one.name, seed)
-    attacks = attacked_sets(observer, suite, sizes.attacked)
-    usable = {name: a for name, a in attacks.items() if min(len(a.scored), len(a.known)) > 1}
-    images = {name: a.scored for name, a in usable.items()}
-    originals = {name: a.originals for name, a in usable.items()}
-    rows += study.rows("attacks", detectors, suite.normal_scored.pixels, images, originals)
-    rows += study.supervised_attacks(suite, usable)
-    log.info("%s, seed %d: attacks are scored", one.name, seed)
-    rows += study.ablations(suite)
-    if one.committed and seed == 0:
-        rows += study.bf16(suite)
-    log.info("%s, seed %d: done", one.name, seed)
-    return rows
-
-
-def _path_of_rows(one: Classifier, seed: int, sizes: Sizes, cache: Path) -> Path:
-    """Where the rows of one run are kept: under a hash of the weights, the sizes and the code."""
-    here, package = Path(__file__).parent, Path(gradood.__file__).parent
-    code = [
-        *(here / f"{name}.py" for name in ("peers", "picture_sets", "protocols")),
-        *package.glob("detectors/*.py"),
-    ]
-    code += [*package.glob("attacks/*.py"), package / "data/suite.py"]
-    parts = [path.read_bytes() for path in sorted(code)]
-    parts += [t.numpy().tobytes() for t in one.load(cache).state_dict().values()]
-    parts.append(f"{seed} {sizes} {VERSION} {torch.__version__}".encode())
-    return cache / "rows" / f"{one.name}-{seed}-{digest(parts)[:12]}.csv"
-
-
-def _suite(seed: int, sizes: Sizes) -> Suite:
-    if sizes == SMALL:
-        return embedded_suite(seed, sizes.count)
-    suite = evaluation_suite(count=sizes.count, seed=seed)
-    few = slice(None, sizes.fit)
-    return replace(
-        suite,
-        fit=suite.fit.select(few),
-        normal_known=suite.normal_known.select(few),
-        normal_scored=suite.normal_scored.select(slice(None, sizes.normal)),
-    )
-
-
-def _command(classifier: list[str] | None, seeds: int, sizes: Sizes) -> str:
+def _command(classifier: list[str] | None, sizes: Sizes) -> str:
     """What makes this page again."""
-    options = [f"--classifier {name}" for name in classifier or ()] or ["--train"]
-    options += [] if seeds == 3 else [f"--seeds {seeds}"]
+    options = ["--train", *(f"--classifier {name}" for name in classifier or ())]
     given = zip(Sizes._fields, sizes, FULL, strict=True)
     options += [f"--{name} {value}" for name, value, usual in given if value != usual]
     options = ["--small"] if sizes == SMALL else options

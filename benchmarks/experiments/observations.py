@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,17 +18,22 @@ BATCH = 128
 #: Raise it when norms come out otherwise than before: what is kept then counts for nothing.
 VERSION = 1
 
-#: What norms are taken of: labels and losses, one backward pass each.
-KINDS: dict[str, tuple[list[str], str]] = {
-    "all-hot": (["all_hot"], "bce"),
-    "CE-uniform": (["uniform"], "ce"),
-    "predicted logit": (["predicted"], "logit"),
-    "half of the logits": (["k_hot:5"], "logit"),
-    "sum of the logits": (["all_hot"], "logit"),
-    "5-hot": (["k_hot:5"], "bce"),
-    "every logit": ([], "logit"),
-    "every one-hot": ([], "bce"),
+#: What norms are taken of: labels for a model of so many classes, and a loss; one backward pass a
+#: label.
+KINDS: dict[str, tuple[Callable[[int], list[str]], str]] = {
+    "all-hot": (lambda classes: ["all_hot"], "bce"),
+    "CE-uniform": (lambda classes: ["uniform"], "ce"),
+    "half of the logits": (lambda classes: [f"k_hot:{classes // 2}"], "logit"),
+    "sum of the logits": (lambda classes: ["all_hot"], "logit"),
+    "every logit": (lambda classes: [f"one_hot:{c}" for c in range(classes)], "logit"),
+    "every one-hot": (lambda classes: [f"one_hot:{c}" for c in range(classes)], "bce"),
 }
+#: What supervised detectors read of their training pictures.
+KNOWN = ("all-hot", "CE-uniform")
+#: What every picture that is scored is observed under.
+SCORED = (*KNOWN, "half of the logits", "every logit")
+#: Rows of "every logit".
+PREDICTED = "predicted logit"
 BF16 = "all-hot, bf16"
 
 
@@ -49,15 +56,21 @@ class Observer:
 
     def norms(self, images: Tensor, *kinds: str) -> GradientNorms:
         """Norms ``[N, K, L]`` under all labels of the kinds, of uint8 or float images."""
+        self._observe(images, ["every logit" if kind == PREDICTED else kind for kind in kinds])
         parts = [self._one(images, kind) for kind in kinds]
         values = torch.cat([part.values for part in parts], 1)
         return GradientNorms(values, self._names, parts[0].logits, parts[0].features)
+
+    def observe(self, sets: Iterable[Tensor], kinds: tuple[str, ...] = SCORED) -> None:
+        """Keep what the page reads of these images, one forward pass for all kinds."""
+        for images in sets:
+            self._observe(images, kinds)
 
     def kept(
         self, key: Iterable[bytes], compute: Callable[[], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
         """Tensors computed once for this classifier and key."""
-        path = self.folder / f"{digest([self._base, *key])}.safetensors"
+        path = self._path(key)
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             found = {name: t.contiguous() for name, t in compute().items()}
@@ -66,23 +79,46 @@ class Observer:
             partial.replace(path)
         return load_file(path)
 
+    def _path(self, key: Iterable[bytes]) -> Path:
+        return self.folder / f"{digest([self._base, *key])}.safetensors"
+
     def _one(self, images: Tensor, kind: str) -> GradientNorms:
-        key = [kind.encode(), str(images.dtype).encode(), images.numpy().tobytes()]
-        stored = self.kept(key, lambda: self._compute(images, kind))
+        if kind == PREDICTED:
+            every = self._one(images, "every logit")
+            rows = every.logits.argmax(1)[:, None, None]
+            return replace(every, values=torch.take_along_dim(every.values, rows, 1))
+        stored = load_file(self._path(_key(images, kind)))
         return GradientNorms(stored["values"], self._names, stored["logits"], stored["features"])
 
-    def _compute(self, images: Tensor, kind: str) -> dict[str, Tensor]:
-        labels, loss = KINDS["all-hot" if kind == BF16 else kind]
-        labels = labels or [f"one_hot:{c}" for c in range(self.classes)]
+    def _observe(self, images: Tensor, kinds: Iterable[str]) -> None:
+        """Compute what is not kept, all of it in one forward pass."""
+        missing = [k for k in dict.fromkeys(kinds) if not self._path(_key(images, k)).exists()]
+        for precision in (False, True):
+            found = [kind for kind in missing if (kind == BF16) == precision]
+            if not found:
+                continue
+            computed = self._compute(images, found, precision)
+            for kind in found:
+                self.kept(_key(images, kind), partial(computed.__getitem__, kind))
+
+    def _compute(
+        self, images: Tensor, kinds: list[str], bf16: bool
+    ) -> dict[str, dict[str, Tensor]]:
+        found = [KINDS["all-hot" if kind == BF16 else kind] for kind in kinds]
+        groups = [labels(self.classes) for labels, _ in found]
+        labels = [label for group in groups for label in group]
+        losses = [loss for group, (_, loss) in zip(groups, found, strict=True) for _ in group]
         parts = []
         for batch in torch.split(images, BATCH):
             batch = batch.float() / 255 if batch.dtype == torch.uint8 else batch
-            with torch.autocast("cpu", torch.bfloat16, enabled=kind == BF16):
-                parts.append(gradient_norms(self.model, batch, labels, loss))
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                parts.append(gradient_norms(self.model, batch, labels, losses))
         whole = GradientNorms.join(parts)
         assert whole.features is not None
-        return {
-            "values": whole.values,
-            "logits": whole.logits.float(),
-            "features": whole.features.float(),
-        }
+        outputs = {"logits": whole.logits.float(), "features": whole.features.float()}
+        values = whole.values.split([len(group) for group in groups], 1)
+        return {kind: outputs | {"values": v} for kind, v in zip(kinds, values, strict=True)}
+
+
+def _key(images: Tensor, kind: str) -> list[bytes]:
+    return [kind.encode(), str(images.dtype).encode(), images.numpy().tobytes()]

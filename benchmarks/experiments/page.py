@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
+from typing import NamedTuple
 
 import torch
 
 from benchmarks.experiments import peers
 from benchmarks.experiments.cost import Cost
-from benchmarks.experiments.picture_sets import ATTACKS, DEVELOPMENT
+from benchmarks.experiments.picture_sets import DEVELOPMENT
 from benchmarks.experiments.rows import Row
 
 BEST = 'GradientDetector "best"'
@@ -18,8 +19,8 @@ FAST = 'GradientDetector "fast"'
 ADVERSARIAL = 'GradientDetector "adversarial"'
 OURS = (FAST, ADVERSARIAL, BEST)
 
-#: What the specification demands, and where it is found: part, detector, sets, metric, bound.
-Find = Callable[["Results"], str]
+#: The classifiers that means are taken over; other architectures have a table of their own.
+MAIN = "resnet8"
 
 
 class Results:
@@ -64,6 +65,7 @@ class Results:
 
 def markdown(rows: Sequence[Row], spent: Sequence[Cost], command: str) -> str:
     """The whole page."""
+    everything, rows = rows, [row for row in rows if row.classifier.startswith(f"{MAIN}-")]
     sets, attacks, near = (Results(rows, part) for part in ("sets", "attacks", "near"))
     development = [name for name in sets.sets if name in DEVELOPMENT]
     final = [name for name in sets.sets if name not in DEVELOPMENT]
@@ -71,13 +73,10 @@ def markdown(rows: Sequence[Row], spent: Sequence[Cost], command: str) -> str:
         "# The papers' experiments on Fashion-MNIST",
         _introduction(sets, near, command),
         "## Targets",
+        f"Seven attacks are {', '.join(SEVEN)}: those that the targets were set with.",
         targets(rows),
         "## Without anomalies: sets",
-        "AUROC / FPR95. The development half is "
-        f"{', '.join(development)}: presets were chosen on it, with the committed classifier, 2500 "
-        "training pictures, 1000 of the normal pictures that are scored and 300 of each set. The "
-        "other half had no part in choices made here, though the design (logarithms, whitening, "
-        "RMD) was settled earlier with sets of the same kinds in view.",
+        _halves(development),
         summary(sets, {"all sets": sets.sets, "development": development, "other half": final}),
         str(peers.__doc__).partition("\n\n")[2].strip().replace("\n", " "),
         "### AUROC by set",
@@ -87,13 +86,14 @@ def markdown(rows: Sequence[Row], spent: Sequence[Cost], command: str) -> str:
         "## Without anomalies: attacked pictures",
         "Made from rightly classified test pictures, rounded to 256 levels, those that still "
         "fool the classifier, against their own originals. AUROC; FGSM and PGD at 8/255 were "
-        f"used in choosing presets.{_missing(attacks)}",
+        f"used in choosing presets. {_attacked(attacks)}",
         by_set(attacks, "auroc"),
     ]
     if near.rows:
         parts += [
             "## Near-anomalous classes",
-            "A classifier trained without Dress, Sneaker and Bag. AUROC.",
+            "A classifier trained without Dress, Sneaker and Bag. AUROC. Nothing here says that "
+            "gradients beat RMD on them.",
             by_set(near, "auroc"),
         ]
     parts += [
@@ -101,9 +101,10 @@ def markdown(rows: Sequence[Row], spent: Sequence[Cost], command: str) -> str:
         "The paper's two-layer network (`ConfoundingDetector`). *Same*: trained on the "
         "other half of the set that is scored; *left out*: on all other sets. AUROC. "
         "*Activations*, a control, is the same network on the penultimate features: nothing here "
-        "says that gradients beat it. Trained on noise alone, the paper's network falls below "
-        "chance on real sets.",
+        f"says that gradients beat it.{_below_chance(Results(rows, 'supervised'))}",
         by_set(Results(rows, "supervised"), "auroc"),
+        "The same with five networks, their log-odds averaged, which is not the paper's:",
+        by_set(Results(rows, "five networks"), "auroc"),
         "## The first paper's tables: supervised detection of attacks",
         "*Same*: trained on the same attack on other pictures; *left out*: on all other attacks.",
         by_set(Results(rows, "supervised attacks"), "auroc"),
@@ -114,12 +115,13 @@ def markdown(rows: Sequence[Row], spent: Sequence[Cost], command: str) -> str:
         found = Results(rows, part)
         if found.rows:
             parts += [f"### By {part}", summary(found, {"all sets": found.sets})]
+    parts += [*tried(rows), *architectures(everything)]
     parts += ["## Cost", _cost_text(), _costs(spent), _figures()]
     return "\n\n".join(parts) + "\n"
 
 
 def _introduction(sets: Results, near: Results, command: str) -> str:
-    runs = [f"{name} (seed of splits {seed})" for name, seed in (*sets.runs, *near.runs)]
+    runs = [name for name, _ in (*sets.runs, *near.runs)]
     counts = ", ".join(
         f"{row.set} {row.anomalous}"
         for row in sets.rows
@@ -128,15 +130,40 @@ def _introduction(sets: Results, near: Results, command: str) -> str:
     return (
         f"Made by `{command}`. Method replication, not the papers' data. Percent; anomalous is "
         "the positive class; mean ± standard deviation over "
-        f"{len(sets.runs)} runs. Classifiers scored: {', '.join(runs)}. Runs of the same "
-        "classifier differ in splits and fits only. "
+        f"{len(sets.runs)} classifiers trained from different seeds, which are those of splits and "
+        f"fits, too. Classifiers scored: {', '.join(runs)}; resnet8-0 is the one in the package, "
+        "trained for 20 epochs, the others for 6. "
         f"Scored in the first run: {sets.rows[0].normal} normal pictures, and {counts}."
     )
 
 
-def _missing(attacks: Results) -> str:
-    missing = [name for name in ATTACKS if name not in attacks.sets]
-    return f" Not run: {', '.join(missing)}." if missing else ""
+def _halves(development: list[str]) -> str:
+    return (
+        f"AUROC / FPR95. The development half is {', '.join(development)}: presets were chosen on "
+        'it, with the committed classifier; "fast" and "adversarial" on 2500 training pictures, '
+        '1000 of the normal pictures that are scored and 300 of each set, "best" on 1500, 2000 and '
+        "150 in three splits and with the near-anomalous classes of resnet8-near-0 in view. The "
+        "other half had no part in these choices, though the design (logarithms, whitening, RMD) "
+        "was settled earlier with sets of the same kinds in view, and an earlier page showed on "
+        'all sets that neighbours alone did better than the former "best".'
+    )
+
+
+def _attacked(attacks: Results) -> str:
+    counts = {row.set: row.anomalous for row in attacks.rows if row.detector == FAST}
+    told = ", ".join(f"{name} {count}" for name, count in counts.items())
+    return (
+        f"Pictures scored in the last run: {told}. DeepFool and C&W look for the smallest change, "
+        "which rounding often undoes."
+    )
+
+
+def _below_chance(found: Results) -> str:
+    detector = "all-hot, trained on noise only"
+    below = [one for one in found.sets if (found.mean(detector, "auroc", (one,)) or 50) < 50]
+    if not below:
+        return ""
+    return f" Trained on noise alone, the paper's network falls below chance on {', '.join(below)}."
 
 
 def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -164,45 +191,133 @@ def by_set(found: Results, metric: str) -> str:
     return table(["", "mean", *found.sets], lines)
 
 
+#: The attacks that the targets were set with; the others are the first paper's.
+SEVEN = (
+    *("FGSM 8/255", "FGSM 25/255", "BIM 8/255", "PGD 8/255", "PGD 25/255"),
+    *("DeepFool", "C&W"),
+)
+
+
+class Demand(NamedTuple):
+    """A row of the specification's targets: where it is found, and its bounds."""
+
+    what: str
+    part: str
+    detector: str
+    metric: str
+    must: float
+    ambition: float
+
+
+DEMANDS = (
+    Demand("paper's, same set, AUROC", "supervised", "all-hot, same", "auroc", 99.5, 99.9),
+    Demand("paper's, set left out, AUROC", "supervised", "all-hot, left out", "auroc", 97.5, 98.5),
+    Demand(
+        *("paper's, same attack, all-hot", "supervised attacks", "all-hot, same"),
+        *("auroc", 94, 95),
+    ),
+    Demand(
+        *("paper's, same attack, all-hot + CE-uniform", "supervised attacks"),
+        *("all-hot + CE-uniform, same", "auroc", 98.5, 99.3),
+    ),
+    Demand(
+        *("paper's, attack left out", "supervised attacks", "all-hot + CE-uniform, left out"),
+        *("auroc", 96, 97.6),
+    ),
+    Demand("no anomalies, one backward pass, AUROC", "sets", FAST, "auroc", 98.0, 98.8),
+    Demand("no anomalies, one backward pass, FPR95", "sets", FAST, "fpr95", 8.0, 5.0),
+    Demand("no anomalies, ten backward passes, AUROC", "sets", BEST, "auroc", 98.4, 99.2),
+    Demand("no anomalies, ten backward passes, FPR95", "sets", BEST, "fpr95", 6.0, 3.5),
+    Demand("no anomalies, attacks", "attacks", ADVERSARIAL, "auroc", 94, 96),
+    Demand('near-anomalous classes, "best"', "near", BEST, "auroc", 88, 93),
+)
+
+
 def targets(rows: Sequence[Row]) -> str:
     """What the specification asks for, and what was reached."""
-    demands = [
-        ("paper's, same set, AUROC", "supervised", "all-hot, same", "auroc", 99.5),
-        ("paper's, set left out, AUROC", "supervised", "all-hot, left out", "auroc", 97.5),
-        ("paper's, same attack, all-hot", "supervised attacks", "all-hot, same", "auroc", 94),
-        (
-            "paper's, same attack, all-hot + CE-uniform",
-            "supervised attacks",
-            "all-hot + CE-uniform, same",
-            "auroc",
-            98.5,
-        ),
-        (
-            "paper's, attack left out",
-            "supervised attacks",
-            "all-hot + CE-uniform, left out",
-            "auroc",
-            96,
-        ),
-        ("no anomalies, one backward pass, AUROC", "sets", FAST, "auroc", 98.0),
-        ("no anomalies, one backward pass, FPR95", "sets", FAST, "fpr95", 8.0),
-        ("no anomalies, ten backward passes, AUROC", "sets", BEST, "auroc", 98.4),
-        ("no anomalies, ten backward passes, FPR95", "sets", BEST, "fpr95", 6.0),
-        ("no anomalies, mean of attacks", "attacks", ADVERSARIAL, "auroc", 94),
-        ("near-anomalous classes", "near", BEST, "auroc", 88),
-    ]
     lines = []
-    for what, part, detector, metric, bound in demands:
-        found = Results(rows, part)
-        mean = found.mean(detector, metric, found.sets)
-        if mean is None:
-            reached, verdict = "not measured", "–"
+    for demand in DEMANDS:
+        found = Results(rows, demand.part)
+        if demand.part.endswith("attacks"):
+            seven = [name for name in found.sets if name in SEVEN]
+            lines.append(_reached(demand, found, seven, ", mean of seven attacks"))
+            lines.append(_reached(demand, found, found.sets, ", mean of all attacks"))
         else:
-            reached = found.cell(detector, (metric,), found.sets)
-            verdict = "yes" if (mean <= bound if metric == "fpr95" else mean >= bound) else "no"
-        sign = "≤" if metric == "fpr95" else "≥"
-        lines.append([what, f"{sign} {bound:g}", reached, verdict, str(len(found.runs))])
-    return table(["", "must", "reached", "met", "runs"], lines)
+            lines.append(_reached(demand, found, found.sets, ""))
+    return table(["", "must", "ambition", "reached", "must met", "ambition met", "runs"], lines)
+
+
+def _reached(demand: Demand, found: Results, sets: Sequence[str], which: str) -> list[str]:
+    low, bounds = demand.metric == "fpr95", demand[-2:]
+    mean = found.mean(demand.detector, demand.metric, sets)
+    if mean is None:
+        reached, verdicts = "not measured", ["–", "–"]
+    else:
+        reached = found.cell(demand.detector, (demand.metric,), sets)
+        met = [mean <= bound if low else mean >= bound for bound in bounds]
+        verdicts = ["yes" if one else "no" for one in met]
+    signed = [f"{'≤' if low else '≥'} {bound:g}" for bound in bounds]
+    return [demand.what + which, *signed, reached, *verdicts, str(len(found.runs))]
+
+
+def tried(rows: Sequence[Row]) -> list[str]:
+    """What was measured on the way to the ambitions, if it is there."""
+    sets, attacks, near, networks = (
+        Results(rows, f"tried{part}") for part in ("", ", attacks", ", near", ", supervised")
+    )
+    if not sets.rows:
+        return []
+    lines = [
+        [
+            name,
+            sets.cell(name, ("auroc", "fpr95"), sets.sets),
+            attacks.cell(name, ("auroc",), attacks.sets),
+            near.cell(name, ("auroc",), near.sets),
+        ]
+        for name in sets.detectors
+    ]
+    header = ["", "development sets", "development attacks", "near-anomalous classes"]
+    parts = [
+        "## What was tried for the ambitions",
+        "Where the ambition is missed, what else was measured: AUROC / FPR95 on the development "
+        "half of sets and attacks with the committed classifier, and AUROC on the near-anomalous "
+        "classes of resnet8-near-0. Norms are logarithms, & is the sum of standardised scores; "
+        "the ablations above compare labels, normalisations and depths.",
+        table(header, lines),
+    ]
+    if networks.rows:
+        parts += [
+            "The paper's network, AUROC on the development half; *left out* trains on the other "
+            "sets of that half.",
+            by_set(networks, "auroc"),
+        ]
+    return parts
+
+
+def architectures(rows: Sequence[Row]) -> list[str]:
+    """The detectors on classifiers of other kinds, if there are any."""
+    others = [row for row in rows if not row.classifier.startswith(f"{MAIN}-")]
+    names = list(dict.fromkeys(row.classifier for row in others))
+    if not names:
+        return []
+    found = {
+        (name, part): Results([row for row in others if row.classifier == name], part)
+        for name in names
+        for part in ("sets", "attacks")
+    }
+    lines = []
+    for detector in found[names[0], "sets"].detectors:
+        line = [detector]
+        for (_, part), one in found.items():
+            metrics = ("auroc", "fpr95") if part == "sets" else ("auroc",)
+            line.append(one.cell(detector, metrics, one.sets))
+        lines.append(line)
+    return [
+        "## Other architectures",
+        "One classifier each, with a quarter of the pictures: AUROC / FPR95, mean of all sets, and "
+        "AUROC, mean of attacks.",
+        table(["", *(f"{name}, {part}" for name, part in found)], lines),
+    ]
 
 
 def _cost_text() -> str:

@@ -1,16 +1,9 @@
-"""What is scored: out-of-distribution, attacked and near-anomalous pictures, and their splits."""
+"""What is scored: out-of-distribution and near-anomalous pictures, and their splits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
-import torch
-from torch import Tensor, nn
-
-from benchmarks.experiments.observations import Observer
-from gradood import attacks
 from gradood.data import (
     EMBEDDED,
     ImageSet,
@@ -33,81 +26,6 @@ DEVELOPMENT = (
     *("mnist", "photos", "digits", "uniform-noise", "fashion-mnist-rotated"),
     *("FGSM 8/255", "PGD 8/255"),
 )
-
-Attack = Callable[[nn.Module, Tensor, Tensor], Any]
-
-
-def _attack(name: str, **options: Any) -> Attack:
-    return lambda model, x, labels: getattr(attacks, name)(model, x, labels, **options)
-
-
-#: Attacks by name, in the order of tables; those that this version of the package has are run.
-ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {
-    "FGSM 8/255": ("fgsm", {"epsilon": 8 / 255}),
-    "FGSM 25/255": ("fgsm", {"epsilon": 25 / 255}),
-    "BIM 8/255": ("bim", {"epsilon": 8 / 255}),
-    "PGD 8/255": ("pgd", {"epsilon": 8 / 255}),
-    "PGD 25/255": ("pgd", {"epsilon": 25 / 255}),
-    "DeepFool": ("deepfool", {}),
-    "C&W": ("carlini_wagner", {}),
-    "least likely": ("least_likely", {"epsilon": 8 / 255}),
-    "negation": ("negation", {}),
-}
-
-
-@dataclass(frozen=True)
-class Attacked:
-    """Pictures that an attack changed so that the classifier errs, rounded to 256 levels.
-
-    Attributes:
-        known: uint8, made from the normal pictures that a supervised detector may train on.
-        scored: uint8, made from those for evaluation.
-        originals: uint8, what ``scored`` was made of: the normal pictures it is compared with.
-        success: Shares of attacked pictures that fool the classifier, before and after rounding.
-    """
-
-    known: Tensor
-    scored: Tensor
-    originals: Tensor
-    success: tuple[float, float]
-
-
-def attacked_sets(observer: Observer, suite: Suite, count: int) -> dict[str, Attacked]:
-    """Every attack on ``count`` rightly classified pictures of both normal sets."""
-    found = {}
-    for name, (function, options) in ATTACKS.items():
-        if hasattr(attacks, function):
-            attack = _attack(function, **options)
-            known = _attacked(observer, attack, name, suite.normal_known, count)
-            scored = _attacked(observer, attack, name, suite.normal_scored, count)
-            shares = scored["success"].double().mean(0).tolist()
-            images = scored["attacked"], scored["originals"]
-            found[name] = Attacked(known["attacked"], *images, (shares[0], shares[1]))
-    return found
-
-
-def _attacked(
-    observer: Observer, attack: Attack, name: str, images: ImageSet, count: int
-) -> dict[str, Tensor]:
-    options = str(ATTACKS[name]).encode()
-    key = [b"attack", options, str(count).encode(), images.pixels[: 4 * count].numpy().tobytes()]
-    return observer.kept(key, lambda: _make(observer.model, attack, images, count))
-
-
-def _make(model: nn.Module, attack: Attack, images: ImageSet, count: int) -> dict[str, Tensor]:
-    few = images.select(slice(None, 4 * count))
-    assert few.labels is not None
-    with torch.no_grad():
-        predicted = torch.cat([model(x).argmax(1) for x in torch.split(few.images, 256)])
-    right = few.select((predicted == few.labels).nonzero()[:count, 0])
-    assert right.labels is not None
-    result = attack(model, right.images, right.labels)
-    works = result.success_rounded
-    return {
-        "attacked": (result.rounded[works] * 255).round().to(torch.uint8),
-        "originals": right.pixels[works],
-        "success": torch.stack([result.success, works], 1),
-    }
 
 
 def near_suite(seed: int, fit: int) -> tuple[ImageSet, ImageSet, dict[str, ImageSet]]:

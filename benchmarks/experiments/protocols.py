@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from benchmarks.experiments.attacked import Attacked
 from benchmarks.experiments.observations import BF16, Observer
 from benchmarks.experiments.peers import fitted_peers
-from benchmarks.experiments.picture_sets import Attacked
 from benchmarks.experiments.rows import Row, measured
 from gradood.data import ImageSet, Suite
 from gradood.detectors import (
@@ -41,6 +41,10 @@ class Scores(Protocol):
     def score(self, x: GradientNorms) -> Tensor: ...
 
 
+#: A fitted detector after the kinds of norms that it reads.
+Fitted = tuple[tuple[str, ...], Scores]
+
+
 class Case(NamedTuple):
     """A detector that needs no anomalies, and the kinds of norms that it reads."""
 
@@ -65,6 +69,13 @@ UNSUPERVISED = {
 }
 
 
+class Supervised(NamedTuple):
+    """A detector that trains on anomalies, for a study and a seed, and the norms that it reads."""
+
+    kinds: tuple[str, ...]
+    build: Callable[[Study, int], Any]
+
+
 class Study:
     """One classifier, observed, and one seed of splits and fits."""
 
@@ -78,28 +89,24 @@ class Study:
     def rows(
         self,
         part: str,
-        detectors: Mapping[str, tuple[tuple[str, ...], Scores]],
+        detectors: Mapping[str, Fitted],
         normal: Tensor,
         others: Mapping[str, Tensor],
         originals: Mapping[str, Tensor] | None = None,
     ) -> list[Row]:
-        """Every fitted detector on every set; ``originals`` are normal pictures set by set."""
+        """Every fitted detector on every set; against rows of ``normal`` where they are given."""
         found = []
         for detector, (kinds, fitted) in detectors.items():
-            usual = None if originals else fitted.score(self.observer.norms(normal, *kinds))
+            usual = fitted.score(self.observer.norms(normal, *kinds))
             for name, images in others.items():
-                if usual is None:
-                    assert originals is not None
-                    against = fitted.score(self.observer.norms(originals[name], *kinds))
-                else:
-                    against = usual
+                against = usual[originals[name]] if originals else usual
                 scores = fitted.score(self.observer.norms(images, *kinds))
                 found.append(self.row(part, detector, name, against, scores))
         return found
 
-    def unsupervised(self, fit: ImageSet, peers: bool) -> dict[str, tuple[tuple[str, ...], Scores]]:
+    def unsupervised(self, fit: ImageSet, peers: bool) -> dict[str, Fitted]:
         """Every detector that needs no anomalies, fitted, with the kinds of norms it reads."""
-        found: dict[str, tuple[tuple[str, ...], Scores]] = {}
+        found: dict[str, Fitted] = {}
         for name, case in UNSUPERVISED.items():
             detector = case.build(self.observer.model, self.seed)
             found[name] = case.kinds, detector.fit(self.observer.norms(fit.pixels, *case.kinds))
@@ -116,9 +123,9 @@ class Study:
         known = {name: one.pixels for name, one in suite.anomalous_known.items()}
         scored = {name: one.pixels for name, one in suite.anomalous_scored.items()}
         normal = suite.normal_known.pixels, suite.normal_scored.pixels
-        rows = self._paper("supervised", normal, known, scored)
+        rows = self.paper("supervised", normal, known, scored, PAPER)
         noise = tuple(name for name in known if name in NOISE)
-        trained = self._train(("all-hot",), normal[0], [known[name] for name in noise], False)
+        trained = self._train(PAPER["all-hot"], normal[0], [known[name] for name in noise])
         detectors = {"all-hot, trained on noise only": (("all-hot",), trained)}
         return rows + self.rows("supervised", detectors, normal[1], scored)
 
@@ -128,46 +135,37 @@ class Study:
         scored = {name: one.scored for name, one in attacked.items()}
         originals = {name: one.originals for name, one in attacked.items()}
         normal = suite.normal_known.pixels, suite.normal_scored.pixels
-        return self._paper("supervised attacks", normal, known, scored, originals)
+        return self.paper("supervised attacks", normal, known, scored, PAPER, originals)
 
-    def _paper(
+    def paper(
         self,
         part: str,
         normal: tuple[Tensor, Tensor],
         known: Mapping[str, Tensor],
         scored: Mapping[str, Tensor],
+        variants: Mapping[str, Supervised],
         originals: Mapping[str, Tensor] | None = None,
     ) -> list[Row]:
+        """Every variant of the paper's detector, trained on the same set and with it left out."""
         rows = []
-        variants = {
-            "all-hot": (("all-hot",), False),
-            "all-hot + CE-uniform": (("all-hot", "CE-uniform"), False),
-            "activations": (("all-hot",), True),
-        }
-        for label, (kinds, activations) in variants.items():
+        for label, variant in variants.items():
 
             @cache
-            def trained_on(
-                names: tuple[str, ...],
-                kinds: tuple[str, ...] = kinds,
-                activations: bool = activations,
-            ) -> Scores:
-                return self._train(kinds, normal[0], [known[name] for name in names], activations)
+            def trained_on(names: tuple[str, ...], variant: Supervised = variant) -> Scores:
+                return self._train(variant, normal[0], [known[name] for name in names])
 
             for name in scored:
                 rest = tuple(other for other in known if other != name)
                 for training, names in (("same", (name,)), ("left out", rest)):
-                    detectors = {f"{label}, {training}": (kinds, trained_on(names))}
+                    detectors = {f"{label}, {training}": (variant.kinds, trained_on(names))}
                     rows += self.rows(part, detectors, normal[1], {name: scored[name]}, originals)
         return rows
 
-    def _train(
-        self, kinds: tuple[str, ...], normal: Tensor, anomalies: list[Tensor], activations: bool
-    ) -> Scores:
-        detector = ConfoundingDetector(self.observer.model, seed=self.seed)
-        parts = [self.observer.norms(one, *kinds) for one in anomalies]
-        read = _Activations(detector) if activations else detector
-        return read.fit(self.observer.norms(normal, *kinds), GradientNorms.join(parts))
+    def _train(self, variant: Supervised, normal: Tensor, anomalies: list[Tensor]) -> Scores:
+        parts = [self.observer.norms(one, *variant.kinds) for one in anomalies]
+        known = self.observer.norms(normal, *variant.kinds)
+        fitted: Scores = variant.build(self, self.seed).fit(known, GradientNorms.join(parts))
+        return fitted
 
     def ablations(self, suite: Suite) -> list[Row]:
         """One part of the default replaced at a time; on the development half of the sets."""
@@ -221,9 +219,7 @@ class Study:
             rows += self._vectors("precision", name, suite, (kind,), _log, NEIGHBOURS)
         return rows
 
-    def _scored(
-        self, part: str, suite: Suite, detectors: Mapping[str, tuple[tuple[str, ...], Scores]]
-    ) -> list[Row]:
+    def _scored(self, part: str, suite: Suite, detectors: Mapping[str, Fitted]) -> list[Row]:
         sets = {name: one.pixels for name, one in suite.anomalous_scored.items()}
         return self.rows(part, detectors, suite.normal_scored.pixels, sets)
 
@@ -276,6 +272,19 @@ class _Activations:
 
     def score(self, x: GradientNorms) -> Tensor:
         return self._detector.score(_activations(x))
+
+
+def paper_detector(study: Study, seed: int) -> ConfoundingDetector:
+    """The paper's detector."""
+    return ConfoundingDetector(study.observer.model, seed=seed)
+
+
+#: The paper's detector by the norms that it reads, and a control.
+PAPER = {
+    "all-hot": Supervised(("all-hot",), paper_detector),
+    "all-hot + CE-uniform": Supervised(("all-hot", "CE-uniform"), paper_detector),
+    "activations": Supervised(("all-hot",), lambda s, n: _Activations(paper_detector(s, n))),
+}
 
 
 def _activations(norms: GradientNorms) -> GradientNorms:

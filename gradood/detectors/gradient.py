@@ -33,8 +33,8 @@ class GradientDetector(NormDetector):
 
     ``score = mean_i (s_i - m_i) / σ_i``: s_i says how unlike those of normal inputs the vectors of
     an input are; m_i and σ_i are its mean and standard deviation on every fifth normal input, which
-    the measure is not fitted on. The vectors are log squared gradient norms and penultimate
-    features, both from the same pass through the model.
+    the measure is not fitted on. The vectors are log squared gradient norms and, beside them,
+    penultimate features (logits for ``"best"``), both from the same pass through the model.
 
     * ``"fast"``: one backward pass, norms under the all-hot label.
     * ``"adversarial"``: two, norms of the largest logit's gradient and of half of the logits' sum;
@@ -95,7 +95,7 @@ class GradientDetector(NormDetector):
             )  # fmt: skip
         learned: Learned = {}
         for i, part in enumerate(self._parts):
-            found = _fit_part(part, norms)
+            found = fit_part(part, norms)
             learned |= {f"{i}.{name}": found[name] for name in _names(part)}
         self._learned = learned
         return self
@@ -109,7 +109,7 @@ class GradientDetector(NormDetector):
         if usable.any():
             finite = norms.select(usable)
             parts = [
-                _score_part(part, finite, {name: learned[f"{i}.{name}"] for name in _names(part)})
+                score_part(part, finite, {name: learned[f"{i}.{name}"] for name in _names(part)})
                 for i, part in enumerate(self._parts)
             ]
             scores[usable] = torch.stack(parts).mean(0).float()
@@ -135,7 +135,8 @@ def _names(part: Part) -> tuple[str, ...]:
     return (*Standardiser._fields, *part.novelty.learned, "centre", "scale")
 
 
-def _fit_part(part: Part, norms: GradientNorms) -> Learned:
+def fit_part(part: Part, norms: GradientNorms) -> Learned:
+    """What a part learns of normal inputs, with mean and deviation of its scores of held ones."""
     vectors, classes = part.vectors(norms), norms.logits.argmax(1)
     standardise = Standardiser.fit(vectors)
     features = standardise(vectors).double()
@@ -149,7 +150,8 @@ def _fit_part(part: Part, norms: GradientNorms) -> Learned:
     return standardise._asdict() | floats
 
 
-def _score_part(part: Part, norms: GradientNorms, learned: Learned) -> Tensor:
+def score_part(part: Part, norms: GradientNorms, learned: Learned) -> Tensor:
+    """Standardised scores ``[N]`` by what ``fit_part`` learned."""
     standardise = Standardiser(*(learned[name] for name in Standardiser._fields))
     features = standardise(part.vectors(norms))
     scores = part.novelty.score(features, norms.logits.argmax(1), learned)

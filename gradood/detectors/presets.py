@@ -16,11 +16,17 @@ from gradood.errors import InputError
 from gradood.gradients import GradientNorms
 
 
-def _log_norms(norms: GradientNorms) -> Tensor:
+def read_log_norms(norms: GradientNorms) -> Tensor:
+    """Logarithms of all squared norms ``[N, K L]``."""
     return log_norms(norms.values)
 
 
-def _penultimate(norms: GradientNorms) -> Tensor:
+def read_penultimate(norms: GradientNorms) -> Tensor:
+    """Penultimate features ``[N, F]``.
+
+    Raises:
+        InputError: There are none.
+    """
     if norms.features is None:
         raise InputError(
             "this detector also reads the penultimate features, and there are none: the last "
@@ -28,6 +34,11 @@ def _penultimate(norms: GradientNorms) -> Tensor:
             "gradood.explain); GradientKNN reads norms alone"
         )
     return norms.features.float()
+
+
+def read_logits(norms: GradientNorms) -> Tensor:
+    """Logits ``[N, C]``."""
+    return norms.logits.float()
 
 
 class Part(NamedTuple):
@@ -54,16 +65,16 @@ PRESETS = {
     "fast": Preset(
         lambda classes: ["all_hot"],
         "bce",
-        (Part(_log_norms, NEIGHBOURS), Part(_penultimate, RELATIVE)),
+        (Part(read_log_norms, NEIGHBOURS), Part(read_penultimate, RELATIVE)),
     ),
     "adversarial": Preset(
         lambda classes: ["predicted", f"k_hot:{max(1, classes // 2)}"],
         "logit",
-        (Part(_log_norms, CLASS_GAUSSIANS), Part(_penultimate, CLASS_GAUSSIANS)),
+        (Part(read_log_norms, CLASS_GAUSSIANS), Part(read_penultimate, CLASS_GAUSSIANS)),
     ),
     "best": Preset(
         lambda classes: [f"one_hot:{c}" for c in range(classes)],
         "logit",
-        (Part(_log_norms, NEIGHBOURS), Part(_penultimate, RELATIVE)),
+        (Part(read_log_norms, NEIGHBOURS), Part(read_logits, RELATIVE)),
     ),
 }

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.experiments.page import BEST, FAST, targets
+from benchmarks.experiments.rows import Row
+
 ROOT = Path(__file__).parents[2]
 DETECTORS = ('GradientDetector "fast"', 'GradientDetector "best"', "GradientKNN", "Energy")
 
 
 def run(folder: Path) -> list[dict[str, str]]:
-    command = [sys.executable, "-m", "benchmarks.experiments", "--small", "--seeds", "1"]
+    command = [sys.executable, "-m", "benchmarks.experiments", "--small"]
     places = ["--cache", str(folder / "cache"), "--output", str(folder)]
     folder.mkdir()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
@@ -35,3 +38,16 @@ def test_everything_runs_and_repeats_every_digit(tmp_path: Path) -> None:
         assert {("sets", detector), ("attacks", detector)} <= scored
     assert ("supervised", "all-hot, trained on noise only") in scored
     assert "## Targets" in (tmp_path / "first/experiments.md").read_text(encoding="utf-8")
+
+
+def test_targets_say_what_is_met() -> None:
+    near = [
+        Row("near", f"resnet8-near-{seed}", seed, BEST, "Bag", auroc, 50.0, 50.0, 10, 10)
+        for seed, auroc in enumerate((87.9, 89.0, 91.0))
+    ]
+    last = targets(near).splitlines()[-1]
+    assert last.split(" | ")[1:] == ["≥ 88", "≥ 93", "89.3 ± 1.6", "yes", "no", "3 |"]
+    worse = [row._replace(auroc=row.auroc - 1.34) for row in near]  # 87.96 is 88.0 in print
+    assert targets(worse).splitlines()[-1].split(" | ")[3:5] == ["88.0 ± 1.6", "no"]
+    fpr95 = [Row("sets", "resnet8-0", 0, FAST, "Bag", 99.0, 50.0, 6.0, 10, 10)]
+    assert any(" | ≤ 8 | ≤ 5 | 6.0 | yes | no | " in line for line in targets(fpr95).splitlines())
