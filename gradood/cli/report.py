@@ -86,8 +86,19 @@ def describe_detector(name: str | None) -> tuple[dict[str, Any], float | None]:
     known = {"Detector": f"{header['class']} from {name}, made by gradood {header['version']}"}
     settings = json.dumps({k: v for k, v in header["settings"].items() if k != "parameters"})
     known["Its settings"] = settings
-    known["Threshold"] = "none: not calibrated" if threshold is None else f"{threshold:.6g}"
+    known["Threshold"] = _threshold(threshold, header.get("calibration"))
     return known, threshold
+
+
+def _threshold(threshold: float | None, calibration: Mapping[str, Any] | None) -> str:
+    if threshold is None:
+        return "none: not calibrated"
+    if calibration is None:
+        return f"{threshold:.6g}; the file does not say how it was chosen"
+    return (
+        f"{threshold:.6g}, for at most {calibration['fpr']:.3g} false alarms among inputs like "
+        f"the {calibration['inputs']:,} normal ones that it was calibrated with"
+    )
 
 
 def versions() -> str:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from gradood.detectors.threshold import Calibration
 from gradood.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def write(detector: Detector, path: str | Path) -> None:
         "version": _package_version(),
         "settings": {name: encode(value) for name, value in detector._settings().items()},
         "threshold": detector._threshold,
+        "calibration": detector.calibration and detector.calibration._asdict(),
         "model": _architecture(detector.model),
         "weights": _sampled_weights(detector.model),
     }
@@ -130,6 +132,8 @@ def _rebuild(
         )
     detector._restore({name: tensor.to(detector._device) for name, tensor in state.items()})
     detector._threshold = None if header["threshold"] is None else float(header["threshold"])
+    calibration = header.get("calibration")  # files of older versions do not say
+    detector._calibration = None if calibration is None else Calibration(**calibration)
     return detector
 
 

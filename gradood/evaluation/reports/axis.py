@@ -21,9 +21,9 @@ class Squash(NamedTuple):
         """By the median and the interquartile range."""
         low, middle, high = np.quantile(scores, [0.25, 0.5, 0.75])
         whole = scores.max() - scores.min()
-        # Half of the scores may be equal, or all.
+        # Half of the scores may be equal, or nearly so, or all.
         spread = (high - low) or whole / 10 or max(abs(middle), 1.0) / 10
-        return cls(float(middle), float(spread))
+        return cls(float(middle), float(max(spread, 1e-6 * whole)))
 
     def forward(self, scores: npt.ArrayLike) -> Floats:
         """Scores -> places on the axis."""
@@ -39,4 +39,8 @@ class Squash(NamedTuple):
         """Edges of ``count`` bins, evenly spaced on the axis, that hold ``low`` and ``high``."""
         first, last = self.forward([low, high])
         margin = 0.5 if first == last else 1e-6 * (last - first)
-        return self.inverse(np.linspace(first - margin, last + margin, count + 1))
+        edges = self.inverse(np.linspace(first - margin, last + margin, count + 1))
+        # Rounding must not leave out the lowest and the highest score.
+        edges[0], edges[-1] = min(edges[0], low), max(edges[-1], high)
+        found: Floats = np.maximum.accumulate(edges)
+        return found

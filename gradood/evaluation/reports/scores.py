@@ -55,10 +55,12 @@ def score_page(
     page.section("How the scores are distributed", *_distribution(page, rows, digest, threshold))
     page.section("The most anomalous inputs", *_extremes(digest, source))
     if throughput is not None:
-        page.section("Throughput", *speed(page, throughput))
+        before = digest.scored + digest.skipped - throughput.inputs
+        page.section("Throughput", *speed(page, throughput, before))
     if digest.skipped:
         page.section(f"Skipped: {digest.skipped:,} inputs", errors(digest))
-    page.section("How this was made", facts(made or {}))
+    none = {} if throughput else {"Throughput": "nothing was scored anew for this report"}
+    page.section("How this was made", facts({**(made or {}), **none}))
     return page
 
 
@@ -108,8 +110,8 @@ def _extremes(digest: Digest, source: Source | None) -> list[Html]:
     return [soft(note, framed if source is not None else ""), gallery(digest.highest, source)]
 
 
-def speed(page: Page, throughput: Throughput) -> list[Html]:
-    """Inputs a second over the run."""
+def speed(page: Page, throughput: Throughput, before: int) -> list[Html]:
+    """Inputs a second over the run, after ``before`` others in earlier ones."""
     seconds = [0.0, *(at for at, _ in throughput.history)]
     done = [0, *(count for _, count in throughput.history)]
     rates = np.diff(done) / np.maximum(np.diff(seconds), 1e-9)
@@ -117,6 +119,7 @@ def speed(page: Page, throughput: Throughput) -> list[Html]:
         f"{throughput.inputs:,} inputs in {throughput.seconds:,.1f} s in this run: "
         f"{throughput.per_second:,.1f} inputs a second, from the first input read to the last "
         "score written; loading the model is not counted."
+        f"{f' {before:,} others were scored by an earlier run.' if before else ''}"
     )
     plot = figures.curves(
         "throughput",
