@@ -20,8 +20,8 @@ def fit(
     detector: Annotated[
         str,
         typer.Option(
-            help="gradient-knn, gradient-mahalanobis, gradient-gmm, confounding, energy or "
-            "max-softmax."
+            help="gradient, gradient-knn, gradient-mahalanobis, gradient-gmm, confounding, energy "
+            "or max-softmax."
         ),
     ] = "gradient-knn",
     anomalous: Annotated[
