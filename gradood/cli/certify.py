@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -15,14 +16,20 @@ from rich.console import Console
 from rich.table import Table
 
 from gradood.cli import options
+from gradood.cli.report import check_folder, describe_detector, made_with, write
 from gradood.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gradood.evaluation.reports.page import Page
     from gradood.scoring.models import LoadedModel
     from gradood.smoothing import Evidence, Smoothing
     from gradood.smoothing.settings import Denoiser
+
+
+#: Normal inputs that a detector given by name is fitted on.
+_FIT = 1000
 
 
 class Kind(str, Enum):
@@ -74,6 +81,7 @@ def certify(
     threshold: Annotated[float | None, typer.Option(help="For decisions.")] = None,
     q: Annotated[float, typer.Option(help="Which quantile.")] = 0.5,
     out: Annotated[Path, typer.Option(help="JSON lines.")] = Path("certificates.jsonl"),
+    report: options.Report = None,
     state: Annotated[Path | None, typer.Option(help="Keeps samples over interruptions.")] = None,
     verify: Annotated[
         Path | None, typer.Option(help="Check the certificates of this file instead.")
@@ -101,6 +109,7 @@ def certify(
     if verify is not None:
         _verify(verify, source if again else None, load_denoiser(denoiser, device))
         return
+    check_folder(report)
     settings = Smoothing(
         sigma=sigma, n=n, alpha=alpha, seed=seed, denoiser=load_denoiser(denoiser, device)
     )
@@ -117,6 +126,20 @@ def certify(
         f"{len(x)} certificates in {seconds:.1f} s, {samples:,} samples in all.", highlight=False
     )
     console.print(f"Certificates: {out.resolve()}", highlight=False, soft_wrap=True)
+    if report is not None:
+        write(_page(made, x, seconds, source, out), report)
+
+
+def _page(made: Evidence, x: Tensor, seconds: float, source: _Source, out: Path) -> Page:
+    from gradood.evaluation.reports.certificates import certificate_page
+
+    known = {} if made.common["kind"] == "class" else source.described()
+    inputs: dict[str, Sequence[str | Path]] = {
+        "Inputs": source.paths or ("embedded fashion-mnist pictures",),
+        "Certificates": (out,),
+    }
+    facts = made_with(inputs, known, source.model)
+    return certificate_page(made, x, seconds=seconds, facts_made=facts)
 
 
 def _verify(path: Path, source: _Source | None, denoiser: Denoiser | None) -> None:
@@ -161,14 +184,26 @@ class _Source:
         loaded = self._load()
         if kind is Kind.CLASS:
             return loaded.model
-        if self.score not in DETECTORS or self.score in ("max-softmax", "energy"):
+        if not self._is_fitted_now():
             return ready_detector(self.score, loaded, False)
         if self.score == "confounding":
             raise InputError(
                 "--score confounding: fit it on both kinds, and give gradood fit's file"
             )
         detector: Any = DETECTORS[self.score](loaded.model)
-        return detector.fit(self._normal()[:1000])
+        return detector.fit(self._normal()[:_FIT])
+
+    def described(self) -> dict[str, Any]:
+        """The score, for a report."""
+        if not self._is_fitted_now():
+            return describe_detector(self.score)[0]
+        paths = ", ".join(map(str, self.fit_paths or ("embedded fashion-mnist-train pictures",)))
+        return {"Detector": f"{self.score}, fitted on the first {_FIT:,} inputs of {paths}"}
+
+    def _is_fitted_now(self) -> bool:
+        from gradood.scoring.fitting import DETECTORS
+
+        return self.score in DETECTORS and self.score not in ("max-softmax", "energy")
 
     def inputs(self, count: int) -> Tensor:
         """The first ``count`` inputs."""
@@ -180,7 +215,7 @@ class _Source:
 
     def _normal(self) -> Tensor:
         if self.fit_paths is not None:
-            return self._read(self.fit_paths, 1000)
+            return self._read(self.fit_paths, _FIT)
         if self.model.model is not None:
             raise InputError("a detector on your model needs --fit-inputs, files of normal ones")
         from gradood.data import embedded_images
@@ -239,6 +274,8 @@ def _certify(
 
 def _table(made: Evidence) -> Table:
     """What was certified, counted over the inputs."""
+    from gradood.smoothing.evidence import answer
+
     table = Table(box=SIMPLE_HEAD, padding=(0, 1))
     results = made.results
     if made.common["kind"] in ("mean", "quantile"):
@@ -250,14 +287,8 @@ def _table(made: Evidence) -> Table:
         return table
     for name in ("answer", "inputs", "median radius"):
         table.add_column(name, justify="right")
-    answers = Counter(map(_answer, results))
-    for answer, number in sorted(answers.items()):
-        radii = sorted(r["radius"] for r in results if _answer(r) == answer)
-        table.add_row(answer, str(number), f"{radii[len(radii) // 2]:.4g}")
+    answers = Counter(map(answer, results))
+    for said, number in sorted(answers.items()):
+        radii = sorted(r["radius"] for r in results if answer(r) == said)
+        table.add_row(said, str(number), f"{radii[len(radii) // 2]:.4g}")
     return table
-
-
-def _answer(result: dict[str, Any]) -> str:
-    if "decision" in result:
-        return {1: "anomalous", -1: "normal", 0: "abstain"}[result["decision"]]
-    return "abstain" if result["abstained"] else f"class {result['label']}"

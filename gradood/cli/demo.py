@@ -11,14 +11,14 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from gradood.errors import InputError
+from gradood.cli.report import check_folder, versions
 
 if TYPE_CHECKING:
     from gradood.evaluation.demonstration import Demonstration
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder to write index.html to.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder for index.html and its figures.")] = Path(
         "gradood-demo"
     ),
     seed: Annotated[int, typer.Option(help="Of splits, attacks and fits.")] = 0,
@@ -35,15 +35,15 @@ def demo(
     Needs no network, and less than a minute on two cores.
     """
     begin = time.perf_counter()
-    page = _page(out)
+    check_folder(out, "--out")
     console = Console()
     with Console(stderr=True).status("Scoring normal, anomalous and attacked pictures …"):
         # Imported late, so that `gradood --help` does not wait for PyTorch.
         from gradood.evaluation.demonstration import demonstrate
-        from gradood.evaluation.report import html_report
+        from gradood.evaluation.reports.demo import demo_page
 
         result = demonstrate(seed, images)
-        page.write_text(html_report(result, _versions()), encoding="utf-8")
+        page = demo_page(result, versions()).write(out)
     console.print(_table(result))
     for line in _summary(result):
         console.print(line, highlight=False)
@@ -53,19 +53,9 @@ def demo(
         typer.launch(str(page.resolve()))
 
 
-def _page(out: Path) -> Path:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        page = out / "index.html"
-        page.touch()
-    except OSError as error:
-        raise InputError(f"cannot write to --out {out}: {error.strerror}") from error
-    return page
-
-
 def _table(result: Demonstration) -> Table:
     from gradood.evaluation.demonstration import DETECTORS
-    from gradood.evaluation.report import mean_metric
+    from gradood.evaluation.reports.demo import mean_metric
 
     title = "AUROC, below it AUPR and FPR95, in %; anomalous is positive"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
@@ -103,9 +93,3 @@ def _summary(result: Demonstration) -> list[str]:
         f"({timing.images / timing.forward:,.0f} in a forward pass alone); {timing.norms:.1f} s, "
         f"{timing.norms / timing.total:.0%} of the {timing.total:.1f} s computed.",
     ]
-
-
-def _versions() -> str:
-    from gradood.cli.info import versions
-
-    return ", ".join(f"{name} {version}" for name, version in versions().items() if version)

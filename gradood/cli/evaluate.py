@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from gradood.cli import options
-from gradood.cli.worst_case import WorstCase
+from gradood.cli.report import check_folder, describe_detector, made_with, write
+from gradood.cli.worst_case import Moved, WorstCase
 from gradood.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gradood.data.files import Source
     from gradood.evaluation import Metrics
+    from gradood.evaluation.reports.digest import ScoredSet
+    from gradood.evaluation.reports.page import Page
     from gradood.scoring.models import LoadedModel
+    from gradood.scoring.progress import Throughput
     from gradood.scoring.scores import Scorer
 
 _SHOWN = ("auroc", "aupr_anomalous", "aupr_normal", "fpr95", "detection_error")
@@ -35,6 +42,7 @@ def evaluate(
         str | None, typer.Option(help="For inputs: a file of gradood fit, max-softmax or energy.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file for the metrics.")] = None,
+    report: options.Report = None,
     attack: Annotated[
         list[str] | None,
         typer.Option(help="linf:RADIUS or l2:RADIUS: hide anomalous inputs by APGD; repeat."),
@@ -72,30 +80,34 @@ def evaluate(
     # Imported late, so that `gradood --help` does not wait for PyTorch.
     from gradood.evaluation import evaluate as compare
 
-    scoring = Scoring(
-        detector,
-        options.ModelOptions(model, weights, classes, preprocess, trust, device, dtype),
-        options.StreamOptions(column, batch_size, on_error, workers),
-    )
+    check_folder(report)
+    models = options.ModelOptions(model, weights, classes, preprocess, trust, device, dtype)
+    streams = options.StreamOptions(column, batch_size, on_error, workers)
+    scoring = Scoring(detector, models, streams, details=report is not None)
     worst = WorstCase(attack or (), guarantee or (), steps, restarts, sigma, samples)
     worst.check()
-    of_normal = [score for path in normal for score in scoring.scores(path)]
-    found = {str(path): compare(of_normal, scoring.scores(path)) for path in anomalous}
+    normals, others = ([scoring.scored(path) for path in paths] for paths in (normal, anomalous))
+    of_normal = [score for one in normals for score in one.scores]
+    found = {one.name: compare(of_normal, one.scores) for one in others}
     content: dict[str, Any] = {
         "skipped": scoring.skipped,
         "sets": {name: metrics._asdict() for name, metrics in found.items()},
     }
     moved = scoring.worst_case(worst, normal, anomalous) if worst else {}
-    for name, by_kind in moved.items():
-        content["sets"][name] |= by_kind
+    for name, what in moved.items():
+        content["sets"][name] |= what.metrics
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    rows = _rows(found, moved)
+    if report is not None:
+        page = _page(scoring, normals, others, found, moved, rows)
+        write(page, report, quiet=as_json)
     if as_json:
         typer.echo(json.dumps(content, indent=1))
         return
     console = Console()
-    console.print(_table(found, moved))
+    console.print(_table(rows))
     if scoring.skipped:
         console.print(f"{scoring.skipped:,} inputs were skipped.", highlight=False)
     if out is not None:
@@ -103,44 +115,59 @@ def evaluate(
 
 
 class Scoring:
-    """Scores by path: read from score files, or computed with a detector that is loaded once."""
+    """Scores by path: read from score files, or computed with a detector that is loaded once.
+
+    Args:
+        detector: As of ``--detector``.
+        models: The model's options.
+        streams: How inputs are read.
+        details: Whether decisions and layers are wanted too, for a report.
+    """
 
     def __init__(
         self,
         detector: str | None,
         models: options.ModelOptions,
         streams: options.StreamOptions,
+        details: bool,
     ) -> None:
-        self._detector, self._models, self._streams = detector, models, streams
+        self.detector, self.models, self._streams = detector, models, streams
+        self._details = details
         self._loaded: tuple[LoadedModel, Scorer] | None = None
         self.skipped = 0
+        self.throughput: list[Throughput] = []
 
-    def scores(self, path: Path) -> list[float]:
-        """Of every input in ``path`` that has one."""
-        from gradood.scoring.output import is_parquet, read_rows
+    def scored(self, path: Path) -> ScoredSet:
+        """Every input in ``path``."""
+        import numpy as np
 
+        from gradood.evaluation.reports.digest import Digest, ScoredSet
+        from gradood.scoring.output import COLUMNS, is_parquet, read_rows
+
+        digest, source = Digest(keep=6), None
         if path.suffix.lower() in (".jsonl", ".json") or (
-            is_parquet(path) and self._detector is None
+            is_parquet(path) and self.detector is None
         ):
-            rows = [row["score"] for row in read_rows(path)]
-            found = [score for score in rows if score is not None]
-            self.skipped += len(rows) - len(found)
+            rows = read_rows(path, COLUMNS) if self._details else read_rows(path)
         else:
-            found = self._computed(path)
+            source = self._streams.source([path])
+            rows = self._computed(path, source)
+        found = [row["score"] for row in digest.read(rows) if row["score"] is not None]
         if not found:
             raise InputError(f"{path} holds no scores")
-        return found
+        self.skipped += digest.skipped
+        return ScoredSet(str(path), np.array(found), digest, source)
 
     def worst_case(
         self, worst: WorstCase, normal: list[Path], anomalous: list[Path]
-    ) -> dict[str, dict[str, Any]]:
-        """Metrics of every anomalous set, by what was done to it."""
+    ) -> dict[str, Moved]:
+        """What is left of the metrics of every anomalous set."""
         import torch
 
         loaded, scorer = self._detecting(normal[0])
         inputs = torch.cat([self._inputs(path) for path in normal]).to(loaded.device)
         return {
-            str(path): worst.metrics(scorer.detector, inputs, self._inputs(path).to(loaded.device))
+            str(path): worst.of(scorer.detector, inputs, self._inputs(path).to(loaded.device))
             for path in anomalous
         }
 
@@ -159,42 +186,77 @@ class Scoring:
         from gradood.scoring.fitting import ready_detector
         from gradood.scoring.scores import Scorer
 
-        if self._detector is None:
+        if self.detector is None:
             raise InputError(f"{path} is no score file; give --detector to score its inputs")
         if self._loaded is None:
-            loaded = self._models.load()
-            detector = ready_detector(self._detector, loaded, False)
-            self._loaded = loaded, Scorer(detector, layers=0)
+            loaded = self.models.load()
+            detector = ready_detector(self.detector, loaded, False)
+            self._loaded = loaded, Scorer(detector, layers=3 if self._details else 0)
         return self._loaded
 
-    def _computed(self, path: Path) -> list[float]:
+    def _computed(self, path: Path, source: Source) -> Iterator[dict[str, Any]]:
         from gradood.scoring.progress import Reporter
 
         loaded, scorer = self._detecting(path)
-        source = self._streams.source([path])
-        found: list[float] = []
         with Reporter(f"scoring {path.name}", source.count()) as reporter:
             for batch in self._streams.stream(scorer, loaded).run(source):
-                found += batch.results[0].tolist() if batch.results else []
-                self.skipped += sum(error is not None for error in batch.errors)
+                yield from map(json.loads, scorer.lines(batch))
                 reporter.advance(len(batch.ids))
-        return found
+            self.throughput.append(reporter.throughput)
 
 
-def _table(found: dict[str, Metrics], moved: dict[str, dict[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("%, anomalous set")
-    for name in ("AUROC", "AUPR", "AUPR normal", "FPR95", "error", "inputs"):
-        table.add_column(name, justify="right")
+def _page(
+    scoring: Scoring,
+    normal: list[ScoredSet],
+    anomalous: list[ScoredSet],
+    found: dict[str, Metrics],
+    moved: dict[str, Moved],
+    rows: list[tuple[str, ...]],
+) -> Page:
+    from gradood.evaluation.reports.comparison import comparison_page
+
+    inputs = {"Normal": [one.name for one in normal], "Anomalous": [one.name for one in anomalous]}
+    known, threshold = describe_detector(scoring.detector) if scoring.throughput else ({}, None)
+    per_second = None
+    if scoring.throughput:
+        runs = scoring.throughput
+        per_second = sum(run.inputs for run in runs) / sum(run.seconds for run in runs)
+    return comparison_page(
+        normal,
+        anomalous,
+        found,
+        rows,
+        guarantees={name: what.guarantees for name, what in moved.items()},
+        threshold=threshold,
+        per_second=per_second,
+        made=made_with(inputs, known, scoring.models if known else None),
+    )
+
+
+def _rows(found: dict[str, Metrics], moved: dict[str, Moved]) -> list[tuple[str, ...]]:
+    """The table of metrics in %, its head first."""
+    rows: list[tuple[str, ...]] = []
+    rows.append(("anomalous set, %", "AUROC", "AUPR", "AUPR normal", "FPR95", "error", "inputs"))
     for name, metrics in found.items():
-        shares = (f"{100 * getattr(metrics, field):.1f}" for field in _SHOWN)
-        table.add_row(name, *shares, f"{metrics.count_anomalous:,}")
-        for kind, bounds in moved.get(name, {}).items():
-            table.add_row(f"  {kind}", *(f"{100 * bounds[field]:.1f}" for field in _SHOWN), "")
+        shares = _shares(metrics._asdict())
+        rows.append((name, *shares, f"{metrics.count_anomalous:,}"))
+        for kind, bounds in moved[name].metrics.items() if name in moved else ():
+            rows.append((f"  {kind}", *_shares(bounds), ""))
     if len(found) > 1:
-        means = (
-            f"{100 * sum(getattr(m, field) for m in found.values()) / len(found):.1f}"
-            for field in _SHOWN
-        )
-        table.add_row("mean", *means, "", style="bold")
+        every = [metrics._asdict() for metrics in found.values()]
+        means = {field: sum(one[field] for one in every) / len(every) for field in _SHOWN}
+        rows.append(("mean", *_shares(means), ""))
+    return rows
+
+
+def _shares(metrics: Mapping[str, float]) -> Iterator[str]:
+    return (f"{100 * metrics[field]:.1f}" for field in _SHOWN)
+
+
+def _table(rows: list[tuple[str, ...]]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for number, name in enumerate(rows[0]):
+        table.add_column(name, justify="right" if number else "left")
+    for row in rows[1:]:
+        table.add_row(*map(escape, row), style="bold" if row[0] == "mean" else None)
     return table

@@ -66,6 +66,9 @@ Workers = Annotated[int | None, typer.Option(min=1, help="Threads that read; one
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto for a GPU if there is one.")]
 DtypeOption = Annotated[Dtype, typer.Option(help="Of parameters and inputs.")]
 Compile = Annotated[bool, typer.Option("--compile", help="torch.compile, for scores of logits.")]
+Report = Annotated[
+    Path | None, typer.Option(help="Folder for a report: index.html and its figures as PNG.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Log JSON lines to stdout, without a bar.")]
 
 

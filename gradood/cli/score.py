@@ -6,16 +6,20 @@ import hashlib
 import os
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from gradood.cli import options
+from gradood.cli.report import check_folder, describe_detector, made_with, write
 from gradood.errors import InputError
 
 if TYPE_CHECKING:
+    from gradood.data.files import Source
+    from gradood.evaluation.reports.page import Page
     from gradood.scoring.output import ScoreFile
+    from gradood.scoring.progress import Throughput
 
 #: Exit status of a run that finished, but skipped inputs.
 SKIPPED = 3
@@ -35,6 +39,7 @@ def score(
         bool, typer.Option("--resume", help="Go on where a killed run stopped.")
     ] = False,
     layers: Annotated[int, typer.Option(min=0, help="Name so many layers that reacted.")] = 3,
+    report: options.Report = None,
     model: options.Model = None,
     weights: options.Weights = None,
     classes: options.Classes = None,
@@ -53,8 +58,10 @@ def score(
 
     Under torchrun every process takes its share of the inputs and writes a file of its own.
 
+    --report shows the distribution and the most anomalous inputs, which are read again for it.
+
     Exit status: 0; 2 after an error; 3 if inputs were skipped; 130 after Ctrl-C. A finished file is
-    left alone by --resume, so that a run can be repeated until it succeeds.
+    left alone by --resume, so that a run can be repeated until it succeeds, but reported on again.
     """
     # Imported late, so that `gradood --help` does not wait for PyTorch.
     from gradood.scoring.output import ScoreFile
@@ -62,7 +69,9 @@ def score(
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1:
         out = out.with_name(f"{out.stem}-{rank:05}-of-{world:05}{out.suffix}")
+        report = report and report.with_name(f"{report.name}-{rank:05}-of-{world:05}")
         device = _own_gpu(device)
+    check_folder(report)
     settings = {
         "inputs": [str(path) for path in inputs],
         "column": column,
@@ -82,23 +91,27 @@ def score(
     )
     source = streams.source(inputs, rank, world)
     with closing(ScoreFile(out, settings, resume)) as file:
+        throughput = None
         if not file.complete:
-            _run(file, source, detector, layers, models, streams, as_json)
+            throughput = _run(file, source, detector, layers, models, streams, as_json)
     if not as_json:
         _summary(file)
+    if report is not None:
+        page = _page(out, source, inputs, detector, models, throughput)
+        write(page, report, quiet=as_json)
     if file.state["skipped"]:
         raise typer.Exit(SKIPPED)
 
 
 def _run(
     file: ScoreFile,
-    source: Any,
+    source: Source,
     detector: str,
     layers: int,
     models: options.ModelOptions,
     streams: options.StreamOptions,
     as_json: bool,
-) -> None:
+) -> Throughput:
     from gradood.scoring.fitting import ready_detector
     from gradood.scoring.progress import Reporter
     from gradood.scoring.scores import Scorer
@@ -120,7 +133,31 @@ def _run(
             raise InputError(f"no input could be scored; {file.state['skipped']} were skipped")
         file.finish()
         counts = {name: file.state[name] for name in ("scored", "skipped")}
+        throughput = reporter.throughput
         reporter.done(**counts, out=str(file.path))
+        return throughput
+
+
+def _page(
+    out: Path,
+    source: Source,
+    inputs: list[Path],
+    detector: str,
+    models: options.ModelOptions,
+    throughput: Throughput | None,
+) -> Page:
+    from gradood.evaluation.reports.scores import score_page
+    from gradood.scoring.output import COLUMNS, read_rows
+
+    known, threshold = describe_detector(detector)
+    return score_page(
+        lambda: read_rows(out, COLUMNS),
+        source,
+        title=f"Scores of {', '.join(path.name or str(path) for path in inputs)}",
+        throughput=throughput,
+        threshold=threshold,
+        made=made_with({"Inputs": inputs, "Scores": [out]}, known, models),
+    )
 
 
 def _summary(file: ScoreFile) -> None:

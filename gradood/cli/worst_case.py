@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gradood.errors import InputError
 
@@ -13,9 +13,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gradood.detectors import Detector
-    from gradood.evaluation import GuaranteedMetrics
+    from gradood.evaluation import Guarantee, GuaranteedMetrics
 
 _ALPHA = 1e-3
+#: Steps from radius 0 to the one that is asked for.
+_RADII = 10
+
+
+class Moved(NamedTuple):
+    """What moving the anomalous inputs leaves of the metrics.
+
+    Attributes:
+        metrics: By what was done, ``"attacked linf:0.03"`` or ``"guaranteed l2:0.25"``.
+        guarantees: ``"l2:0.25, sigma 0.25"``: at eleven radii, the last one that asked for.
+    """
+
+    metrics: dict[str, dict[str, float]]
+    guarantees: dict[str, Guarantee]
 
 
 @dataclass(frozen=True)
@@ -53,16 +67,20 @@ class WorstCase:
             if _parse("--guarantee", text, ("l2",))[1] == 0:
                 raise InputError("--guarantee l2:0 guarantees nothing; give a radius above 0")
 
-    def metrics(self, detector: Detector, normal: Tensor, anomalous: Tensor) -> dict[str, Any]:
-        """Metrics by what was done, ``"attacked linf:0.03"`` or ``"guaranteed l2:0.25"``."""
+    def of(self, detector: Detector, normal: Tensor, anomalous: Tensor) -> Moved:
+        """What is left of the metrics."""
         found = {f"attacked {text}": self._attacked(detector, normal, anomalous, text)
                  for text in self.attacks}  # fmt: skip
+        guarantees = {}
         for text in self.guarantees:
-            found[f"guaranteed {text}"] = self._guaranteed(detector, normal, anomalous, text)
-        return {
-            name: {field: float(value[0]) for field, value in metrics._asdict().items()}
-            for name, metrics in found.items()
+            guarantee = self._guaranteed(detector, normal, anomalous, text)
+            found[f"guaranteed {text}"] = guarantee.clean_normals
+            guarantees[f"{text}, sigma {self._sigma(text):g}"] = guarantee
+        metrics = {
+            name: {field: float(value[-1]) for field, value in by_radius._asdict().items()}
+            for name, by_radius in found.items()
         }
+        return Moved(metrics, guarantees)
 
     def _attacked(
         self, detector: Detector, normal: Tensor, anomalous: Tensor, text: str
@@ -79,19 +97,21 @@ class WorstCase:
 
     def _guaranteed(
         self, detector: Detector, normal: Tensor, anomalous: Tensor, text: str
-    ) -> GuaranteedMetrics:
+    ) -> Guarantee:
         from gradood.evaluation import evaluate_guaranteed
         from gradood.smoothing import Smoothing, certify_quantile
 
         radius = _parse("--guarantee", text, ("l2",))[1]
+        radii = [radius * step / _RADII for step in range(_RADII)] + [radius]  # the same samples
         point_alpha = _ALPHA / (len(normal) + len(anomalous))
-        sigma = radius if self.sigma is None else self.sigma
-        smoothing = Smoothing(sigma=sigma, n=self.samples, alpha=point_alpha)
+        smoothing = Smoothing(sigma=self._sigma(text), n=self.samples, alpha=point_alpha)
         ids = range(len(normal), len(normal) + len(anomalous))  # noise of their own
         upper = certify_quantile(detector, normal, smoothing).upper[:, 0]
-        lower = certify_quantile(detector, anomalous, smoothing, radius=radius, ids=ids).lower
-        bound = evaluate_guaranteed(upper, lower, radius, point_alpha=point_alpha, alpha=_ALPHA)
-        return bound.clean_normals
+        lower = certify_quantile(detector, anomalous, smoothing, radius=radii, ids=ids).lower
+        return evaluate_guaranteed(upper, lower, radii, point_alpha=point_alpha, alpha=_ALPHA)
+
+    def _sigma(self, text: str) -> float:
+        return _parse("--guarantee", text, ("l2",))[1] if self.sigma is None else self.sigma
 
 
 def _parse(option: str, text: str, norms: Sequence[str]) -> tuple[str, float]:

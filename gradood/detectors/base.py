@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gradood.detectors import checkpoint
 from gradood.detectors.batches import InputSource, iterate_batches, track
-from gradood.detectors.threshold import conservative_threshold
+from gradood.detectors.threshold import Calibration, conservative_threshold
 from gradood.errors import InputError, ModelError, NotFittedError
 from gradood.gradients import GradientNorms
 
@@ -60,6 +60,7 @@ class Detector(ABC):
         self.progress = progress
         self._learned: dict[str, Tensor] | None = None
         self._threshold: float | None = None
+        self._calibration: Calibration | None = None
 
     @abstractmethod
     def _score_batch(self, batch: Tensor) -> Tensor:
@@ -95,7 +96,12 @@ class Detector(ABC):
     def threshold(self, value: float) -> None:
         if not math.isfinite(value):
             raise InputError(f"threshold = {value}; expected a number, in the unit of the scores")
-        self._threshold = float(value)
+        self._threshold, self._calibration = float(value), None
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """How the threshold was chosen; None where there is none, or it was assigned."""
+        return None if self._threshold is None else self._calibration
 
     def score(self, x: Source) -> Tensor:
         """Score every input of ``x``; higher = more anomalous.
@@ -151,7 +157,12 @@ class Detector(ABC):
             InputError: ``fpr`` is outside (0, 1), or there are too few inputs for it.
             NotFittedError: Before ``fit``.
         """
-        self._threshold = conservative_threshold(self.score(normal), fpr)
+        return self.calibrate_by(self.score(normal), fpr)
+
+    def calibrate_by(self, scores: Tensor, fpr: float = 0.05) -> Self:
+        """``calibrate`` by scores ``[N]`` of normal inputs that ``fit`` has not seen."""
+        self._threshold = conservative_threshold(scores, fpr)
+        self._calibration = Calibration(fpr, len(scores))
         return self
 
     def predict(self, x: Source) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from gradood.detectors.threshold import Calibration
 from gradood.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ def write(detector: Detector, path: str | Path) -> None:
         "version": _package_version(),
         "settings": {name: encode(value) for name, value in detector._settings().items()},
         "threshold": detector._threshold,
+        "calibration": detector.calibration and detector.calibration._asdict(),
         "model": _architecture(detector.model),
     }
     learned = detector._require_fitted()
@@ -62,17 +65,40 @@ def load(path: str | Path, model: nn.Module) -> Detector:
         CheckpointError: The file is missing, damaged or not one of ours, or the detector belongs to
             a model with other parameters; the message names what differs.
     """
-    try:
+    with _damage_named(path):
+        header = _header(path)
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[_KEY])
             state = {name: file.get_tensor(name) for name in file.keys()}
-        if header["format"] != _FORMAT:
-            raise CheckpointError(
-                f"{path} has format {header['format']}, this gradood reads format {_FORMAT}; "
-                f"it was written by gradood {header['version']}"
-            )
         _check_architecture(path, header["model"], _architecture(model))
         return _rebuild(path, header, state, model)
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """What a file says of its detector, without a model: class, settings, threshold, version.
+
+    Raises:
+        CheckpointError: The file is missing, damaged or not one of ours.
+    """
+    with _damage_named(path):
+        return _header(path)
+
+
+def _header(path: str | Path) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        header: dict[str, Any] = json.loads((file.metadata() or {})[_KEY])
+    if header["format"] != _FORMAT:
+        raise CheckpointError(
+            f"{path} has format {header['format']}, this gradood reads format {_FORMAT}; "
+            f"it was written by gradood {header['version']}"
+        )
+    return header
+
+
+@contextmanager
+def _damage_named(path: str | Path) -> Iterator[None]:
+    """Whatever a damaged file raises as a ``CheckpointError``."""
+    try:
+        yield
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -101,6 +127,8 @@ def _rebuild(
         )
     detector._restore({name: tensor.to(detector._device) for name, tensor in state.items()})
     detector._threshold = None if header["threshold"] is None else float(header["threshold"])
+    calibration = header.get("calibration")  # files of older versions do not say
+    detector._calibration = None if calibration is None else Calibration(**calibration)
     return detector
 
 

@@ -57,7 +57,7 @@ class NormDetector(Detector):
 
     def _restore(self, learned: dict[str, Tensor]) -> None:
         super()._restore(learned)
-        self._names = tuple(self.parameters)
+        self._names = None if self.parameters is None else tuple(self.parameters)
 
     def _forget(self) -> None:
         """Begin a new ``fit``; if it fails, the detector is not fitted, rather than half."""
@@ -81,6 +81,11 @@ class NormDetector(Detector):
         """
         return self._norms_of(batch.to(self._device))
 
+    @property
+    def knows_deviations(self) -> bool:
+        """Whether ``deviations`` can tell: not where nothing was learned of normal inputs."""
+        return self._learned is not None and self.FITTED_ON in self._learned
+
     def deviations(self, norms: GradientNorms) -> Tensor:
         """How unusual each parameter's gradient is: ``(log norm - mean) / std`` of normal inputs.
 
@@ -91,8 +96,15 @@ class NormDetector(Detector):
 
         Raises:
             NotFittedError: Before ``fit``.
-            InputError: ``norms`` are of other parameters or labels.
+            InputError: ``norms`` are of other parameters or labels, or this kind of detector learns
+                nothing of normal inputs.
         """
+        self._require_fitted()
+        if not self.knows_deviations:
+            raise InputError(
+                f"{type(self).__name__} learns nothing of normal inputs to deviate from; use "
+                "another detector to see which layers react"
+            )
         standardise = self._standardiser()
         features = log_norms(self._checked(norms).values.to(self._device))
         found = torch.zeros_like(features)

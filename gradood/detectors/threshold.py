@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from torch import Tensor
 
 from gradood.errors import InputError
+
+
+class Calibration(NamedTuple):
+    """How a threshold was chosen.
+
+    Attributes:
+        fpr: Accepted false positive rate.
+        inputs: How many normal ones it was chosen by.
+    """
+
+    fpr: float
+    inputs: int
 
 
 def conservative_threshold(scores: Tensor, fpr: float) -> float:

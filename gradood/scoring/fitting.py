@@ -21,7 +21,6 @@ from gradood.detectors import (
     NormDetector,
     load,
 )
-from gradood.detectors.threshold import conservative_threshold
 from gradood.errors import InputError
 from gradood.gradients import GradientNorms
 from gradood.scoring.programs import refuse_script
@@ -132,7 +131,7 @@ def calibrate(
     if not scores:
         raise InputError("no input to calibrate with could be scored")
     found = torch.cat(scores)
-    detector.threshold = conservative_threshold(found, fpr)
+    detector.calibrate_by(found, fpr)
     return len(found)
 
 

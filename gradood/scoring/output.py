@@ -15,6 +15,8 @@ from gradood.errors import InputError
 if TYPE_CHECKING:
     from gradood.data.files.source import Position
 
+#: Everything that a row says.
+COLUMNS = ("id", "score", "decision", "layers", "error")
 #: Rows of one group of a Parquet file, and what is held to write it.
 _GROUP = 16_384
 
@@ -151,7 +153,9 @@ def is_parquet(path: Path) -> bool:
     return path.suffix.lower() in (".parquet", ".pq")
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+def read_rows(
+    path: Path, columns: Sequence[str] = ("id", "score", "error")
+) -> Iterator[dict[str, Any]]:
     """The rows of a finished score file, one at a time.
 
     Raises:
@@ -161,13 +165,13 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         if is_parquet(path):
             parquet = require("pyarrow.parquet", "files", "Reading Parquet")
             with parquet.ParquetFile(path) as file:
-                for batch in file.iter_batches(_GROUP, columns=["id", "score", "error"]):
+                for batch in file.iter_batches(_GROUP, columns=list(columns)):
                     yield from batch.to_pylist()
         else:
             with open(path, encoding="utf-8") as lines:
                 for line in lines:
                     row = json.loads(line)
-                    yield {name: row[name] for name in ("id", "score", "error")}
+                    yield {name: row[name] for name in columns}
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(f"cannot read scores from {path}: {error}") from error
 

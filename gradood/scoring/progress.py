@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import (
@@ -23,6 +23,27 @@ from rich.progress import (
 _LOG = logging.getLogger("gradood")
 #: Seconds between two JSON lines on progress.
 _INTERVAL = 1.0
+#: Points of a history, at most: every other one goes when there are more.
+_MOST_POINTS = 128
+
+
+class Throughput(NamedTuple):
+    """Inputs that one run was through with, and when.
+
+    Attributes:
+        inputs: How many.
+        seconds: From the start, after the model was loaded, to the end.
+        history: Seconds and inputs so far, at most 128 times.
+    """
+
+    inputs: int
+    seconds: float
+    history: tuple[tuple[float, int], ...] = ()
+
+    @property
+    def per_second(self) -> float:
+        """Inputs a second."""
+        return self.inputs / max(self.seconds, 1e-9)
 
 
 class Reporter:
@@ -45,6 +66,8 @@ class Reporter:
         self._begin = self._said = time.monotonic()
         self._begin_cpu = time.process_time()
         self._fresh = 0
+        self._history: list[tuple[float, int]] = []
+        self._stride = self._calls = 1
         self._handler: logging.Handler | None = None
         self._console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -86,6 +109,7 @@ class Reporter:
         self._done += count
         self._fresh += count
         now = time.monotonic()
+        self._remember(now - self._begin)
         speed = self._fresh / max(now - self._begin, 1e-9)
         if not self._bar.disable:
             self._bar.update(self._task, completed=self._done, speed=speed, memory=memory())
@@ -94,6 +118,25 @@ class Reporter:
             left = None if self._total is None else max(0, self._total - self._done) / speed
             self.event("progress", done=self._done, total=self._total, per_second=round(speed, 1),
                        seconds_left=left and round(left, 1), memory_mb=round(memory()))  # fmt: skip
+
+    def _remember(self, seconds: float) -> None:
+        self._calls += 1
+        if self._calls % self._stride == 0:
+            self._history.append((seconds, self._fresh))
+        if len(self._history) > _MOST_POINTS:
+            del self._history[::2]
+            self._stride *= 2
+
+    @property
+    def throughput(self) -> Throughput:
+        """Of this run so far."""
+        seconds = time.monotonic() - self._begin
+        last = (
+            []
+            if self._history and self._history[-1][1] == self._fresh
+            else [(seconds, self._fresh)]
+        )
+        return Throughput(self._fresh, seconds, (*self._history, *last))
 
     def event(self, name: str, **facts: Any) -> None:
         """Under JSON, one line; otherwise nothing."""

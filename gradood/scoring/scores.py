@@ -27,7 +27,8 @@ class Scorer:
         self._threshold: float | None = None
         with suppress(NotFittedError):
             self._threshold = detector.threshold
-        self._layers = layers if isinstance(detector, NormDetector) else 0
+        known = isinstance(detector, NormDetector) and detector.knows_deviations
+        self._layers = layers if known else 0
         self._names: Sequence[str] = ()
 
     def __call__(self, batch: Tensor) -> Sequence[Tensor]:

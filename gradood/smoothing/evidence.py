@@ -132,6 +132,13 @@ class Run:
         ]
 
 
+def answer(result: Mapping[str, Any]) -> str:
+    """What is certified of one input's class or decision, in words."""
+    if "decision" in result:
+        return {1: "anomalous", -1: "normal", 0: "abstain"}[result["decision"]]
+    return "abstain" if result["abstained"] else f"class {result['label']}"
+
+
 def check_radius(radius: float) -> float:
     """``radius`` as a float.
 

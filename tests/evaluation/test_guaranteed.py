@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gradood import evaluate_guaranteed
 from gradood.errors import InputError
-from gradood.evaluation import Guarantee, GuaranteedMetrics, evaluate, plots
+from gradood.evaluation import Guarantee, GuaranteedMetrics, evaluate
 
 LEVELS = st.sampled_from([-math.inf, -1.0, 0.0, 0.5, 2.0, math.inf])
 SCORES = st.lists(LEVELS, min_size=1, max_size=25)
@@ -139,12 +139,3 @@ def test_bad_input_is_named(case: str) -> None:
     good = dict(upper_normal=[0.1], lower_anomalous=[0.5], radius=0.25, point_alpha=1e-5)
     with pytest.raises(InputError, match=message):
         evaluate_guaranteed(**good | change)
-
-
-def test_the_plot_shows_every_curve() -> None:
-    radius = np.array([0.5, 0.0, 0.25])
-    normal, anomalous = np.random.default_rng(0).random((2, 40, 3))
-    result = evaluate_guaranteed(normal - radius, anomalous - radius, radius, point_alpha=1e-6)
-    both = plots.guarantee_curves(result, evaluate(normal[:, 1], anomalous[:, 1]))
-    one = plots.guarantee_curves(result._replace(moved_normals=None))
-    assert both.startswith("data:image/png;base64,") and len(both) > len(one) > 10_000

@@ -1,0 +1,77 @@
+"""A page: sections of text, tables, figures and pictures in one file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from gradood.errors import InputError
+from gradood.evaluation.reports.figures import Plot
+from gradood.evaluation.reports.html import Html, html, tag
+from gradood.evaluation.reports.style import STYLE
+
+#: No script and no request, whatever the page might come to hold.
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+class Page:
+    """What is written as ``index.html``, with every figure as a PNG file beside it.
+
+    Args:
+        title: Of the page, and its heading.
+        lead: What the page is about, in a sentence or two.
+    """
+
+    def __init__(self, title: str, *lead: Any) -> None:
+        self._title = title
+        self._parts: list[Html] = [tag("h1", title), tag("p", *lead, class_="soft")]
+        self._plots: dict[str, Plot] = {}
+
+    def add(self, *content: Any) -> None:
+        """Put something after what is there."""
+        self._parts.append(html(*content))
+
+    def section(self, heading: str, *content: Any) -> None:
+        """Add a section."""
+        self.add(tag("section", tag("h2", heading), *content))
+
+    def plots(self, plots: Iterable[Plot], wide: bool = False) -> Html:
+        """Figures side by side, as many as the width takes; also kept for PNG files."""
+        found = []
+        for plot in plots:
+            kind = re.sub(r"[^a-z0-9]+", "-", plot.kind.lower()).strip("-")
+            number = sum(name.startswith(f"{kind}-") for name in self._plots) + 1
+            name = f"{kind}-{number}"
+            self._plots[name] = plot
+            found.append(plot.svg(name))
+        return tag("div", *found, class_="plots wide" if wide else "plots")
+
+    def __str__(self) -> str:
+        """The page."""
+        head = (
+            Html('<meta charset="utf-8">'),
+            Html(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
+            Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
+            tag("title", self._title),
+            tag("style", Html(STYLE)),
+        )
+        body = tag("body", tag("main", Html("\n".join(self._parts))))
+        return f"<!DOCTYPE html>\n{tag('html', tag('head', *head), body, lang='en')}\n"
+
+    def write(self, folder: Path) -> Path:
+        """Write the page and its figures into ``folder``; returns where the page is.
+
+        Raises:
+            InputError: The folder cannot be written to.
+        """
+        page = folder / "index.html"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, plot in self._plots.items():
+                (folder / f"{name}.png").write_bytes(plot.png())
+            page.write_text(str(self), encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write the report to {folder}: {error.strerror}") from error
+        return page
