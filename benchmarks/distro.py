@@ -1,12 +1,11 @@
-"""The whole table of DISTRO: clean, guaranteed and adversarial detection of six models.
+"""The whole table of DISTRO: clean, guaranteed and adversarial detection of seven models.
 
-    OMP_NUM_THREADS=1 python benchmarks/distro.py [--full] [--out benchmarks/results] [--cache DIR]
+    OMP_NUM_THREADS=1 python benchmarks/distro.py [--out benchmarks/results] [--cache DIR]
 
 Writes ``distro.csv`` (a row for each model, anomalous set, norm and kind of evaluation),
-``distro_normal.csv`` (accuracies), ``distro.md`` and ``distro.png``. ``--full`` takes several times
-as many pictures, samples and steps. With ``--cache``, samples and attacks that are there already
-are not drawn again. The row "outlier-exposed" needs ``benchmarks/checkpoints/exposed.safetensors``
-of ``train_discriminator.py --exposed``.
+``distro_normal.csv`` (accuracies), ``distro.md`` and ``distro.png``. With ``--cache``, samples and
+attacks that are there already are not drawn again. The row "outlier-exposed" needs
+``benchmarks/checkpoints/exposed.safetensors`` of ``train_discriminator.py --exposed --steps 300``.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from gradood.evaluation import evaluate, evaluate_adversarial, evaluate_guarante
 from gradood.smoothing.bounds import histogram
 
 log = logging.getLogger("gradood")
-CLASSES, SIGMA = 10, 0.25
+CLASSES, SIGMA, SLIGHT = 10, 0.25, 0.02
 RADII = {"linf": 0.01, "l2": 0.25}
 ALPHA = 0.01
 EXPOSED = Path(__file__).parent / "checkpoints" / "exposed.safetensors"
@@ -47,18 +46,15 @@ EXPOSED = Path(__file__).parent / "checkpoints" / "exposed.safetensors"
 class Size(NamedTuple):
     """How many pictures, samples and steps."""
 
-    normal: int = 40
-    anomalous: int = 10
-    accuracy: int = 200
-    samples: int = 300
-    afresh: int = 40
-    steps: int = 10
-    restarts: int = 2
-    noisy_steps: int = 6
+    normal: int = 100
+    anomalous: int = 30
+    accuracy: int = 500
+    samples: int = 600
+    afresh: int = 100
+    steps: int = 40
+    restarts: int = 5
+    noisy_steps: int = 10
     noises: int = 4
-
-
-FULL = Size(100, 40, 1000, 1000, 200, 40, 5, 20, 8)
 
 
 class Model(NamedTuple):
@@ -68,6 +64,16 @@ class Model(NamedTuple):
     classifier: nn.Module
     smoothing: str | None = None
     discriminator: nn.Module | None = None
+    sigma: float = SIGMA
+
+    @property
+    def classified_by(self) -> str:
+        """What answers, under its name in the cache: models that differ in d share it."""
+        return str(id(self.classifier)) if self.certain else f"{self.smoothing}-{self.sigma}"
+
+    @property
+    def certain(self) -> bool:
+        return self.smoothing is None
 
 
 class Confidence(NamedTuple):
@@ -86,6 +92,7 @@ def models() -> list[Model]:
         Model("smoothed", plain, "noise"),
         Model("denoised", plain, "denoiser"),
         Model("joint", plain, "denoiser", d),
+        Model("joint, slight noise", plain, "denoiser", d, SLIGHT),
     ]
     if EXPOSED.exists():  # made by train_discriminator.py --exposed
         rows.insert(1, Model("outlier-exposed", load_classifier(EXPOSED).requires_grad_(False)))
@@ -93,11 +100,11 @@ def models() -> list[Model]:
 
 
 @cache
-def settings(kind: str, n: int, seed: int, alpha: float) -> gradood.Smoothing:
+def settings(kind: str, sigma: float, n: int, seed: int, alpha: float) -> gradood.Smoothing:
     """The denoiser runs in bfloat16, and its certificates are about that."""
     denoiser = embedded_denoiser().bfloat16() if kind == "denoiser" else None
     return gradood.Smoothing(
-        sigma=SIGMA, n=n, alpha=alpha, seed=seed, denoiser=denoiser, progress=False
+        sigma=sigma, n=n, alpha=alpha, seed=seed, denoiser=denoiser, progress=False
     )
 
 
@@ -137,26 +144,26 @@ class Table:
         self.inputs = {"normal": normal, **sets}
         self.first = dict(zip(self.inputs, range(0, 10**6, 1000), strict=False))
         self.folder = folder
-        self._known: dict[tuple[str | None, int, str], Confidence] = {}
+        self._known: dict[tuple[str, str], Confidence] = {}
 
     def state(self, *parts: str) -> Path | None:
         return None if self.folder is None else self.folder / "-".join(parts)
 
     def settings(self, model: Model, n: int, seed: int = 0) -> gradood.Smoothing:
         assert model.smoothing is not None
-        return settings(model.smoothing, n, seed, self.point_alpha)
+        return settings(model.smoothing, model.sigma, n, seed, self.point_alpha)
 
     @torch.no_grad()
     def confidence(self, model: Model, name: str) -> Confidence:
         """Of the classifier alone, without attack."""
-        key = (model.smoothing, id(model.classifier), name)
+        key = (model.classified_by, name)
         if key not in self._known:
             x = self.inputs[name]
-            if model.smoothing is None:
+            if model.certain:
                 value = max_softmax(model.classifier)(x)
                 self._known[key] = Confidence(value, value, None)
             else:
-                state = self.state("mean", model.smoothing, name)
+                state = self.state("mean", model.classified_by, name)
                 smoothing = self.settings(model, self.size.samples)
                 self._known[key] = smoothed_confidence(model, x, self.first[name], state, smoothing)
         return self._known[key]
@@ -164,19 +171,18 @@ class Table:
     def attacked(self, model: Model, name: str, norm: str) -> Tensor:
         """Joint confidence ``[N]`` at the points that look most normal."""
         x, size = self.inputs[name], self.size
-        certain = model.smoothing is None
         points = attack_score(
             self.differentiable_confidence(model, x),
             x,
             epsilon=RADII[norm],
             norm=norm,  # type: ignore[arg-type]
             direction="up",
-            steps=size.steps if certain else size.noisy_steps,
-            restarts=size.restarts if certain else 1,
+            steps=size.steps if model.certain else size.noisy_steps,
+            restarts=size.restarts if model.certain else 1,
             state=self.state("attack", model.name, name, norm),
             progress=False,
         ).images
-        if certain:
+        if model.certain:
             with torch.no_grad():
                 return joint(model, points, max_softmax(model.classifier)(points))
         # Afresh: the noise that the attack climbed is not the noise that judges it.
@@ -189,15 +195,15 @@ class Table:
         """Joint confidence with a derivative; under noise, the mean over a few fixed draws."""
         confidence, noises = max_softmax(model.classifier), self.size.noises
         generator = torch.Generator().manual_seed(7)
-        draws = SIGMA * torch.randn(noises, *x.shape[1:], generator=generator)
+        draws = model.sigma * torch.randn(noises, *x.shape[1:], generator=generator)
 
         def score(points: Tensor) -> Tensor:
-            if model.smoothing is None:
+            if model.certain:
                 value = confidence(points)
             else:
                 noisy = (points[:, None] + draws).flatten(0, 1)
                 denoiser = self.settings(model, 1).denoiser
-                seen = noisy if denoiser is None else denoiser(noisy, SIGMA)
+                seen = noisy if denoiser is None else denoiser(noisy, model.sigma)
                 value = confidence(seen).view(-1, noises).mean(1)
             if model.discriminator is None:
                 return value
@@ -259,14 +265,14 @@ def shown(metrics: object, key: str) -> str:
 def accuracies(table: Table, model: Model, x: Tensor, labels: Tensor) -> dict[str, object]:
     """Clean accuracy, and certified accuracy at the l2 radius where there is smoothing."""
     certified = 0.0
-    if model.smoothing is None:
+    if model.certain:
         predicted = model.classifier(x).argmax(1)
     else:
-        state = table.state("votes", model.smoothing)
+        state = table.state("votes", model.classified_by)
         predicted = gradood.certify_class(
             model.classifier, x, table.settings(model, 1), state=state
         ).label
-        state, known = table.state("certified", model.smoothing), table.inputs["normal"]
+        state, known = table.state("certified", model.classified_by), table.inputs["normal"]
         smoothing = table.settings(model, 2 * table.size.samples)
         made = gradood.certify_class(
             model.classifier, known, smoothing, radius=RADII["l2"], state=state
@@ -290,7 +296,6 @@ def write(rows: list[dict[str, object]], path: Path) -> None:
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("benchmarks/results"),
-    full: Annotated[bool, typer.Option(help="Several times as much of everything.")] = False,
     cache: Annotated[Path | None, typer.Option(help="Keeps samples and attacks.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder with the Fashion-MNIST files.")] = None,
 ) -> None:
@@ -299,7 +304,7 @@ def main(
     torch.set_num_threads(1)
     if cache is not None:
         cache.mkdir(parents=True, exist_ok=True)
-    size = FULL if full else Size()
+    size = Size()
     suite = evaluation_suite(root)
     normal = suite.normal_scored.select(slice(size.accuracy))
     assert normal.labels is not None
@@ -309,22 +314,20 @@ def main(
     }
     table = Table(normal.images[: size.normal], sets, size, cache)
     rows: list[dict[str, object]] = []
-    known: dict[str | None, dict[str, object]] = {}
+    known: dict[str, dict[str, object]] = {}
     on_normal = []
     for model in models():
         begin = time.monotonic()
         for name in sets:
             rows += rows_of(table, model, name)
         # A discriminator changes no answer: its row has its classifier's accuracies.
-        key = model.smoothing or str(id(model.classifier))
-        if key not in known:
-            known[key] = accuracies(table, model, normal.images, normal.labels)
-        on_normal.append(known[key] | {"model": model.name})
+        if model.classified_by not in known:
+            known[model.classified_by] = accuracies(table, model, normal.images, normal.labels)
+        on_normal.append(known[model.classified_by] | {"model": model.name})
         log.info("%s: %.0f s", model.name, time.monotonic() - begin)
     write(rows, out / "distro.csv")
     write(on_normal, out / "distro_normal.csv")
-    facts = size._asdict() | {"command": "distro.py --full" if full else "distro.py"}
-    distro_tables.write_page(out, facts)
+    distro_tables.write_page(out, size._asdict() | {"sigma": SIGMA, "slight": SLIGHT})
 
 
 if __name__ == "__main__":

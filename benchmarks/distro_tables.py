@@ -80,7 +80,7 @@ def by_set(rows: list[Row], norm: str, models: list[str]) -> list[str]:
 
 INTRODUCTION = """# Clean, guaranteed and adversarial detection, measured
 
-Made by `OMP_NUM_THREADS=1 python benchmarks/{command}`; every number is in `distro.csv` and
+Made by `OMP_NUM_THREADS=1 python benchmarks/distro.py`; every number is in `distro.csv` and
 `distro_normal.csv`. The score is one minus the model's largest probability. Normal: the first
 {normal} pictures of the second half of the Fashion-MNIST test set; anomalous: {anomalous}
 pictures of the second half of each of ten sets, so single cells are coarse. *Guaranteed* (G): no
@@ -94,12 +94,14 @@ positives, lower is better. All in percent.
 * plain: the committed classifier; no bound is known for it, so G = 0. outlier-exposed, where its
   checkpoint was there: the same, fine-tuned with outliers of none of the ten sets; no bound either.
 * discriminator: the classifier with the discriminator that was trained with interval bounds (l∞).
-* smoothed, denoised: mean confidence of the classifier under {samples} noises of sigma 0.25,
+* smoothed, denoised: mean confidence of the classifier under {samples} noises of sigma {sigma},
   without and with the denoiser; the l2 guarantee is of this mean, and serves the l∞ ball inside
   l2 0.28.
 * joint: denoised classifier and discriminator; the discriminator sees the input itself. Its l∞
   guarantee combines both bounds; its l2 guarantee is the denoised classifier's (the interval
   bound of the box around an l2 ball of 0.25 adds what it can).
+* joint, slight noise: the same with sigma {slight}, which costs hardly any accuracy; its l∞
+  guarantee is the discriminator's, and certificates at l2 0.25 are out of its reach.
 
 The accuracy is of the first {accuracy} normal pictures (64 votes each under noise), certified
 accuracy of the first {normal}, at l2 0.25.

@@ -27,6 +27,9 @@ REGISTRY: dict[str, type[Detector]] = {}
 
 _FORMAT = 1
 _KEY = "gradood"
+#: Values kept of each tensor of weights, and by how much of their norm they may differ: rounding
+#: to bfloat16 changes them by 0.002, training by as much as it moves them.
+_SAMPLED, _SAME_WEIGHTS = 16, 0.02
 _DTYPES = {str(dtype): dtype for dtype in (torch.float64, torch.float32, torch.int64, torch.bool)}
 
 
@@ -40,6 +43,7 @@ def write(detector: Detector, path: str | Path) -> None:
         "threshold": detector._threshold,
         "calibration": detector.calibration and detector.calibration._asdict(),
         "model": _architecture(detector.model),
+        "weights": _sampled_weights(detector.model),
     }
     learned = detector._require_fitted()
     tensors = {name: tensor.cpu().contiguous() for name, tensor in learned.items()}
@@ -51,8 +55,8 @@ def write(detector: Detector, path: str | Path) -> None:
 def load(path: str | Path, model: nn.Module) -> Detector:
     """Read a detector that ``Detector.save`` wrote, for the classifier it was fitted on.
 
-    The weights of ``model`` are the caller's: only names and shapes are compared, so load a
-    detector for the same trained weights, or its scores mean nothing.
+    Scores mean nothing for other weights than those it was fitted on. So names and shapes of all
+    parameters are compared, and some values of each, up to what a change of dtype makes of them.
 
     Args:
         path: A file written by ``save``.
@@ -63,13 +67,14 @@ def load(path: str | Path, model: nn.Module) -> Detector:
 
     Raises:
         CheckpointError: The file is missing, damaged or not one of ours, or the detector belongs to
-            a model with other parameters; the message names what differs.
+            a model with other parameters or weights; the message names what differs.
     """
     with _damage_named(path):
         header = _header(path)
         with safe_open(path, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}
         _check_architecture(path, header["model"], _architecture(model))
+        _check_weights(path, header.get("weights", {}), _sampled_weights(model))
         return _rebuild(path, header, state, model)
 
 
@@ -151,6 +156,34 @@ def _check_architecture(
         more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
         raise CheckpointError(
             f"{path} belongs to a model with other parameters: in the model given, {shown}{more}"
+        )
+
+
+def _sampled_weights(model: nn.Module) -> dict[str, list[float]]:
+    """Some values of every parameter and of every statistic, evenly spread."""
+    sampled = {}
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel():
+            flat = tensor.detach().reshape(-1)
+            values = flat[:: -(-len(flat) // _SAMPLED)].double().cpu()
+            sampled[name] = [float(f"{value:.6g}") for value in values.tolist()]
+    return sampled
+
+
+def _check_weights(
+    path: str | Path, saved: Mapping[str, list[float]], present: Mapping[str, list[float]]
+) -> None:
+    changed = []
+    for name in saved.keys() & present.keys():
+        before, now = (
+            torch.tensor(values[name], dtype=torch.float64) for values in (saved, present)
+        )
+        if not torch.dist(before, now) <= _SAME_WEIGHTS * before.norm() + 1e-6:
+            changed.append(name)
+    if changed:
+        raise CheckpointError(
+            f"{path} was fitted on other weights: {len(changed)} of {len(saved)} tensors differ, "
+            f"such as {min(changed)}. Load the weights it was fitted on, or fit it again"
         )
 
 

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -255,8 +256,19 @@ def locked(model: nn.Module) -> Iterator[Outline]:
 def _memory_bound(x: Tensor) -> int:
     if x.device.type == "cuda":
         return min(8 * MEMORY_BOUND, torch.cuda.mem_get_info(x.device)[0] // 4)
+    return min(MEMORY_BOUND, _available_memory() // 4)
+
+
+def _available_memory() -> int:
+    """Bytes that can be had without swapping, as far as it matters to the bound."""
+    enough = 4 * MEMORY_BOUND
     try:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return MEMORY_BOUND
-    return min(MEMORY_BOUND, free // 4)
+        if free >= enough:  # a microsecond; the file takes a hundred
+            return enough
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except (ValueError, OSError, AttributeError):  # a system that does not say
+        return enough
+    # Free pages leave out the page cache, which gives way and may be nearly everything.
+    found = [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
+    return max([free, *found])

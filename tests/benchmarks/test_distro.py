@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 RESULTS = Path(__file__).parents[2] / "benchmarks/results"
-MODELS = ("plain", "discriminator", "smoothed", "denoised", "joint")
+MODELS = ("plain", "discriminator", "smoothed", "denoised", "joint", "joint, slight noise")
 
 
 def read(name):
@@ -41,14 +41,14 @@ def test_guaranteed_is_at_most_adversarial_at_most_clean_row_by_row(cells):
 
 def test_the_joint_guarantee_is_not_trivial_where_the_answers_stay(cells):
     accuracy = {r["model"]: float(r["accuracy"]) for r in read("distro_normal.csv")}
-    assert accuracy["discriminator"] >= accuracy["plain"] - 0.01
-    for model in ("discriminator", "joint"):
+    for model in ("discriminator", "joint", "joint, slight noise"):
         guaranteed = [
             float(kinds["guaranteed"]["auroc"])
             for (which, _, norm), kinds in cells.items()
             if (which, norm) == (model, "linf")
         ]
         assert sum(value > 0.5 for value in guaranteed) >= 3
+        assert model == "joint" or accuracy[model] >= accuracy["plain"] - 0.01
 
 
 def test_the_denoiser_raises_the_l2_guarantee(cells):

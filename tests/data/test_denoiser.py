@@ -71,11 +71,18 @@ def test_without_diffusers_the_error_names_the_extra(monkeypatch):
         embedded_denoiser()
 
 
-@pytest.mark.slow
-def test_training_writes_a_denoiser_whose_error_falls(tmp_path, small_fashion_mnist, monkeypatch):
+@pytest.fixture
+def script():
     spec = importlib.util.spec_from_file_location("train_denoiser", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_training_writes_a_denoiser_whose_error_falls(
+    script, tmp_path, small_fashion_mnist, monkeypatch
+):
     monkeypatch.setattr(sys, "argv", ["train_denoiser.py", "--output", "/some/where.safetensors"])
     root = small_fashion_mnist(tmp_path / "data", False)
     threads = torch.get_num_threads()
@@ -91,3 +98,24 @@ def test_training_writes_a_denoiser_whose_error_falls(tmp_path, small_fashion_mn
     assert errors[1] < 0.7 * errors[0]
     with safe_open(output, framework="pt") as file:
         assert file.metadata()["command"].endswith("train_denoiser.py --output where.safetensors")
+
+
+@pytest.mark.slow
+def test_tuning_goes_on_where_the_first_part_ended(
+    script, tmp_path, small_fashion_mnist, monkeypatch
+):
+    monkeypatch.setattr(sys, "argv", ["train_denoiser.py", "--tune", "first.safetensors"])
+    root, threads = small_fashion_mnist(tmp_path / "data", False), torch.get_num_threads()
+    output = tmp_path / "tuned.safetensors"
+    try:
+        script.main(output, steps=2, tune=ASSET, root=root)
+    except InputError as error:
+        pytest.skip(str(error))  # the fonts that outliers are drawn with
+    torch.set_num_threads(threads)
+    x = embedded_images("fashion-mnist")[:20]
+    with torch.no_grad():
+        noisy = x + 0.25 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+        before, after = embedded_denoiser()(noisy, 0.25), load_denoiser(output)(noisy, 0.25)
+    assert 0 < (before - after).square().mean() < 0.001
+    with safe_open(output, framework="pt") as file:
+        assert "command of the first part" in file.metadata()

@@ -1,5 +1,6 @@
 """Detectors as files."""
 
+import copy
 import json
 
 import pytest
@@ -54,6 +55,23 @@ def test_settings_come_back(model, pictures, tmp_path):
 def test_no_threshold_before_calibrate_survives_saving(fitted, model, tmp_path):
     fitted(GradientKNN).save(tmp_path / "d")
     assert load(tmp_path / "d", model)._threshold is None
+
+
+@pytest.mark.parametrize("name", ["stage1.0.conv1.weight", "norm.running_mean"])
+def test_other_weights_of_the_same_network_are_refused(fitted, model, tmp_path, name):
+    """Retrained, its scores would mean nothing, and look as if they did."""
+    fitted(Energy).save(tmp_path / "d")
+    other = copy.deepcopy(model)
+    load(tmp_path / "d", other)
+    other.state_dict()[name].mul_(1.05)
+    with pytest.raises(CheckpointError, match=f"other weights: 1 of .*{name}"):
+        load(tmp_path / "d", other)
+
+
+def test_weights_in_another_dtype_are_the_same(fitted, model, tmp_path):
+    fitted(Energy).save(tmp_path / "d")
+    load(tmp_path / "d", copy.deepcopy(model).bfloat16())
+    load(tmp_path / "d", copy.deepcopy(model).double())
 
 
 def test_header_is_json_and_names_every_parameter(fitted, model, tmp_path):

@@ -1,9 +1,14 @@
 """Peak memory, measured in a process of its own."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
+
+from gradood.gradients import scorer
 
 SCRIPT = """
 import sys, threading, time
@@ -58,3 +63,18 @@ def test_peak_memory_is_that_of_an_ordinary_backward():
     ours, ordinary = peak("ours"), peak("ordinary")
     assert ordinary > 100e6  # the measurement sees the activations
     assert ours <= 1.3 * ordinary
+
+
+def test_a_full_page_cache_does_not_shrink_a_pass(monkeypatch):
+    """After much reading of files hardly a page is free, and nearly all can be had."""
+    memory = Path("/proc/meminfo")
+    if not memory.exists():
+        pytest.skip("asks Linux how much memory can be had")
+    (line,) = (line for line in memory.read_text().splitlines() if line.startswith("MemAvailable"))
+    available = int(line.split()[1]) << 10
+    honest = os.sysconf
+    monkeypatch.setattr(
+        os, "sysconf", lambda name: 1 if name == "SC_AVPHYS_PAGES" else honest(name)
+    )
+    wanted = min(scorer.MEMORY_BOUND, available // 4)
+    assert scorer._memory_bound(torch.zeros(1)) == pytest.approx(wanted, rel=0.2)

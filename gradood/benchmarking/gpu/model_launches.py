@@ -70,7 +70,7 @@ def record(model: nn.Module, x: Tensor) -> list[tuple[str, tuple[Any, ...]]]:
     gradient_norms(model, x[:1])  # the plan is made without recording
     recorder = _Recorder()
     with recorder:
-        gradient_norms(model, x)
+        gradient_norms(model, x, micro_batch=len(x))  # one pass, however little memory is free
     return recorder.calls
 
 
