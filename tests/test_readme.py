@@ -18,6 +18,7 @@ def code(language):
     return [block.code for block in blocks(README) if block.language == language]
 
 
+@pytest.mark.slow
 def test_the_example_runs(tmp_path, monkeypatch, capsys):
     given = ("model = ...", "normal, anomalies = ")
     example = "".join(code("python")).splitlines()
