@@ -23,7 +23,7 @@ def fit(
             help="gradient, gradient-knn, gradient-mahalanobis, gradient-gmm, confounding, energy "
             "or max-softmax."
         ),
-    ] = "gradient-knn",
+    ] = "gradient",
     anomalous: Annotated[
         list[Path] | None, typer.Option(help="Anomalous inputs, for confounding; repeat.")
     ] = None,

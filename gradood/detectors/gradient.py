@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
     from gradood.detectors.base import Source
 
+_LOG = logging.getLogger("gradood")
+
+#: Normal inputs from which the presets are good detectors (``benchmarks/results/experiments.md``).
+FEW = 200
 #: Of so many normal inputs, one standardises the scores of the measures that the others fit.
 _HELD_BACK = 5
 
@@ -73,8 +78,8 @@ class GradientDetector(NormDetector):
         """Learn every measure, and its scale; forgets the threshold.
 
         Args:
-            normal: Normal inputs, or their ``GradientNorms``; from 200 on it works, 100 a class are
-                better.
+            normal: Normal inputs, or their ``GradientNorms``; fewer than 200 are logged as a
+                warning, 100 a class are better.
 
         Raises:
             InputError: Too few inputs, inputs that hold NaN or Inf or are all alike, or no
@@ -82,6 +87,12 @@ class GradientDetector(NormDetector):
         """
         self._forget()
         norms = self._norms(normal, "fitting on normal inputs")
+        if (count := len(norms.logits)) < FEW:
+            _LOG.warning(
+                "a GradientDetector fitted on %d normal inputs has seen too little of them; "
+                "give %d or more, or take a GradientKNN",
+                count, FEW,
+            )  # fmt: skip
         learned: Learned = {}
         for i, part in enumerate(self._parts):
             found = _fit_part(part, norms)

@@ -39,7 +39,7 @@ def data(tmp_path_factory):
     pictures(root / "train", "fashion-mnist-train", 150)
     pictures(root / "normal", "fashion-mnist", 40)
     pictures(root / "mnist", "mnist", 40)
-    made = run("fit", root / "train", "--out", root / "knn", "--json")
+    made = run("fit", root / "train", "--out", root / "detector", "--json")
     assert made.exit_code == 0, made.output
     return root
 
@@ -56,8 +56,8 @@ def test_fit_is_that_of_the_library(data):
     model = embedded_classifier()
     x = (embedded_images("fashion-mnist-train")[:150] * 255).round() / 255
     held_out = torch.arange(150) % 5 == 0
-    expected = gradood.GradientKNN(model).fit(x[~held_out]).calibrate(x[held_out], 0.05)
-    found = gradood.load(data / "knn", model)
+    expected = gradood.GradientDetector(model).fit(x[~held_out]).calibrate(x[held_out], 0.05)
+    found = gradood.load(data / "detector", model)
     probe = embedded_images("mnist")[:5]
     torch.testing.assert_close(found.score(probe), expected.score(probe))
     assert found.threshold == pytest.approx(expected.threshold, rel=1e-5)
@@ -66,7 +66,7 @@ def test_fit_is_that_of_the_library(data):
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_score_writes_what_the_library_computes(data, tmp_path, suffix):
     out = tmp_path / "new" / f"scores.{suffix}"
-    result = run("score", data / "mnist", "--detector", data / "knn", "--out", out, "--json")
+    result = run("score", data / "mnist", "--detector", data / "detector", "--out", out, "--json")
     assert result.exit_code == 0, result.output
     assert [e["event"] for e in events(result) if e["event"] != "progress"] == ["start", "done"]
     assert events(result)[-1]["scored"] == 40
@@ -75,7 +75,7 @@ def test_score_writes_what_the_library_computes(data, tmp_path, suffix):
     else:
         found = rows(out)
     model = embedded_classifier()
-    detector = gradood.load(data / "knn", model)
+    detector = gradood.load(data / "detector", model)
     x = (embedded_images("mnist")[:40] * 255).round() / 255
     assert [row["id"] for row in found] == [f"{i:05}.png" for i in range(40)]
     assert [row["score"] for row in found] == pytest.approx(detector.score(x).tolist(), rel=1e-4)
@@ -145,7 +145,7 @@ def test_skipped_inputs_are_reported_and_counted(data, tmp_path):
 
 def test_a_run_goes_on_only_under_its_own_settings(data, tmp_path):
     out = tmp_path / "scores.jsonl"
-    command = ("score", data / "mnist", "--detector", data / "knn", "--out", out)
+    command = ("score", data / "mnist", "--detector", data / "detector", "--out", out)
     interrupted(command, batches=1)
     assert run(*command).exit_code == 2  # would throw the rows away
     other = run(*command, "--resume", "--layers", 1)
@@ -238,7 +238,7 @@ def test_compile_serves_scores_of_logits_alone(data, tmp_path):
     assert run("score", data / "mnist", *options).exit_code == 0
     a, b = ([r["score"] for r in rows(tmp_path / f"{n}.jsonl")] for n in "ab")
     assert a == pytest.approx(b, rel=1e-4)
-    options = ("--detector", data / "knn", "--out", tmp_path / "c.jsonl", "--compile")
+    options = ("--detector", data / "detector", "--out", tmp_path / "c.jsonl", "--compile")
     hidden = run("score", data / "mnist", *options)
     assert hidden.exit_code == 2 and "--compile" in hidden.output
 
@@ -251,7 +251,7 @@ def test_compile_serves_scores_of_logits_alone(data, tmp_path):
         (("score", "{data}/mnist", "--detector", "missing"), "cannot read"),
         (("score", "{data}/mnist", "--batch-size", "many"), "--batch-size"),
         (("score", "{data}/mnist", "--batch-size", "0"), "at least 1"),
-        (("score", "{data}/mnist", "--out", "{data}/knn/x.jsonl"), "cannot write"),
+        (("score", "{data}/mnist", "--out", "{data}/detector/x.jsonl"), "cannot write"),
         (("fit", "{data}/mnist", "--detector", "magic"), "expected one of"),
         (("fit", "{data}/mnist", "--detector", "confounding"), "--anomalous"),
         (("fit", "{data}/mnist", "--fpr", "0.01"), "too few"),
@@ -290,7 +290,7 @@ def test_ten_kills_change_nothing(data, tmp_path, suffix):
         shutil.copy(data / "mnist" / f"{i % 40:05}.png", many / f"{i:05}.png")
     (many / "01234.png").write_bytes(b"no picture")
     command = [
-        sys.executable, "-m", "gradood", "score", str(many), "--detector", str(data / "knn"),
+        sys.executable, "-m", "gradood", "score", str(many), "--detector", str(data / "detector"),
         "--batch-size", "32", "--on-error", "skip",
     ]  # fmt: skip
     whole, out = tmp_path / f"whole.{suffix}", tmp_path / f"scores.{suffix}"

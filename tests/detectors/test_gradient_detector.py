@@ -135,3 +135,9 @@ def test_what_a_preset_lacks_is_an_error(model, pictures):
     headless = nn.Sequential(nn.Conv2d(1, 3, 28), nn.Flatten()).eval()
     with pytest.raises(InputError, match="penultimate"):
         GradientDetector(headless).fit(pictures.fit[:20])
+
+
+@pytest.mark.parametrize("count, said", [(199, True), (200, False)])
+def test_too_few_normal_inputs_are_said(model, norms, caplog, count, said):
+    GradientDetector(model).fit(norms["fit"].select(torch.arange(count) % len(norms["fit"].logits)))
+    assert ("seen too little" in caplog.text) is said

@@ -36,6 +36,9 @@ PREPROCESSING = json.dumps(
     }
 )  # fmt: skip
 
+#: Twenty pictures are too few for the default.
+KNN = ("--detector", "gradient-knn")
+
 
 def run(*arguments):
     result = CliRunner().invoke(app, list(map(str, arguments)))
@@ -82,7 +85,7 @@ def test_efficientnet_lite0_on_imagenet(photographs, lite0, tmp_path):
     assert int(right.sum()) >= 15  # the weights and the preprocessing belong together
 
     detector = tmp_path / "knn"
-    run("fit", photographs, "--out", detector, "--fpr", 0.25, *lite0)
+    run("fit", photographs, *KNN, "--out", detector, "--fpr", 0.25, *lite0)
     noise = tmp_path / "noise"
     noise.mkdir()
     random = np.random.default_rng(0).integers(0, 256, (5, 224, 224, 3), np.uint8)
@@ -109,7 +112,7 @@ def test_random_networks_of_torchvision(photographs, tmp_path, monkeypatch, name
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "own_network", raising=False)
     options = ("--model", "own_network:build", "--preprocess", PREPROCESSING)
-    run("fit", photographs, "--fpr", 0.25, "--out", tmp_path / "knn", *options)
+    run("fit", photographs, *KNN, "--fpr", 0.25, "--out", tmp_path / "knn", *options)
     out = tmp_path / "x.jsonl"
     run("score", photographs, "--detector", tmp_path / "knn", "--out", out, *options)
     found = rows(out)
