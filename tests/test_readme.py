@@ -67,7 +67,7 @@ def test_the_commands_run(tmp_path):
         arguments = [str(tmp_path / folder), "--out", str(tmp_path / f"{name}.parquet")]
         assert CliRunner().invoke(app, ["score", *arguments]).exit_code == 0
     printed = shell(commands.replace("timm:resnet50", f"timm:{smaller}"), "README.md", tmp_path)
-    assert "GradientKNN fitted on 80 inputs" in printed
+    assert "GradientDetector fitted on 80 inputs" in printed
     assert "20 inputs scored, 0 skipped." in printed and "AUROC" in printed
 
 
