@@ -48,6 +48,25 @@ def blocks(page: Path) -> Iterator[Block]:
         yield Block(found[1], found[2], line, marker and marker[1])
 
 
+def links(page: Path) -> Iterator[str]:
+    """Targets of links and pictures, outside code."""
+    text = re.sub(r"`[^`\n]*`", "", _FENCE.sub("", page.read_text(encoding="utf-8")))
+    yield from re.findall(r"\]\(([^)\s]+)\)", text)
+
+
+def anchors(page: Path) -> set[str]:
+    """What links to headings of a page may say after ``#``, by GitHub's rules."""
+    text = _FENCE.sub("", page.read_text(encoding="utf-8"))
+    found: dict[str, int] = {}
+    names = set()
+    for heading in re.findall(r"^#+ (.+)$", text, re.M):
+        words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower().strip()
+        name = re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
+        names.add(f"{name}-{found[name]}" if name in found else name)
+        found[name] = found.get(name, 0) + 1
+    return names
+
+
 def run(page: Path, folder: Path) -> list[str]:
     """Run a page's blocks in order, in ``folder``, which is the current one; what they printed.
 
@@ -65,7 +84,7 @@ def run(page: Path, folder: Path) -> list[str]:
         if block.language == "python":
             printed.append(_python(block, where, scope, folder))
         elif block.language == "sh":
-            printed.append(_shell(block, where, folder))
+            printed.append(shell(block.code, where, folder))
         elif block.language == "text":
             shown = {_shape(line) for line in printed[-1].splitlines()}
             for line in filter(str.strip, block.code.splitlines()):
@@ -85,7 +104,8 @@ def _python(block: Block, where: str, scope: dict[str, object], folder: Path) ->
     return output.getvalue()
 
 
-def _shell(block: Block, where: str, folder: Path) -> str:
+def shell(code: str, where: str, folder: Path) -> str:
+    """Run Bash commands in ``folder``; what they printed."""
     outside = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment = outside | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -94,11 +114,11 @@ def _shell(block: Block, where: str, folder: Path) -> str:
     }
     with open(folder / ".output", "w+", encoding="utf-8") as output:
         process = subprocess.Popen(
-            ["bash", "-euo", "pipefail", "-c", block.code], cwd=folder, env=environment,
+            ["bash", "-euo", "pipefail", "-c", code], cwd=folder, env=environment,
             stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
-            status = process.wait(timeout=250)
+            status = process.wait(timeout=900)
         finally:
             try:  # what the block left running, too
                 os.killpg(process.pid, signal.SIGTERM)

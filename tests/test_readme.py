@@ -1,20 +1,29 @@
 """The README's code runs as it stands, on the embedded assets."""
 
-import re
-from pathlib import Path
+import tarfile
 
 import pytest
+from PIL import Image
+from safetensors.torch import save_model
+from typer.testing import CliRunner
 
+from gradood.cli import app
 from gradood.data import embedded_classifier, embedded_images
+from tests.documentation import ROOT, blocks, shell
 
-README = Path(__file__).parent.parent / "README.md"
+README = ROOT / "README.md"
 
 
+def code(language):
+    return [block.code for block in blocks(README) if block.language == language]
+
+
+@pytest.mark.slow
 def test_the_example_runs(tmp_path, monkeypatch, capsys):
-    code = "".join(re.findall(r"```python\n(.*?)```", README.read_text(), re.S))
     given = ("model = ...", "normal, anomalies = ")
-    lines = [line for line in code.splitlines() if not line.startswith(given)]
-    assert len(lines) == len(code.splitlines()) - len(given)
+    example = "".join(code("python")).splitlines()
+    lines = [line for line in example if not line.startswith(given)]
+    assert len(lines) == len(example) - len(given)
     monkeypatch.chdir(tmp_path)
     pictures, glyphs = embedded_images("fashion-mnist-train"), embedded_images("glyphs")
     scope = {
@@ -31,6 +40,35 @@ def test_the_example_runs(tmp_path, monkeypatch, capsys):
     assert scope["s"].sigma == 0.05
     assert scope["norms"].values.shape == (4, len(scope["norms"].names))
     assert "linear.weight" in capsys.readouterr().out
+
+
+def pictures(folder, name, count):
+    folder.mkdir()
+    for i, pixels in enumerate((embedded_images(name)[:count, 0] * 255).round().byte()):
+        Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_commands_run(tmp_path):
+    timm = pytest.importorskip("timm")
+    installation, commands = code("sh")
+    # Those of .ci/run, which the tests are part of.
+    assert all("pip install" in line for line in installation.splitlines())
+    smaller = "test_resnet"  # than the reader's, for time; its weights are random
+    save_model(timm.create_model(smaller), tmp_path / "w.safetensors")
+    pictures(tmp_path / "normal", "fashion-mnist-train", 100)
+    (tmp_path / "shards").mkdir()
+    strange = pictures(tmp_path / "strange", "mnist", 20)
+    with tarfile.open(tmp_path / "shards" / "0.tar", "w") as shard:
+        shard.add(strange, "")
+    for folder, name in (("normal", "a"), ("strange", "b")):
+        arguments = [str(tmp_path / folder), "--out", str(tmp_path / f"{name}.parquet")]
+        assert CliRunner().invoke(app, ["score", *arguments]).exit_code == 0
+    printed = shell(commands.replace("timm:resnet50", f"timm:{smaller}"), "README.md", tmp_path)
+    assert "GradientDetector fitted on 80 inputs" in printed
+    assert "20 inputs scored, 0 skipped." in printed and "AUROC" in printed
 
 
 @pytest.mark.parametrize("heading", ["## Two commands", "## Limits"])

@@ -25,8 +25,9 @@ def openood_postprocessor(make: Callable[[nn.Module], Detector]) -> Any:
         make: From the network to a detector, such as ``gradood.GradientKNN``.
 
     Example:
-        >>> evaluator = Evaluator(net, id_name="cifar10",
-        ...                       postprocessor=openood_postprocessor(gradood.GradientKNN))
+        >>> postprocessor = openood_postprocessor(gradood.GradientKNN)
+        >>> evaluator = Evaluator(                                             # doctest: +SKIP
+        ...     net, id_name="cifar10", postprocessor=postprocessor)
     """
     if find_spec("openood") is None:
         return Postprocessor(make)

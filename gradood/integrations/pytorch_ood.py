@@ -35,9 +35,10 @@ def pytorch_ood_detector(detector: Detector) -> Any:
         InputError: pytorch-ood is not installed.
 
     Example:
-        >>> detector = pytorch_ood_detector(gradood.GradientKNN(model)).fit(train_loader)
-        >>> metrics = pytorch_ood.metrics.OODMetrics()
-        >>> metrics.update(detector(x), y).compute()
+        >>> detector = pytorch_ood_detector(gradood.GradientKNN(model))
+        >>> loader = [(normal, torch.zeros(len(normal)))]  # of batches (x, y)
+        >>> detector.fit(loader).predict(images).shape  # for pytorch_ood's metrics
+        torch.Size([5])
     """
     api = require("pytorch_ood.api", "neighbours", "This integration")
     base = api.GradientDetector if isinstance(detector, NormDetector) else api.Detector

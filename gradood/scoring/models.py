@@ -85,7 +85,10 @@ def load_model(
         CheckpointError: The weights cannot be read, or do not fit.
 
     Example:
-        >>> load_model("timm:resnet18", weights="resnet18.safetensors").model
+        >>> loaded = load_model("gradood.data:embedded_classifier", device="cpu")
+        >>> loaded.model(images).shape
+        torch.Size([5, 10])
+        >>> load_model("timm:resnet18", weights="resnet18.safetensors")        # doctest: +SKIP
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype = {dtype!r}; expected one of {', '.join(DTYPES)}")

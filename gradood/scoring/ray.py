@@ -30,10 +30,10 @@ class RayScorer:
         batch_size: As of ``Stream``; ``map_batches`` has its own, which bounds it.
 
     Example:
-        >>> data = ray.data.read_parquet("images/").map_batches(
+        >>> data = ray.data.read_parquet("images/").map_batches(               # doctest: +SKIP
         ...     RayScorer, batch_size=256, num_gpus=1, compute=ray.data.ActorPoolStrategy(size=2),
         ...     fn_constructor_kwargs={"detector": "d.safetensors", "model": {"device": "cuda"}})
-        >>> data.drop_columns(["image"]).write_parquet("scores/")
+        >>> data.drop_columns(["image"]).write_parquet("scores/")              # doctest: +SKIP
     """
 
     def __init__(

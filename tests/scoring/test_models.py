@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import sys
 import zipfile
 
 import pytest
@@ -241,7 +242,8 @@ def test_a_function_may_bring_weights_and_preprocessing(tmp_path, monkeypatch):
         "def build():\n    return torch.nn.Linear(4, 3).train(), lambda picture: torch.ones(4)\n"
         "module = torch.nn.Linear(4, 3)\nnumber = 3\n"
     )
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    monkeypatch.chdir(tmp_path)  # modules of the current folder are found
     weights = {"weight": torch.ones(3, 4), "bias": torch.zeros(3)}
     save_file(weights, tmp_path / "w.safetensors")
     loaded = load_model("own_model:build", weights=tmp_path / "w.safetensors")

@@ -1,7 +1,6 @@
-"""The recipes of docs/scale-out.md run as they stand."""
+"""The recipe of docs/scale-out.md that needs no engine gives the detector's scores."""
 
 import io
-import re
 from pathlib import Path
 
 import pytest
@@ -9,15 +8,14 @@ from PIL import Image
 
 import gradood
 from gradood.data import embedded_classifier, embedded_images
+from tests.documentation import blocks
 
 PAGE = Path(__file__).parents[2] / "docs" / "scale-out.md"
 
 
 def test_the_recipe_for_spark_scores_data_frames(tmp_path, monkeypatch):
     pandas = pytest.importorskip("pandas")
-    (code,) = (
-        b for b in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S) if "pandas" in b
-    )
+    (code,) = (block.code for block in blocks(PAGE) if "def score_partition" in block.code)
     monkeypatch.chdir(tmp_path)
     detector = gradood.GradientKNN(embedded_classifier())
     detector.fit(embedded_images("fashion-mnist-train")[:60]).save("knn.safetensors")

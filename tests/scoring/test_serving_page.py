@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from PIL import Image
 
 import gradood
 from gradood.data import embedded_classifier, embedded_images
+from tests.documentation import blocks
 
 PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
 
@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 def server(tmp_path):
     """The address of the server, and the detector that it serves."""
     pytest.importorskip("litserve")
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    (code,) = (block.code for block in blocks(PAGE) if block.code.startswith("# server.py"))
     (tmp_path / "server.py").write_text(code)
     detector = gradood.GradientKNN(embedded_classifier())
     normal = embedded_images("fashion-mnist-train")
