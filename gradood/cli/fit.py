@@ -20,8 +20,8 @@ def fit(
     detector: Annotated[
         str,
         typer.Option(
-            help="gradient, gradient-knn, gradient-mahalanobis, gradient-gmm, confounding, energy "
-            "or max-softmax."
+            help="gradient (or gradient:adversarial, gradient:best), gradient-knn, "
+            "gradient-mahalanobis, gradient-gmm, confounding, energy or max-softmax."
         ),
     ] = "gradient",
     anomalous: Annotated[

@@ -21,6 +21,7 @@ from gradood.detectors import (
     NormDetector,
     load,
 )
+from gradood.detectors.presets import PRESETS
 from gradood.errors import InputError
 from gradood.gradients import GradientNorms
 from gradood.scoring.programs import refuse_script
@@ -42,17 +43,22 @@ DETECTORS: dict[str, type[Detector]] = {
 
 
 def make_detector(name: str, loaded: LoadedModel, compiled: bool = False) -> Detector:
-    """A detector that is not fitted.
+    """A detector that is not fitted; ``gradient:PRESET`` is another preset of the default.
 
     Raises:
         InputError: There is none of this name, or it does not go with a compiled model.
         ModelError: It needs gradient norms of a model that hides its operators.
     """
-    if name not in DETECTORS:
-        raise InputError(f"--detector {name}: expected one of {', '.join(DETECTORS)}")
-    kind = DETECTORS[name]
+    kind_name, _, preset = name.partition(":")
+    kind = DETECTORS.get(kind_name)
+    if kind is None or (preset and kind is not GradientDetector):
+        raise InputError(
+            f"--detector {name}: expected one of {', '.join(DETECTORS)}, or gradient:PRESET, "
+            f"of {', '.join(PRESETS)}"
+        )
     check_visible(kind, loaded, compiled)
-    return kind(loaded.model, progress=False)
+    options: dict[str, Any] = {"preset": preset} if preset else {}
+    return kind(loaded.model, progress=False, **options)
 
 
 def ready_detector(name: str, loaded: LoadedModel, compiled: bool = False) -> Detector:
@@ -63,8 +69,8 @@ def ready_detector(name: str, loaded: LoadedModel, compiled: bool = False) -> De
         CheckpointError: The file cannot be read, or belongs to another model.
         ModelError: It needs gradient norms of a model that hides its operators.
     """
-    if name in DETECTORS:
-        if issubclass(DETECTORS[name], NormDetector):
+    if (kind := DETECTORS.get(name.partition(":")[0])) is not None:
+        if issubclass(kind, NormDetector):
             raise InputError(f"--detector {name} must be fitted: gradood fit --detector {name}")
         return make_detector(name, loaded, compiled)
     detector = load(name, loaded.model)

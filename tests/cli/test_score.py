@@ -52,6 +52,13 @@ def events(result):
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
+def test_fit_knows_the_presets(data, tmp_path):
+    made = run("fit", data / "normal", "--detector", "gradient:adversarial", "--fpr", "0.2",
+               "--out", tmp_path / "d")  # fmt: skip
+    assert made.exit_code == 0, made.output
+    assert gradood.load(tmp_path / "d", embedded_classifier()).preset == "adversarial"
+
+
 def test_fit_is_that_of_the_library(data):
     model = embedded_classifier()
     x = (embedded_images("fashion-mnist-train")[:150] * 255).round() / 255
@@ -253,6 +260,9 @@ def test_compile_serves_scores_of_logits_alone(data, tmp_path):
         (("score", "{data}/mnist", "--batch-size", "0"), "at least 1"),
         (("score", "{data}/mnist", "--out", "{data}/detector/x.jsonl"), "cannot write"),
         (("fit", "{data}/mnist", "--detector", "magic"), "expected one of"),
+        (("fit", "{data}/mnist", "--detector", "gradient:magic"), "fast, adversarial, best"),
+        (("fit", "{data}/mnist", "--detector", "energy:best"), "expected one of"),
+        (("score", "{data}/mnist", "--detector", "gradient:best"), "must be fitted"),
         (("fit", "{data}/mnist", "--detector", "confounding"), "--anomalous"),
         (("fit", "{data}/mnist", "--fpr", "0.01"), "too few"),
         (("fit", "{data}/mnist", "--fpr", "2"), "--fpr"),
