@@ -154,7 +154,8 @@ def _attacked(attacks: Results) -> str:
     told = ", ".join(f"{name} {count}" for name, count in counts.items())
     return (
         f"Pictures scored in the last run: {told}. DeepFool and C&W look for the smallest change, "
-        "which rounding often undoes."
+        "which rounding often undoes; what is left lies just beyond the border, where confidence "
+        "alone (MaxSoftmax) tells most."
     )
 
 
