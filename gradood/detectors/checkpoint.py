@@ -138,7 +138,13 @@ def _rebuild(
 
 
 def _architecture(model: nn.Module) -> dict[str, list[int]]:
-    return {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+    return {name: list(parameter.shape) for name, parameter in _plain(model).named_parameters()}
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    """What ``torch.compile`` wrapped, which has the names without its prefix."""
+    plain: nn.Module = getattr(model, "_orig_mod", model)
+    return plain
 
 
 def _check_architecture(
@@ -162,7 +168,7 @@ def _check_architecture(
 def _sampled_weights(model: nn.Module) -> dict[str, list[float]]:
     """Some values of every parameter and of every statistic, evenly spread."""
     sampled = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in _plain(model).state_dict().items():
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel():
             flat = tensor.detach().reshape(-1)
             values = flat[:: -(-len(flat) // _SAMPLED)].double().cpu()

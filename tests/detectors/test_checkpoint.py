@@ -74,6 +74,11 @@ def test_weights_in_another_dtype_are_the_same(fitted, model, tmp_path):
     load(tmp_path / "d", copy.deepcopy(model).double())
 
 
+def test_a_compiled_network_is_the_same(fitted, model, tmp_path):
+    fitted(Energy).save(tmp_path / "d")
+    assert type(load(tmp_path / "d", torch.compile(model))) is Energy
+
+
 def test_header_is_json_and_names_every_parameter(fitted, model, tmp_path):
     fitted(GradientMahalanobis).save(tmp_path / "d")
     with safe_open(tmp_path / "d", framework="pt") as file:

@@ -107,7 +107,12 @@ def test_random_networks_of_torchvision(photographs, tmp_path, monkeypatch, name
     pytest.importorskip("torchvision")
     (tmp_path / "own_network.py").write_text(
         "import torch, torchvision\n"
-        f"def build():\n    torch.manual_seed(0)\n    return torchvision.models.{name}()\n"
+        f"def build():\n    torch.manual_seed(0)\n    model = torchvision.models.{name}()\n"
+        # A vision transformer begins with a head of zeros, and no opinion on any picture.
+        "    for weight in model.parameters():\n"
+        "        if weight.dim() == 2 and not weight.any():\n"
+        "            torch.nn.init.normal_(weight, std=0.02)\n"
+        "    return model\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "own_network", raising=False)
