@@ -66,13 +66,17 @@ def suite_of(seed: int, sizes: Sizes) -> Suite:
     )
 
 
-class _Run:
-    """The parts that a classifier of all classes has."""
+class _Scored:
+    """A classifier, and what it observes."""
 
     def __init__(self, one: Classifier, sizes: Sizes, cache: Path) -> None:
         self._one, self._sizes = one, sizes
-        self._observer = Observer(one.load(cache), 10, cache)
+        self._observer = Observer(one.load(cache), 10 - len(one.held_out), cache)
         self._study = Study(self._observer, one.name, one.seed)
+
+
+class _Run(_Scored):
+    """The parts that a classifier of all classes has."""
 
     def parts(self) -> dict[str, Callable[[], list[Row]]]:
         """By name, in the order of the page."""
@@ -136,13 +140,8 @@ class _Run:
         return self._study.rows("attacks", self._detectors, normal, images, originals)
 
 
-class _Near:
+class _Near(_Scored):
     """The parts that a classifier without some classes has."""
-
-    def __init__(self, one: Classifier, sizes: Sizes, cache: Path) -> None:
-        self._one, self._sizes = one, sizes
-        self._observer = Observer(one.load(cache), 10 - len(one.held_out), cache)
-        self._study = Study(self._observer, one.name, one.seed)
 
     def parts(self) -> dict[str, Callable[[], list[Row]]]:
         """By name, in the order of the page."""

@@ -201,9 +201,9 @@ class _Source:
         return {"Detector": f"{self.score}, fitted on the first {_FIT:,} inputs of {paths}"}
 
     def _is_fitted_now(self) -> bool:
-        from gradood.scoring.fitting import DETECTORS
+        from gradood.scoring.fitting import DETECTORS, needs_fit
 
-        return self.score in DETECTORS and self.score not in ("max-softmax", "energy")
+        return self.score in DETECTORS and needs_fit(self.score)
 
     def inputs(self, count: int) -> Tensor:
         """The first ``count`` inputs."""

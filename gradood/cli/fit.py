@@ -89,10 +89,10 @@ def _split(
     normal: Source, calibrate: list[Path] | None, streams: options.StreamOptions, detector: str
 ) -> tuple[Source, Source]:
     """Inputs to fit on, and others to calibrate with."""
-    from gradood.scoring.fitting import Fold
+    from gradood.scoring.fitting import Fold, needs_fit
 
     if calibrate:
         return normal, streams.source(calibrate)
-    if detector in ("max-softmax", "energy"):  # these learn nothing
+    if not needs_fit(detector):
         return normal, normal
     return Fold(normal, 5, held_out=False), Fold(normal, 5, held_out=True)

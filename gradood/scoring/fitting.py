@@ -42,6 +42,12 @@ DETECTORS: dict[str, type[Detector]] = {
 }
 
 
+def needs_fit(name: str) -> bool:
+    """Whether a name, ``gradient:PRESET`` too, is of a detector that learns before it scores."""
+    kind = DETECTORS.get(name.partition(":")[0])
+    return kind is not None and issubclass(kind, NormDetector)
+
+
 def make_detector(name: str, loaded: LoadedModel, compiled: bool = False) -> Detector:
     """A detector that is not fitted; ``gradient:PRESET`` is another preset of the default.
 
@@ -69,9 +75,9 @@ def ready_detector(name: str, loaded: LoadedModel, compiled: bool = False) -> De
         CheckpointError: The file cannot be read, or belongs to another model.
         ModelError: It needs gradient norms of a model that hides its operators.
     """
-    if (kind := DETECTORS.get(name.partition(":")[0])) is not None:
-        if issubclass(kind, NormDetector):
-            raise InputError(f"--detector {name} must be fitted: gradood fit --detector {name}")
+    if needs_fit(name):
+        raise InputError(f"--detector {name} must be fitted: gradood fit --detector {name}")
+    if name.partition(":")[0] in DETECTORS:
         return make_detector(name, loaded, compiled)
     detector = load(name, loaded.model)
     check_visible(type(detector), loaded, compiled)
