@@ -1,9 +1,10 @@
 """Train, fetch, attack, score, and write the page: everything that is not in the cache yet.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.experiments [--classifier NAME …]
+    OMP_NUM_THREADS=1 python -m benchmarks.experiments --train [--workers 2] [--classifier NAME …]
 
 Writes ``experiments.csv``, ``cost.csv``, ``experiments.md`` and its figures. Every classifier that
-is trained already joins, and ``--train`` trains those that are not (see ``classifiers.py``).
+is trained already joins, and ``--train`` trains those that are not (see ``classifiers.py``). Every
+worker is a process that does one classifier after the other, one thread each.
 ``--small`` uses the pictures in the package and the committed classifier, to see that all runs.
 """
 
@@ -14,16 +15,16 @@ import logging
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
-from benchmarks.experiments.classifiers import CACHE, CLASSIFIERS, prepare
+from benchmarks.experiments.classifiers import CACHE, CLASSIFIERS
 from benchmarks.experiments.cost import Cost, costs
 from benchmarks.experiments.figures import draw
 from benchmarks.experiments.observations import Observer
-from benchmarks.experiments.page import MAIN, markdown
-from benchmarks.experiments.parts import FULL, SMALL, Sizes, rows_of, suite_of
+from benchmarks.experiments.page import markdown
+from benchmarks.experiments.parts import FULL, SMALL, Sizes, suite_of
 from benchmarks.experiments.rows import Row, write
+from benchmarks.experiments.workers import rows_of_all, start
 
 log = logging.getLogger("gradood")
 
@@ -37,27 +38,22 @@ def main(
     normal: Annotated[int, typer.Option(help="Normal pictures to score.")] = FULL.normal,
     attacked: Annotated[int, typer.Option(help="Attacked in each half.")] = FULL.attacked,
     train: Annotated[bool, typer.Option(help="Train classifiers that are not there.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = 1,
     small: Annotated[bool, typer.Option(help="Embedded pictures only: a quick look.")] = False,
     cache: Annotated[Path, typer.Option(help="Folder for what is computed.")] = CACHE,
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = RESULTS,
 ) -> None:
     """Run every part for every classifier that is there, and write the page."""
-    # Only what is said here: pytorch-ood and foolbox talk a lot.
-    logging.basicConfig(format="%(message)s")
-    log.setLevel(logging.INFO)
-    torch.set_num_threads(1)
+    start()
     rows: list[Row] = []
     sizes = SMALL if small else Sizes(count, fit, normal, attacked)
     chosen = [one for one in CLASSIFIERS if not classifier or one.name in classifier]
-    for one in chosen[:1] if small else chosen:
-        if train:
-            prepare(one, cache)
-        if not one.ready(cache):
+    for one in chosen:
+        if not train and not one.ready(cache):
             log.info("%s is not trained: --train does", one.name)
-            continue
-        # A quarter for the other architectures, which cost more and are there to be compared.
-        few = sizes if one.architecture == MAIN else Sizes(*(size // 4 for size in sizes))
-        rows += rows_of(one, few, cache)
+    ready = [one for one in chosen[: 1 if small else None] if train or one.ready(cache)]
+    for found in rows_of_all(ready, sizes, cache, workers):
+        rows += found
         write(rows, output / "experiments.csv")
     model, suite = CLASSIFIERS[0].load(cache), suite_of(0, sizes)
     rounds = 1 if small else 5
@@ -65,7 +61,9 @@ def main(
     _write_costs(spent, output / "cost.csv")
     draw(Observer(model, 10, cache), suite, rows, spent, output)
     command = _command(classifier, sizes)
-    (output / "experiments.md").write_text(markdown(rows, spent, command), encoding="utf-8")
+    accuracies = {one.name: one.accuracy(cache) for one in ready}
+    page = markdown(rows, spent, accuracies, command)
+    (output / "experiments.md").write_text(page, encoding="utf-8")
     log.info("%s", output / "experiments.md")
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.experiments import peers
+from benchmarks.experiments.classifiers import MAIN
 from benchmarks.experiments.cost import Cost
 from benchmarks.experiments.picture_sets import DEVELOPMENT
 from benchmarks.experiments.rows import Row
@@ -18,9 +19,6 @@ BEST = 'GradientDetector "best"'
 FAST = 'GradientDetector "fast"'
 ADVERSARIAL = 'GradientDetector "adversarial"'
 OURS = (FAST, ADVERSARIAL, BEST)
-
-#: The classifiers that means are taken over; other architectures have a table of their own.
-MAIN = "resnet8"
 
 
 class Results:
@@ -63,15 +61,17 @@ class Results:
         return fmean(values) if values else None
 
 
-def markdown(rows: Sequence[Row], spent: Sequence[Cost], command: str) -> str:
-    """The whole page."""
+def markdown(
+    rows: Sequence[Row], spent: Sequence[Cost], accuracies: dict[str, str], command: str
+) -> str:
+    """The whole page; ``accuracies`` of the classifiers on test pictures, in percent, by name."""
     everything, rows = rows, [row for row in rows if row.classifier.startswith(f"{MAIN}-")]
     sets, attacks, near = (Results(rows, part) for part in ("sets", "attacks", "near"))
     development = [name for name in sets.sets if name in DEVELOPMENT]
     final = [name for name in sets.sets if name not in DEVELOPMENT]
     parts = [
         "# The papers' experiments on Fashion-MNIST",
-        _introduction(sets, near, command),
+        _introduction(sets, accuracies, command),
         "## Targets",
         f"Seven attacks are {', '.join(SEVEN)}: those that the targets were set with.",
         targets(rows),
@@ -120,8 +120,8 @@ def markdown(rows: Sequence[Row], spent: Sequence[Cost], command: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _introduction(sets: Results, near: Results, command: str) -> str:
-    runs = [name for name, _ in (*sets.runs, *near.runs)]
+def _introduction(sets: Results, accuracies: dict[str, str], command: str) -> str:
+    told = ", ".join(f"{name} {accuracy}" for name, accuracy in accuracies.items())
     counts = ", ".join(
         f"{row.set} {row.anomalous}"
         for row in sets.rows
@@ -131,8 +131,8 @@ def _introduction(sets: Results, near: Results, command: str) -> str:
         f"Made by `{command}`. Method replication, not the papers' data. Percent; anomalous is "
         "the positive class; mean ± standard deviation over "
         f"{len(sets.runs)} classifiers trained from different seeds, which are those of splits and "
-        f"fits, too. Classifiers scored: {', '.join(runs)}; resnet8-0 is the one in the package, "
-        "trained for 20 epochs, the others for 6. "
+        f"fits, too. The classifiers' accuracy on test pictures: {told}; resnet8-0 is the one in "
+        "the package. "
         f"Scored in the first run: {sets.rows[0].normal} normal pictures, and {counts}."
     )
 
@@ -298,27 +298,39 @@ def tried(rows: Sequence[Row]) -> list[str]:
 def architectures(rows: Sequence[Row]) -> list[str]:
     """The detectors on classifiers of other kinds, if there are any."""
     others = [row for row in rows if not row.classifier.startswith(f"{MAIN}-")]
-    names = list(dict.fromkeys(row.classifier for row in others))
-    if not names:
+    kinds = list(dict.fromkeys(row.classifier.rpartition("-")[0] for row in others))
+    if not kinds:
         return []
-    found = {
-        (name, part): Results([row for row in others if row.classifier == name], part)
-        for name in names
-        for part in ("sets", "attacks")
-    }
-    lines = []
-    for detector in found[names[0], "sets"].detectors:
-        line = [detector]
-        for (_, part), one in found.items():
-            metrics = ("auroc", "fpr95") if part == "sets" else ("auroc",)
-            line.append(one.cell(detector, metrics, one.sets))
-        lines.append(line)
+    names = {row.classifier for row in others}
+    counts = ", ".join(
+        f"{kind} ({sum(name.startswith(f'{kind}-') for name in names)})" for kind in kinds
+    )
     return [
         "## Other architectures",
-        "One classifier each, with a quarter of the pictures: AUROC / FPR95, mean of all sets, and "
-        "AUROC, mean of attacks.",
-        table(["", *(f"{name}, {part}" for name, part in found)], lines),
+        f"{counts}: in brackets how many classifiers; a quarter of the pictures. AUROC / FPR95, "
+        "mean of all sets, and AUROC, mean of all attacks.",
+        _by_kind(others, kinds, ("sets", "attacks")),
+        "The paper's network on them, AUROC:",
+        _by_kind(others, kinds, ("supervised", "supervised attacks")),
     ]
+
+
+def _by_kind(rows: Sequence[Row], kinds: Sequence[str], parts: Sequence[str]) -> str:
+    """A detector a line, a part of an architecture a column."""
+    found = {
+        f"{kind}, {part}": Results([r for r in rows if r.classifier.startswith(f"{kind}-")], part)
+        for kind in kinds
+        for part in parts
+    }
+    metrics = {part: ("auroc", "fpr95") if part == "sets" else ("auroc",) for part in parts}
+    lines = []
+    for name in next(iter(found.values())).detectors:
+        cells = (
+            one.cell(name, metrics[column.partition(", ")[2]], one.sets)
+            for column, one in found.items()
+        )
+        lines.append([name, *cells])
+    return table(["", *found], lines)
 
 
 def _cost_text() -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import gradood
 from benchmarks.experiments.attacked import Attacked, attacked_sets
-from benchmarks.experiments.classifiers import Classifier
+from benchmarks.experiments.classifiers import MAIN, Classifier
 from benchmarks.experiments.observations import KNOWN, VERSION, Observer, digest
 from benchmarks.experiments.picture_sets import embedded_suite, near_suite
 from benchmarks.experiments.protocols import Fitted, Study
@@ -80,13 +80,17 @@ class _Run(_Scored):
 
     def parts(self) -> dict[str, Callable[[], list[Row]]]:
         """By name, in the order of the page."""
-        common = {
+        common: dict[str, Callable[[], list[Row]]] = {
             "sets": self._sets,
             "supervised": lambda: self._study.supervised(self._suite),
             "attacks": self._attacks,
             "supervised attacks": lambda: self._study.supervised_attacks(
                 self._suite, self._attacked
             ),
+        }
+        if self._one.architecture != MAIN:
+            return common
+        common |= {
             "ablations": lambda: self._study.ablations(self._suite),
             "five networks": self._five_networks,
         }

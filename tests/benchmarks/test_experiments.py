@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.experiments.page import BEST, FAST, targets
+from benchmarks.experiments.page import BEST, FAST, architectures, targets
 from benchmarks.experiments.rows import Row
 
 ROOT = Path(__file__).parents[2]
@@ -51,3 +51,17 @@ def test_targets_say_what_is_met() -> None:
     assert targets(worse).splitlines()[-1].split(" | ")[3:5] == ["88.0 ± 1.6", "no"]
     fpr95 = [Row("sets", "resnet8-0", 0, FAST, "Bag", 99.0, 50.0, 6.0, 10, 10)]
     assert any(" | ≤ 8 | ≤ 5 | 6.0 | yes | no | " in line for line in targets(fpr95).splitlines())
+
+
+def test_seeds_of_another_architecture_are_averaged() -> None:
+    rows = [
+        Row(part, f"{kind}-{seed}", seed, FAST, "Bag", 90.0 + seed, 50.0, 8.0 - seed, 10, 10)
+        for kind, seeds in (("resnet8", 1), ("resnet20", 3), ("vit", 1))
+        for part in ("sets", "attacks")
+        for seed in range(seeds)
+    ]
+    text = "\n".join(architectures(rows))
+    assert "resnet20 (3), vit (1): " in text
+    cells = "91.0 ± 1.0 / 7.0 ± 1.0 | 91.0 ± 1.0 | 90.0 / 8.0 | 90.0 |"
+    assert f"| {FAST} | {cells}" in text
+    assert architectures([row for row in rows if row.classifier == "resnet8-0"]) == []
