@@ -3,13 +3,13 @@
 import tarfile
 
 import pytest
-from PIL import Image
 from safetensors.torch import save_model
 from typer.testing import CliRunner
 
 from gradood.cli import app
 from gradood.data import embedded_classifier, embedded_images
 from tests.documentation import ROOT, blocks, shell
+from tests.pictures import write_pictures
 
 README = ROOT / "README.md"
 
@@ -42,13 +42,6 @@ def test_the_example_runs(tmp_path, monkeypatch, capsys):
     assert "linear.weight" in capsys.readouterr().out
 
 
-def pictures(folder, name, count):
-    folder.mkdir()
-    for i, pixels in enumerate((embedded_images(name)[:count, 0] * 255).round().byte()):
-        Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
-    return folder
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_commands_run(tmp_path):
@@ -58,9 +51,9 @@ def test_the_commands_run(tmp_path):
     assert all("pip install" in line for line in installation.splitlines())
     smaller = "test_resnet"  # than the reader's, for time; its weights are random
     save_model(timm.create_model(smaller), tmp_path / "w.safetensors")
-    pictures(tmp_path / "normal", "fashion-mnist-train", 100)
+    write_pictures(tmp_path / "normal", "fashion-mnist-train", 100)
     (tmp_path / "shards").mkdir()
-    strange = pictures(tmp_path / "strange", "mnist", 20)
+    strange = write_pictures(tmp_path / "strange", "mnist", 20)
     with tarfile.open(tmp_path / "shards" / "0.tar", "w") as shard:
         shard.add(strange, "")
     for folder, name in (("normal", "a"), ("strange", "b")):

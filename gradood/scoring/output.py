@@ -105,8 +105,6 @@ class ScoreFile:
                 self.complete = True
                 return
             self._write_state()  # from here on there is an unfinished run
-            if self.state["bytes"] == 0:
-                self.path.unlink(missing_ok=True)
             self._file = open(self._partial, "ab")
             self._file.truncate(self.state["bytes"])
         except OSError as error:
@@ -114,6 +112,8 @@ class ScoreFile:
 
     def append(self, lines: Sequence[str], position: Position, limit: int, skipped: int) -> None:
         """Add rows, and remember that the inputs before ``position`` are done."""
+        if self.state["bytes"] == 0:
+            self.path.unlink(missing_ok=True)  # an old result is not to be taken for this one
         content = "".join(lines).encode()
         self._file.write(content)
         self._file.flush()
@@ -138,9 +138,14 @@ class ScoreFile:
         self.complete = True
 
     def close(self) -> None:
-        """Leave the file to be gone on with."""
-        if not self.complete:
-            self._file.close()
+        """Leave the file to be gone on with; what nothing was written to is not left behind."""
+        if self.complete:
+            return
+        self._file.close()
+        if self.state["bytes"] == 0:
+            self._partial.unlink()
+            if not self.path.exists():  # beside an old result, the state says that it is old
+                self._state_file.unlink()
 
     def _write_state(self) -> None:
         made = self._state_file.with_name(self._state_file.name + ".making")

@@ -15,6 +15,7 @@ import gradood
 from gradood.cli import app
 from gradood.data import embedded_classifier, embedded_images
 from gradood.detectors.uncertainty import GradUncertainty
+from tests.pictures import pixels, write_pictures
 
 RUNNER = CliRunner()
 #: A folder and a file in it: together the name that a careless page would run.
@@ -23,10 +24,6 @@ SCRIPT = ("<script>alert(1)<", "script>.png")
 
 def run(*arguments):
     return RUNNER.invoke(app, list(map(str, arguments)))
-
-
-def pixels(name, count):
-    return (embedded_images(name)[:count, 0] * 255).round().byte().numpy()
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +35,7 @@ def data(tmp_path_factory):
         ("normal", "fashion-mnist", 30),
         ("mnist", "mnist", 30),
     ):
-        (root / folder).mkdir()
-        for i, picture in enumerate(pixels(name, count)):
-            Image.fromarray(picture).save(root / folder / f"{i:05}.png")
+        write_pictures(root / folder, name, count)
     made = run("fit", root / "train", "--out", root / "knn", "--json")
     assert made.exit_code == 0, made.output
     (root / "mnist" / SCRIPT[0]).mkdir()

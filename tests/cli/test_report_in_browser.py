@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from gradood.cli import app
-from gradood.data import embedded_images
+from tests.pictures import pixels, write_pictures
 
 BROWSER = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -66,10 +66,8 @@ def pages(tmp_path_factory):
     """Pages that the commands wrote, by command."""
     root = tmp_path_factory.mktemp("report")
     for name, count in (("fashion-mnist-train", 120), ("fashion-mnist", 12), ("mnist", 12)):
-        (root / name).mkdir()
-        for i, pixels in enumerate((embedded_images(name)[:count, 0] * 255).round().byte()):
-            Image.fromarray(pixels.numpy()).save(root / name / f"{i:05}.png")
-    photo = Image.fromarray((embedded_images("photos")[0, 0] * 255).byte().numpy())
+        write_pictures(root / name, name, count)
+    photo = Image.fromarray(pixels("photos", 1)[0])
     (root / "mnist" / SCRIPT[0]).mkdir()
     photo.save(root / "mnist" / SCRIPT[0] / SCRIPT[1])
     photo.save(root / "mnist" / IMAGE)

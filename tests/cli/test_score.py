@@ -11,12 +11,12 @@ import time
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from typer.testing import CliRunner
 
 import gradood
 from gradood.cli import app
 from gradood.data import embedded_classifier, embedded_images
+from tests.pictures import write_pictures
 
 RUNNER = CliRunner()
 
@@ -25,20 +25,13 @@ def run(*arguments):
     return RUNNER.invoke(app, list(map(str, arguments)))
 
 
-def pictures(folder, name, count):
-    folder.mkdir()
-    for i, pixels in enumerate((embedded_images(name)[:count, 0] * 255).round().byte()):
-        Image.fromarray(pixels.numpy()).save(folder / f"{i:05}.png")
-    return folder
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Folders of pictures, and a detector fitted on one of them by the command."""
     root = tmp_path_factory.mktemp("data")
-    pictures(root / "train", "fashion-mnist-train", 150)
-    pictures(root / "normal", "fashion-mnist", 40)
-    pictures(root / "mnist", "mnist", 40)
+    write_pictures(root / "train", "fashion-mnist-train", 150)
+    write_pictures(root / "normal", "fashion-mnist", 40)
+    write_pictures(root / "mnist", "mnist", 40)
     made = run("fit", root / "train", "--out", root / "detector", "--json")
     assert made.exit_code == 0, made.output
     return root
@@ -196,10 +189,20 @@ def test_rows_that_the_state_does_not_count_are_written_once(data, tmp_path, suf
     assert out.read_bytes() == whole.read_bytes()
 
 
-def test_a_run_that_scored_nothing_is_begun_again(data, tmp_path):
+def test_a_run_that_scored_nothing_leaves_nothing(data, tmp_path):
     out = tmp_path / "scores.jsonl"
     assert run("score", data / "mnist", "--out", out, "--detector", "missing").exit_code == 2
+    assert not list(tmp_path.iterdir())
     assert run("score", data / "mnist", "--out", out).exit_code == 0
+
+
+def test_a_run_that_scored_nothing_leaves_an_old_result_and_is_begun_again(data, tmp_path):
+    out = tmp_path / "scores.jsonl"
+    out.write_text("old\n")
+    assert run("score", data / "mnist", "--out", out, "--detector", "missing").exit_code == 2
+    assert out.read_text() == "old\n"
+    assert run("score", data / "mnist", "--out", out, "--resume").exit_code == 0
+    assert len(rows(out)) == 40
 
 
 def test_an_old_result_is_replaced_and_not_taken_for_a_new_one(data, tmp_path):

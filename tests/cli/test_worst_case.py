@@ -3,11 +3,10 @@
 import json
 
 import pytest
-from PIL import Image
 from typer.testing import CliRunner
 
 from gradood.cli import app
-from gradood.data import embedded_images
+from tests.pictures import write_pictures
 
 RUNNER = CliRunner()
 RANKED = ("auroc", "aupr_anomalous", "aupr_normal")
@@ -21,9 +20,7 @@ def run(*arguments):
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("pictures")
     for folder, name in (("normal", "fashion-mnist"), ("mnist", "mnist")):
-        (root / folder).mkdir()
-        for i, pixels in enumerate((embedded_images(name)[:12, 0] * 255).round().byte()):
-            Image.fromarray(pixels.numpy()).save(root / folder / f"{i:05}.png")
+        write_pictures(root / folder, name, 12)
     return root
 
 
