@@ -19,16 +19,18 @@ from gradood.data import ImageSet, Suite
 from gradood.detectors.class_gaussians import CLASS_GAUSSIANS
 from gradood.detectors.gradient import fit_part, score_part
 from gradood.detectors.neighbours import NEIGHBOURS
-from gradood.detectors.presets import Part, read_log_norms, read_logits, read_penultimate
+from gradood.detectors.presets import (
+    Part,
+    read_log_norms,
+    read_logits,
+    read_norms_and_penultimate,
+    read_penultimate,
+)
 from gradood.detectors.relative import RELATIVE
 from gradood.gradients import GradientNorms
 
-
-def _together(norms: GradientNorms) -> Tensor:
-    return torch.cat([read_log_norms(norms), read_penultimate(norms)], 1)
-
-
 _NEAREST, _GAUSSIAN = Part(read_log_norms, NEIGHBOURS), Part(read_log_norms, CLASS_GAUSSIANS)
+_BOTH = Part(read_norms_and_penultimate, CLASS_GAUSSIANS)
 _FEATURES, _LOGITS = Part(read_penultimate, RELATIVE), Part(read_logits, RELATIVE)
 
 #: Parts whose standardised scores are added; norms are read as logarithms.
@@ -46,7 +48,9 @@ FUSIONS = {
     "class Gaussians & features, class Gaussians": (
         *(_GAUSSIAN, Part(read_penultimate, CLASS_GAUSSIANS)),
     ),
-    "norms and features in one vector, neighbours": (Part(_together, NEIGHBOURS),),
+    "norms and features in one vector, neighbours": (Part(read_norms_and_penultimate, NEIGHBOURS),),
+    "norms and features in one vector, class Gaussians": (_BOTH,),
+    "class Gaussians & norms and features in one vector, class Gaussians": (_GAUSSIAN, _BOTH),
 }
 KINDS = {
     "all-hot": ("all-hot",),

@@ -107,7 +107,7 @@ def certify(
         fit_inputs,
     )
     if verify is not None:
-        _verify(verify, source if again else None, load_denoiser(denoiser, device))
+        _verify(verify, *((source, load_denoiser(denoiser, device)) if again else (None, None)))
         return
     check_folder(report)
     settings = Smoothing(

@@ -37,8 +37,8 @@ class GradientDetector(NormDetector):
     penultimate features (logits for ``"best"``), both from the same pass through the model.
 
     * ``"fast"``: one backward pass, norms under the all-hot label.
-    * ``"adversarial"``: two, norms of the largest logit's gradient and of half of the logits' sum;
-      better on attacked inputs, worse on others.
+    * ``"adversarial"``: two, norms of the largest logit's gradient and of half of the logits' sum,
+      alone and in one vector with the features; better on attacked inputs, worse on others.
     * ``"best"``: one backward pass a class, norms of every logit's own gradient.
 
     Args:

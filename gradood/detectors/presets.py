@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from gradood.detectors.class_gaussians import CLASS_GAUSSIANS
@@ -41,6 +42,11 @@ def read_logits(norms: GradientNorms) -> Tensor:
     return norms.logits.float()
 
 
+def read_norms_and_penultimate(norms: GradientNorms) -> Tensor:
+    """Log norms and penultimate features in one vector ``[N, K L + F]``; raises as these do."""
+    return torch.cat([read_log_norms(norms), read_penultimate(norms)], 1)
+
+
 class Part(NamedTuple):
     """One measure of novelty, and the vectors ``[N, F]`` that it reads."""
 
@@ -70,7 +76,7 @@ PRESETS = {
     "adversarial": Preset(
         lambda classes: ["predicted", f"k_hot:{max(1, classes // 2)}"],
         "logit",
-        (Part(read_log_norms, CLASS_GAUSSIANS), Part(read_penultimate, CLASS_GAUSSIANS)),
+        (Part(read_log_norms, CLASS_GAUSSIANS), Part(read_norms_and_penultimate, CLASS_GAUSSIANS)),
     ),
     "best": Preset(
         lambda classes: [f"one_hot:{c}" for c in range(classes)],
