@@ -107,7 +107,8 @@ def certify(
         fit_inputs,
     )
     if verify is not None:
-        _verify(verify, *((source, load_denoiser(denoiser, device)) if again else (None, None)))
+        needed = (source, load_denoiser(denoiser, device)) if again else (None, None)
+        _verify(verify, *needed)
         return
     check_folder(report)
     settings = Smoothing(

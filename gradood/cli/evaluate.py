@@ -166,10 +166,8 @@ class Scoring:
 
         loaded, scorer = self._detecting(normal[0])
         inputs = torch.cat([self._inputs(path) for path in normal]).to(loaded.device)
-        return {
-            str(path): worst.of(scorer.detector, inputs, self._inputs(path).to(loaded.device))
-            for path in anomalous
-        }
+        sets = {str(path): self._inputs(path).to(loaded.device) for path in anomalous}
+        return worst.of(scorer.detector, inputs, sets)
 
     def _inputs(self, path: Path) -> Tensor:
         """``[N, …]``: those that can be read and scored."""

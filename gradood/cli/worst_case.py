@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -67,51 +67,62 @@ class WorstCase:
             if _parse("--guarantee", text, ("l2",))[1] == 0:
                 raise InputError("--guarantee l2:0 guarantees nothing; give a radius above 0")
 
-    def of(self, detector: Detector, normal: Tensor, anomalous: Tensor) -> Moved:
-        """What is left of the metrics."""
-        found = {f"attacked {text}": self._attacked(detector, normal, anomalous, text)
-                 for text in self.attacks}  # fmt: skip
-        guarantees = {}
+    def of(
+        self, detector: Detector, normal: Tensor, sets: Mapping[str, Tensor]
+    ) -> dict[str, Moved]:
+        """What is left of the metrics of every anomalous set."""
+        moved = {name: Moved({}, {}) for name in sets}
+        for text in self.attacks:
+            for name, metrics in self._attacked(detector, normal, sets, text):
+                moved[name].metrics[f"attacked {text}"] = _last(metrics)
         for text in self.guarantees:
-            guarantee = self._guaranteed(detector, normal, anomalous, text)
-            found[f"guaranteed {text}"] = guarantee.clean_normals
-            guarantees[f"{text}, sigma {self._sigma(text):g}"] = guarantee
-        metrics = {
-            name: {field: float(value[-1]) for field, value in by_radius._asdict().items()}
-            for name, by_radius in found.items()
-        }
-        return Moved(metrics, guarantees)
+            for name, guarantee in self._guaranteed(detector, normal, sets, text):
+                moved[name].metrics[f"guaranteed {text}"] = _last(guarantee.clean_normals)
+                moved[name].guarantees[f"{text}, sigma {self._sigma(text):g}"] = guarantee
+        return moved
 
     def _attacked(
-        self, detector: Detector, normal: Tensor, anomalous: Tensor, text: str
-    ) -> GuaranteedMetrics:
+        self, detector: Detector, normal: Tensor, sets: Mapping[str, Tensor], text: str
+    ) -> Iterator[tuple[str, GuaranteedMetrics]]:
         from gradood.attacks import attack_score
         from gradood.evaluation import evaluate_adversarial
 
         norm, radius = _parse("--attack", text, ("linf", "l2"))
         options: dict[str, Any] = {"norm": norm, "steps": self.steps, "restarts": self.restarts}
-        attacked = attack_score(detector, anomalous, epsilon=radius, **options)
         of_normal = detector.score(normal)
-        scores = {"apgd": attacked.score}
-        return evaluate_adversarial(of_normal, attacked.clean, radius, scores).clean_normals
+        for name, anomalous in sets.items():
+            attacked = attack_score(detector, anomalous, epsilon=radius, **options)
+            scores = {"apgd": attacked.score}
+            found = evaluate_adversarial(of_normal, attacked.clean, radius, scores)
+            yield name, found.clean_normals
 
     def _guaranteed(
-        self, detector: Detector, normal: Tensor, anomalous: Tensor, text: str
-    ) -> Guarantee:
+        self, detector: Detector, normal: Tensor, sets: Mapping[str, Tensor], text: str
+    ) -> Iterator[tuple[str, Guarantee]]:
         from gradood.evaluation import evaluate_guaranteed
         from gradood.smoothing import Smoothing, certify_quantile
 
         radius = _parse("--guarantee", text, ("l2",))[1]
         radii = [radius * step / _RADII for step in range(_RADII)] + [radius]  # the same samples
-        point_alpha = _ALPHA / (len(normal) + len(anomalous))
+        # Small enough for the largest set: the normal inputs' bounds then serve all of them.
+        point_alpha = _ALPHA / (len(normal) + max(map(len, sets.values())))
         smoothing = Smoothing(sigma=self._sigma(text), n=self.samples, alpha=point_alpha)
-        ids = range(len(normal), len(normal) + len(anomalous))  # noise of their own
         upper = certify_quantile(detector, normal, smoothing).upper[:, 0]
-        lower = certify_quantile(detector, anomalous, smoothing, radius=radii, ids=ids).lower
-        return evaluate_guaranteed(upper, lower, radii, point_alpha=point_alpha, alpha=_ALPHA)
+        for name, anomalous in sets.items():
+            ids = range(len(normal), len(normal) + len(anomalous))  # noise of their own
+            lower = certify_quantile(detector, anomalous, smoothing, radius=radii, ids=ids).lower
+            yield (
+                name,
+                evaluate_guaranteed(upper, lower, radii, point_alpha=point_alpha, alpha=_ALPHA),
+            )
 
     def _sigma(self, text: str) -> float:
         return _parse("--guarantee", text, ("l2",))[1] if self.sigma is None else self.sigma
+
+
+def _last(by_radius: GuaranteedMetrics) -> dict[str, float]:
+    """The metrics at the last radius."""
+    return {field: float(value[-1]) for field, value in by_radius._asdict().items()}
 
 
 def _parse(option: str, text: str, norms: Sequence[str]) -> tuple[str, float]:

@@ -19,8 +19,12 @@ def run(*arguments):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("pictures")
-    for folder, name in (("normal", "fashion-mnist"), ("mnist", "mnist")):
-        write_pictures(root / folder, name, 12)
+    for folder, name, count in (
+        ("normal", "fashion-mnist", 12),
+        ("mnist", "mnist", 12),
+        ("few", "mnist", 5),
+    ):
+        write_pictures(root / folder, name, count)
     return root
 
 
@@ -40,6 +44,25 @@ def test_guaranteed_and_attacked_metrics_are_worse_than_clean_ones(data, tmp_pat
         assert 0 <= bound[name] < found[name]
     assert strong["fpr95"] >= weak["fpr95"] >= found["fpr95"]
     assert "attacked linf:0.02" in result.output and "guaranteed l2:0.05" in result.output
+
+
+def test_normal_inputs_are_certified_once_for_all_sets(data, tmp_path, monkeypatch):
+    from gradood import smoothing
+
+    certified = []
+
+    def counted(detector, x, *arguments, original=smoothing.certify_quantile, **options):
+        certified.append(len(x))
+        return original(detector, x, *arguments, **options)
+
+    monkeypatch.setattr(smoothing, "certify_quantile", counted)
+    common = ("evaluate", "--normal", data / "normal", "--detector", "energy", "--json",
+              "--guarantee", "l2:0.05", "--samples", 100)  # fmt: skip
+    sets = ("--anomalous", data / "mnist", "--anomalous", data / "few")
+    both = json.loads(run(*common, *sets).output)["sets"]
+    assert certified == [12, 12, 5]
+    (alone,) = json.loads(run(*common, *sets[:2]).output)["sets"].values()
+    assert both[str(data / "mnist")] == alone
 
 
 @pytest.mark.parametrize(
