@@ -149,6 +149,14 @@ def test_ticks_are_scores_on_the_axis():
     assert places.min() - 0.1 <= ticks[0][0] and ticks[-1][0] <= places.max() + 0.1
 
 
+def test_nearly_equal_scores_do_not_make_the_axis_endless():
+    scores = np.append(np.linspace(0, 1e-12, 99), 1.0)
+    squash = Squash.of(scores)
+    assert squash.forward(1.0) - squash.forward(0.0) < 15  # asinh of 1e6, not of 1e12
+    edges = squash.edges(0.0, 1.0)
+    assert edges[0] <= 0 and edges[-1] >= 1 and (np.diff(edges) >= 0).all()
+
+
 def test_shares_and_threshold_are_drawn_where_they_are():
     plot = figures.score_histogram(np.arange(100.0), np.arange(200.0, 240.0), threshold=150.0)
     normal, anomalous = plot.figure.axes[0].patches
@@ -174,11 +182,11 @@ def test_long_lines_are_thinned_without_moving():
 
 
 def test_figures_take_any_name_and_the_colours_of_the_page():
-    lines = {name: ([0, 1], [0, 1]) for name in ("_hidden", "$a_{", "名前", "x" * 200)}
+    lines = {name: ([0, 1], [0, 1]) for name in ("_hidden", "$a_{$", "名前", "x" * 200)}
     plot = figures.roc(lines)
     assert plot.png().startswith(b"\x89PNG")
     svg = plot.svg("roc-1")
-    assert "_hidden" in svg and "名前" in svg and "$a_{" in svg and "x" * 30 in svg
+    assert "_hidden" in svg and "名前" in svg and "$a_{$" in svg and "x" * 30 in svg
     assert svg == figures.roc(lines).svg("roc-1")
     assert not re.findall(r"#[0-9a-f]{6}", svg) and "var(--ink)" in svg
     assert "http" not in svg and "<style" not in svg

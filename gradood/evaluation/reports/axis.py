@@ -40,7 +40,5 @@ class Squash(NamedTuple):
         first, last = self.forward([low, high])
         margin = 0.5 if first == last else 1e-6 * (last - first)
         edges = self.inverse(np.linspace(first - margin, last + margin, count + 1))
-        # Rounding must not leave out the lowest and the highest score.
-        edges[0], edges[-1] = min(edges[0], low), max(edges[-1], high)
         found: Floats = np.maximum.accumulate(edges)
         return found
