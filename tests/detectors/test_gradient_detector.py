@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
@@ -107,14 +108,22 @@ def test_a_loss_for_each_label(model, pictures):
         gradood.gradient_norms(model, x, ["all_hot", "uniform"], ["bce"])
 
 
+# The classifier has 29 parameters, 64 penultimate features and 10 classes.
 @pytest.mark.parametrize(
-    "preset", ["fast", "adversarial", pytest.param("best", marks=pytest.mark.slow)]
+    ("preset", "read"),
+    [
+        ("fast", [29, 64]),
+        ("adversarial", [2 * 29, 2 * 29 + 64]),
+        pytest.param("best", [10 * 29, 10], marks=pytest.mark.slow),
+    ],
 )
-def test_presets_score_save_and_load(preset, model, pictures, tmp_path):
+def test_presets_score_save_and_load(preset, read, model, pictures, tmp_path):
     detector = GradientDetector(model, preset).fit(pictures.fit)
     scores = [detector.score(images) for images in (pictures.normal, pictures.anomalous)]
     assert evaluate(*scores).auroc > 0.85
     detector.calibrate(pictures.normal, fpr=0.1).save(tmp_path / "d")
+    saved = load_file(tmp_path / "d")
+    assert [len(saved[f"{part}.kept"]) for part in (0, 1)] == read
     loaded = gradood.load(tmp_path / "d", model)
     assert (loaded.preset, loaded.threshold) == (preset, detector.threshold)
     assert torch.equal(loaded.score(pictures.anomalous), scores[1])
