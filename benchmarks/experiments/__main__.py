@@ -61,8 +61,8 @@ def main(
     _write_costs(spent, output / "cost.csv")
     draw(Observer(model, 10, cache), suite, rows, spent, output)
     command = _command(classifier, sizes)
-    accuracies = {one.name: one.accuracy(cache) for one in ready}
-    page = markdown(rows, spent, accuracies, command)
+    trained = {one.name: one.metadata(cache) for one in ready}
+    page = markdown(rows, spent, trained, command)
     (output / "experiments.md").write_text(page, encoding="utf-8")
     log.info("%s", output / "experiments.md")
 

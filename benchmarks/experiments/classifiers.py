@@ -73,13 +73,12 @@ class Classifier:
         """Whether it need not be trained any more."""
         return self.committed or self.path(cache).exists()
 
-    def accuracy(self, cache: Path) -> str:
-        """On test pictures in float32, in percent, as measured after training."""
+    def metadata(self, cache: Path) -> dict[str, str]:
+        """What is written in its file: epochs, test_accuracy in percent (float32), and more."""
         embedded = Path(gradood.__file__).parent / "data/assets/classifier.safetensors"
-        path = embedded if self.committed else self.path(cache)
-        with safe_open(path, "pt") as file:
-            told: str = file.metadata()["test_accuracy"]
-        return told
+        with safe_open(embedded if self.committed else self.path(cache), "pt") as file:
+            found: dict[str, str] = file.metadata()
+        return found
 
     def load(self, cache: Path) -> nn.Module:
         """The trained network in eval mode."""

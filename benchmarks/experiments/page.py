@@ -62,16 +62,16 @@ class Results:
 
 
 def markdown(
-    rows: Sequence[Row], spent: Sequence[Cost], accuracies: dict[str, str], command: str
+    rows: Sequence[Row], spent: Sequence[Cost], trained: dict[str, dict[str, str]], command: str
 ) -> str:
-    """The whole page; ``accuracies`` of the classifiers on test pictures, in percent, by name."""
+    """The whole page; ``trained`` is what the classifiers' files say, by name."""
     everything, rows = rows, [row for row in rows if row.classifier.startswith(f"{MAIN}-")]
     sets, attacks, near = (Results(rows, part) for part in ("sets", "attacks", "near"))
     development = [name for name in sets.sets if name in DEVELOPMENT]
     final = [name for name in sets.sets if name not in DEVELOPMENT]
     parts = [
         "# The papers' experiments on Fashion-MNIST",
-        _introduction(sets, accuracies, command),
+        _introduction(sets, trained, command),
         "## Targets",
         f"Seven attacks are {', '.join(SEVEN)}: those that the targets were set with.",
         targets(rows),
@@ -120,8 +120,10 @@ def markdown(
     return "\n\n".join(parts) + "\n"
 
 
-def _introduction(sets: Results, accuracies: dict[str, str], command: str) -> str:
-    told = ", ".join(f"{name} {accuracy}" for name, accuracy in accuracies.items())
+def _introduction(sets: Results, trained: dict[str, dict[str, str]], command: str) -> str:
+    told = ", ".join(
+        f"{name} {said['test_accuracy']} ({said['epochs']})" for name, said in trained.items()
+    )
     counts = ", ".join(
         f"{row.set} {row.anomalous}"
         for row in sets.rows
@@ -131,8 +133,8 @@ def _introduction(sets: Results, accuracies: dict[str, str], command: str) -> st
         f"Made by `{command}`. Method replication, not the papers' data. Percent; anomalous is "
         "the positive class; mean ± standard deviation over "
         f"{len(sets.runs)} classifiers trained from different seeds, which are those of splits and "
-        f"fits, too. The classifiers' accuracy on test pictures: {told}; resnet8-0 is the one in "
-        "the package. "
+        f"fits, too. The classifiers' accuracy on test pictures (epochs): {told}; resnet8-0 is the "
+        "one in the package. "
         f"Scored in the first run: {sets.rows[0].normal} normal pictures, and {counts}."
     )
 

@@ -168,7 +168,7 @@ class Study:
         return fitted
 
     def ablations(self, suite: Suite) -> list[Row]:
-        """One part of the default replaced at a time; on the development half of the sets."""
+        """One part of the default replaced at a time."""
         return [
             *self._labels(suite),
             *self._normalisations(suite),
