@@ -73,7 +73,8 @@ def markdown(
         "# The papers' experiments on Fashion-MNIST",
         _introduction(sets, trained, command),
         "## Targets",
-        f"Seven attacks are {', '.join(SEVEN)}: those that the targets were set with.",
+        f"Seven attacks are {', '.join(SEVEN)}: those that the targets were set with. "
+        "Verdicts are by means before rounding.",
         targets(rows),
         "## Without anomalies: sets",
         _halves(development),
