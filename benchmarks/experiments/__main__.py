@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.experiments.classifiers import CACHE, CLASSIFIERS
+from benchmarks.experiments.classifiers import CACHE, CLASSIFIERS, MAIN
 from benchmarks.experiments.cost import Cost, costs
 from benchmarks.experiments.figures import draw
 from benchmarks.experiments.observations import Observer
@@ -45,6 +45,9 @@ def main(
 ) -> None:
     """Run every part for every classifier that is there, and write the page."""
     start()
+    names = [one.name for one in CLASSIFIERS]
+    if unknown := set(classifier or ()).difference(names):
+        raise typer.BadParameter(f"no {', '.join(unknown)}: there are {', '.join(names)}")
     rows: list[Row] = []
     sizes = SMALL if small else Sizes(count, fit, normal, attacked)
     chosen = [one for one in CLASSIFIERS if not classifier or one.name in classifier]
@@ -55,6 +58,9 @@ def main(
     for found in rows_of_all(ready, sizes, cache, workers):
         rows += found
         write(rows, output / "experiments.csv")
+    if not any(row.part == "sets" and row.classifier.startswith(f"{MAIN}-") for row in rows):
+        log.info("%s, but no page: that needs a %s", output / "experiments.csv", MAIN)
+        return
     model, suite = CLASSIFIERS[0].load(cache), suite_of(0, sizes)
     rounds = 1 if small else 5
     spent = costs(model, suite.fit.images[:500], suite.normal_scored.images[:64], rounds)
