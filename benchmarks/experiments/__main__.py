@@ -51,10 +51,11 @@ def main(
     rows: list[Row] = []
     sizes = SMALL if small else Sizes(count, fit, normal, attacked)
     chosen = [one for one in CLASSIFIERS if not classifier or one.name in classifier]
+    chosen = chosen[:1] if small else chosen
+    ready = [one for one in chosen if train or one.ready(cache)]
     for one in chosen:
-        if not train and not one.ready(cache):
+        if one not in ready:
             log.info("%s is not trained: --train does", one.name)
-    ready = [one for one in chosen[: 1 if small else None] if train or one.ready(cache)]
     for found in rows_of_all(ready, sizes, cache, workers):
         rows += found
         write(rows, output / "experiments.csv")

@@ -322,19 +322,18 @@ def architectures(rows: Sequence[Row]) -> list[str]:
 def _by_kind(rows: Sequence[Row], kinds: Sequence[str], parts: Sequence[str]) -> str:
     """A detector a line, a part of an architecture a column."""
     found = {
-        f"{kind}, {part}": Results([r for r in rows if r.classifier.startswith(f"{kind}-")], part)
+        (kind, part): Results([r for r in rows if r.classifier.startswith(f"{kind}-")], part)
         for kind in kinds
         for part in parts
     }
-    metrics = {part: ("auroc", "fpr95") if part == "sets" else ("auroc",) for part in parts}
     lines = []
-    for name in next(iter(found.values())).detectors:
+    for name in found[kinds[0], parts[0]].detectors:
         cells = (
-            one.cell(name, metrics[column.partition(", ")[2]], one.sets)
-            for column, one in found.items()
+            one.cell(name, ("auroc", "fpr95") if part == "sets" else ("auroc",), one.sets)
+            for (_, part), one in found.items()
         )
         lines.append([name, *cells])
-    return table(["", *found], lines)
+    return table(["", *(f"{kind}, {part}" for kind, part in found)], lines)
 
 
 def _cost_text() -> str:

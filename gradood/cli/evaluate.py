@@ -166,7 +166,7 @@ class Scoring:
 
         loaded, scorer = self._detecting(normal[0])
         inputs = torch.cat([self._inputs(path) for path in normal]).to(loaded.device)
-        sets = {str(path): self._inputs(path).to(loaded.device) for path in anomalous}
+        sets = {str(path): self._inputs(path) for path in anomalous}
         return worst.of(scorer.detector, inputs, sets)
 
     def _inputs(self, path: Path) -> Tensor:

@@ -70,7 +70,7 @@ class WorstCase:
     def of(
         self, detector: Detector, normal: Tensor, sets: Mapping[str, Tensor]
     ) -> dict[str, Moved]:
-        """What is left of the metrics of every anomalous set."""
+        """What is left of the metrics of every anomalous set; one at a time is on the device."""
         moved = {name: Moved({}, {}) for name in sets}
         for text in self.attacks:
             for name, metrics in self._attacked(detector, normal, sets, text):
@@ -91,7 +91,8 @@ class WorstCase:
         options: dict[str, Any] = {"norm": norm, "steps": self.steps, "restarts": self.restarts}
         of_normal = detector.score(normal)
         for name, anomalous in sets.items():
-            attacked = attack_score(detector, anomalous, epsilon=radius, **options)
+            x = anomalous.to(normal.device)
+            attacked = attack_score(detector, x, epsilon=radius, **options)
             scores = {"apgd": attacked.score}
             found = evaluate_adversarial(of_normal, attacked.clean, radius, scores)
             yield name, found.clean_normals
@@ -110,11 +111,10 @@ class WorstCase:
         upper = certify_quantile(detector, normal, smoothing).upper[:, 0]
         for name, anomalous in sets.items():
             ids = range(len(normal), len(normal) + len(anomalous))  # noise of their own
-            lower = certify_quantile(detector, anomalous, smoothing, radius=radii, ids=ids).lower
-            yield (
-                name,
-                evaluate_guaranteed(upper, lower, radii, point_alpha=point_alpha, alpha=_ALPHA),
-            )
+            x = anomalous.to(normal.device)
+            lower = certify_quantile(detector, x, smoothing, radius=radii, ids=ids).lower
+            found = evaluate_guaranteed(upper, lower, radii, point_alpha=point_alpha, alpha=_ALPHA)
+            yield name, found
 
     def _sigma(self, text: str) -> float:
         return _parse("--guarantee", text, ("l2",))[1] if self.sigma is None else self.sigma
