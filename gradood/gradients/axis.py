@@ -2,19 +2,24 @@
 
 Models move and merge the batch dimension (``[T, N, D]`` inside attention, ``[N · windows, T, D]``
 in Swin), so an operator's input does not say which rows belong to which sample. The probe runs a
-model on two and on three samples, and on three of which one is changed, each in turn: the dimension
-that grew holds the samples, and the elements that changed belong to the one that did.
+model on two and on three samples: the dimension that grows holds them. Which entries of it belong
+to which sample is told by what changes when other samples are exchanged, and by whose loss has a
+gradient there. Both are compared exactly, so that no influence is too small to be seen.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-#: Changes below this share of the largest magnitude are rounding.
-_ROUNDING = 1e-5
+#: The samples of a probe.
+SAMPLES = 3
+#: What their losses are multiplied by in the second backward pass: powers of two, so that the
+#: gradients of independent samples are multiplied by exactly the same.
+WEIGHTS = (1.0, 2.0, 4.0)
 
 
 class SampleAxis(NamedTuple):
@@ -52,27 +57,56 @@ def grown_dimension(two: torch.Size, three: torch.Size) -> int | None:
     return grown[0]
 
 
-def fitting_axes(dim: int, tensor: Tensor, changed: Tensor, sample: int) -> set[SampleAxis]:
-    """Every way in which dimension ``dim`` of ``tensor``, of three samples, may hold them.
+def fitting_axes(dim: int, owners: Tensor) -> set[SampleAxis]:
+    """Every way in which dimension ``dim`` may hold the samples.
 
-    ``changed`` is the same tensor after one sample changed: where they differ must belong to it.
+    ``owners`` ``[entries, SAMPLES]`` says whose an entry may be.
     """
-    if tensor.shape != changed.shape:
-        return set()
-    moved = differs(tensor, changed).movedim(dim, 0).reshape(tensor.shape[dim], -1).any(1).cpu()
-    entries = moved.shape[0] // 3
-    place = torch.arange(moved.shape[0])
+    size = owners.shape[0]
+    entries, place = size // SAMPLES, torch.arange(size)
     return {
         SampleAxis(dim, entries // inner, inner)
         for inner in range(1, entries + 1)
-        if entries % inner == 0 and not bool(moved[(place // inner) % 3 != sample].any())
+        if entries % inner == 0 and bool(owners[place, (place // inner) % SAMPLES].all())
     }
 
 
-def differs(a: Tensor, b: Tensor, rounding: float = _ROUNDING) -> Tensor:
-    """Element by element, whether two tensors differ by more than a share of the largest."""
-    if not a.is_floating_point() and not a.is_complex():
-        return a != b
-    scale = a.abs().nan_to_num(0.0, 0.0, 0.0).max() if a.numel() else 0.0
-    both_nan = a.isnan() & b.isnan()
-    return ~((a - b).abs() <= rounding * scale) & ~both_nan & (a != b)
+def owners_by_value(
+    dim: int, tensor: Tensor, changed: Tensor, exchanged: Sequence[bool], rounding: float
+) -> Tensor:
+    """Whose the entries along ``dim`` may be, ``[entries, SAMPLES]``.
+
+    ``changed`` is the same tensor after the samples in ``exchanged`` were: what differs is theirs.
+    """
+    size = tensor.shape[dim]
+    if tensor.shape != changed.shape:
+        return torch.zeros(size, SAMPLES, dtype=torch.bool)
+    moved = _along(dim, differs(tensor, changed, rounding))
+    return ~moved[:, None] | torch.tensor(exchanged)
+
+
+def owners_by_gradient(dim: int, once: Tensor, weighted: Tensor, rounding: float) -> Tensor:
+    """Whose the entries along ``dim`` may be, ``[entries, SAMPLES]``.
+
+    ``once`` is the gradient of the sum of all samples' losses, ``weighted`` that of the sum with
+    ``WEIGHTS``: what belongs to one sample, and to no other, is multiplied by its weight.
+    """
+    normal = torch.finfo(once.dtype).tiny / torch.finfo(once.dtype).eps  # exact when multiplied
+    known = torch.maximum(once.abs(), weighted.abs()) >= normal
+    return torch.stack(
+        [~_along(dim, differs(once * w, weighted, rounding) & known) for w in WEIGHTS], 1
+    )
+
+
+def differs(a: Tensor, b: Tensor, rounding: float = 0.0) -> Tensor:
+    """Element by element, whether two tensors differ, by more than a share of the largest."""
+    different = (a != b) & ~(a.isnan() & b.isnan())
+    if rounding and (a.is_floating_point() or a.is_complex()) and a.numel():
+        scale = a.abs().nan_to_num(0.0, 0.0, 0.0).max()
+        different &= ~((a - b).abs() <= rounding * scale)
+    return different
+
+
+def _along(dim: int, elements: Tensor) -> Tensor:
+    """Whether any element is true, for every entry along ``dim``."""
+    return elements.movedim(dim, 0).reshape(elements.shape[dim], -1).any(1).cpu()

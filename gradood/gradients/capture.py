@@ -45,6 +45,14 @@ class PlanError(Exception):
     """The model does what no plan can follow, or something else than in the probe."""
 
 
+class UnevenError(PlanError):
+    """A mask does not pick as much of every sample."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__("a mask does not pick as many rows of every sample")
+        self.position = position
+
+
 class OperatorMode(TorchFunctionMode, ABC):
     """Number the operators of a forward pass in order, looking inside composite functions.
 

@@ -15,7 +15,7 @@ from gradood.gradients.api import GradientNorms
 from gradood.gradients.fallback import choose, loop_norms, vmap_norms
 from gradood.gradients.labels import Label, logit_gradient, target
 from gradood.gradients.penultimate import LastLinear
-from gradood.gradients.probe import change
+from gradood.gradients.rows import candidates
 from gradood.gradients.scorer import locked
 from gradood.gradients.validation import (
     Selection,
@@ -105,7 +105,7 @@ def _choose(model: nn.Module, x: Tensor, classes: int, parameters: dict[str, Par
     """
     if choose(model, x, classes, parameters, pair=True) == "loop":
         return "loop"
-    few = change(x[torch.arange(2, device=x.device) % len(x)], 1).requires_grad_()
+    few = next(candidates(x)).x[:2].clone().requires_grad_()
     generator = torch.Generator().manual_seed(0)
     pulled = [torch.randn(2, classes, generator=generator, dtype=torch.float64).to(x.device)]
     slopes = []

@@ -18,17 +18,19 @@ from gradood.gradients.capture import (
     Function,
     SourceMode,
     TakenOver,
+    UnevenError,
     leads_nowhere,
     name_of,
     same_constants,
     watch,
 )
+from gradood.gradients.picking import picked_evenly
 from gradood.gradients.plan import Forward, Plan, PlanError, Step
-from gradood.gradients.probe import Use
 from gradood.gradients.rules import Call
 from gradood.gradients.rules.broadcast import row_sqnorm
 from gradood.gradients.rules.linear import LinearCall, tokens
 from gradood.gradients.source import Source
+from gradood.gradients.survey import Use
 
 #: Called with a parameter's name, the call whose rule computes its norm, the call's input and
 #: output gradient, and what served it; see ``explain``.
@@ -98,6 +100,8 @@ class Recorder(SourceMode):
             raise PlanError(f"{name_of(function)} ran where another operator was expected")
         if expected.constants is not None and not same_constants(args, kwargs, expected.constants):
             raise PlanError(f"{name_of(function)} was called with other sizes or places")
+        if expected.even is not None and picked_evenly(args) != expected.even:
+            raise UnevenError(position)
         if expected.step is not None:
             return self._follow(expected.step, function, args, kwargs)
         if leads_nowhere(args, kwargs):
@@ -244,7 +248,7 @@ class Recorder(SourceMode):
             self._add(name, call.norms(x, d, [role])[role])
             return
         numel = self._parameters[name].numel() + max(u.call.operands[u.role].numel() for u in uses)
-        chunk = max(1, GRADIENT_BYTES // (4 * numel))
+        chunk = max(1, GRADIENT_BYTES // (4 * max(numel, 1)))
         parts = []
         for i in range(0, self._samples, chunk):
             total = sum(u.gradient(name, slice(i, i + chunk)) for u in uses)

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 from torch.nn import Parameter
 
-from gradood.errors import ModelError
-from gradood.gradients.axis import differs
-from gradood.gradients.plan import rounding_of_logits
-from gradood.gradients.probe import change, require_grad
+from gradood.errors import GradoodError, ModelError
+from gradood.gradients.independence import BatchLogits
+from gradood.gradients.probe import require_grad
+from gradood.gradients.rows import candidates
 from gradood.gradients.source import derived_source, graph_leaves
 from gradood.gradients.state import observed
 from gradood.gradients.validation import logits_of
 
 _LOG = logging.getLogger("gradood")
+
+_Result = TypeVar("_Result")
 
 #: Per-sample gradients and activations of one chunk take about this much memory.
 CHUNK_BYTES = 256 << 20
@@ -29,14 +33,14 @@ def vmap_norms(
     model: nn.Module,
     x: Tensor,
     parameters: Mapping[str, Parameter],
-    batch_logits: Tensor | None,
+    batch_logits: BatchLogits | None,
     logit_gradients: Sequence[Tensor],
     bytes_per_sample: int,
 ) -> list[dict[str, Tensor]]:
     """Squared norms by parameter for every label, through ``torch.func``.
 
-    ``logit_gradients`` are ``[N, C]``, one a label; ``batch_logits``, ``[N, C]`` too, are what they
-    were computed from, if they are gradients of a loss. Differentiable in ``x`` and in the
+    ``logit_gradients`` are ``[N, C]``, one a label; ``batch_logits`` are what they were
+    computed from, if they are gradients of a loss. Differentiable in ``x`` and in the
     gradients.
 
     Raises:
@@ -68,7 +72,7 @@ def vmap_norms(
             rows = slice(i, i + chunk)
             logits, squares = vmap(norms, randomness="different")(x[rows], stacked[rows])
         if batch_logits is not None:
-            _check_logits(logits, batch_logits[rows])
+            batch_logits.check(rows, logits)
         parts.append(squares)
     return [
         {name: torch.cat([p[name][:, k] for p in parts]) for name in parameters}
@@ -80,7 +84,7 @@ def loop_norms(
     model: nn.Module,
     x: Tensor,
     parameters: Mapping[str, Parameter],
-    batch_logits: Tensor | None,
+    batch_logits: BatchLogits | None,
     logit_gradients: Sequence[Tensor],
     pair: bool,
     create_graph: bool = False,
@@ -105,11 +109,11 @@ def loop_norms(
     copies = 2 if pair else 1
     for n in range(x.shape[0]):
         rows = x[[n] * copies]
-        with observed(model, []), require_grad(parameters.values()):
+        with observed(model, []), require_grad(parameters.values()), _alone():
             tensors = {**_stand_ins(model), **leaves}
             logits = logits_of(functional_call(model, tensors, (rows,)), copies)[:1]
             if batch_logits is not None:
-                _check_logits(logits, batch_logits[n : n + 1])
+                batch_logits.check(slice(n, n + 1), logits)
             if n == 0:
                 _refuse_kept_tensors(logits)
             for k, gradients in enumerate(logit_gradients if logits.requires_grad else []):
@@ -121,6 +125,22 @@ def loop_norms(
                         gradient = torch.stack([g.to(norms[k][name].dtype) for g in parts]).sum(0)
                         norms[k][name][n] = gradient.square().sum()
     return norms
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Say what it means when a model that takes a batch does not take, or differentiate, one."""
+    try:
+        yield
+    except (GradoodError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        first = str(error).strip().partition("\n")[0]
+        raise ModelError(
+            "no rule covers this model, and one sample at a time it raises "
+            f"{type(error).__name__}: {first}; make it take batches of any size, and let autograd "
+            "differentiate it (checkpoints with use_reentrant=False)"
+        ) from error
 
 
 def _pull(
@@ -150,46 +170,55 @@ def choose(
     """``"vmap"`` if it runs and agrees with the loop on three samples, else ``"loop"``.
 
     Some operators have no batching rule, and for some the rule is wrong: in PyTorch 2.14, gradients
-    through a float32 LSTM on the CPU. The samples are the first ones, changed so that no two are
-    alike.
+    through a float32 LSTM on the CPU. The samples are those that a probe takes.
     """
-    few = x[torch.arange(3, device=x.device) % len(x)]
-    for sample in (1, 2):
-        few = change(few, sample)
     generator = torch.Generator().manual_seed(0)
-    gradients = [torch.randn(3, classes, generator=generator, dtype=torch.float64).to(x.device)]
-    expected = loop_norms(model, few, parameters, None, gradients, pair)
+    drawn = torch.randn(3, classes, generator=generator, dtype=torch.float64)
+    gradients = [drawn.to(x.device)]
+    few, expected = _first_that_runs(
+        [rows.x for rows in candidates(x)],
+        lambda few: loop_norms(model, few, parameters, None, gradients, pair),
+    )
     try:
         norms = vmap_norms(model, few, parameters, None, gradients, 0)
-    except (RuntimeError, NotImplementedError, ValueError, TypeError, ModelError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         _LOG.info("vmap cannot run %s (%s): one sample at a time", type(model).__name__, reason)
         return "loop"
     for found, right in zip(norms, expected, strict=True):
-        scale = max(float(r.max()) for r in right.values())
+        scale = max((float(r.max()) for r in right.values() if r.isfinite().all()), default=0.0)
         for name, norm in found.items():
-            half = parameters[name].element_size() < 4 or torch.is_autocast_enabled(x.device.type)
-            rounding = 0.05 if half else 1e-3
+            half = torch.is_autocast_enabled(x.device.type)
+            rounding = _ROUNDING[2 if half else min(parameters[name].element_size(), 8)]
             if not torch.allclose(norm, right[name], rounding, 1e-9 * scale, equal_nan=True):
                 _LOG.info("vmap is wrong for %s: one sample at a time", name)
                 return "loop"
     return "vmap"
 
 
+#: By the bytes of a number, the relative error up to which norms are the same.
+_ROUNDING = {1: 0.05, 2: 0.05, 4: 1e-3, 8: 1e-7}
+
+
+def _first_that_runs(
+    batches: Sequence[Tensor], run: Callable[[Tensor], _Result]
+) -> tuple[Tensor, _Result]:
+    """The first batch that the model takes, and what it gives; the error of the last if none."""
+    *others, last = batches
+    for batch in others:
+        try:
+            return batch, run(batch)
+        except ModelError:  # perhaps made up as no input can be
+            continue
+    return last, run(last)
+
+
 def _stand_ins(model: nn.Module) -> dict[str, Tensor]:
     """Copies of what a forward pass may write to, or autograd cannot save."""
     parameters = {name: p for name, p in model.named_parameters() if p.is_inference()}
     return {name: t.clone() for name, t in {**parameters, **dict(model.named_buffers())}.items()}
-
-
-def _check_logits(logits: Tensor, expected: Tensor) -> None:
-    """Refuse to pull a batch's logit gradients back through other logits."""
-    logits = logits.detach()
-    if bool(differs(expected, logits.to(expected), rounding_of_logits(expected)).any()):
-        raise ModelError(
-            "the logits of a sample alone are not those it has in its batch: the samples influence "
-            "one another, or the model draws random numbers; call model.eval()"
-        )
 
 
 def _refuse_kept_tensors(logits: Tensor) -> None:

@@ -114,10 +114,9 @@ class _GramScorer(Scorer):
         classes = self._only_forward(x[:1]).shape[1]
         return max(1, super().samples_a_pass(x) // (1 + classes))
 
-    def _with_plan(self, x: Tensor, labels: Sequence[Label]) -> Scores:
-        plan = self.plan(x)
+    def _follow(self, plan: Plan, x: Tensor, labels: Sequence[Label]) -> Scores:
         if x.shape[0] == 1 and plan.pair_lone:
-            return self._with_plan(x[[0, 0]], labels).each(lambda t: t[:1])
+            return self._follow(plan, x[[0, 0]], labels).each(lambda t: t[:1])
         features = None
         grams: dict[str, Tensor] = {}
         if plan.steps:
@@ -222,7 +221,7 @@ class _GramRecorder(Recorder):
         numel = max(
             self._parameters[name].numel(), *(u.call.operands[u.role].numel() for u in uses)
         )
-        chunk = max(1, GRADIENT_BYTES // (4 * classes * numel))
+        chunk = max(1, GRADIENT_BYTES // (4 * classes * max(numel, 1)))
         parts = []
         for start in range(0, self._samples, chunk):
             rows, total = slice(start, start + chunk), None

@@ -1,14 +1,15 @@
 """Operators that pick places in a tensor by values: sorting, gathering, masks, packed sequences.
 
 Where the values come from the batch, the place of a sample differs from batch to batch, and no
-probe can tell where it will be next time.
+probe can tell where it will be next time: unless a mask takes as much of every sample.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from gradood.gradients.capture import flatten
@@ -38,10 +39,41 @@ _ANYWHERE = {
 }  # fmt: skip
 
 
-def picked_dimensions(
+class Pick(NamedTuple):
+    """What an operator picks from its first argument by values of the batch."""
+
+    shape: torch.Size
+    #: The dimensions in which values pick the places.
+    dims: frozenset[int]
+    #: How many elements a mask picks from every entry of dimension 0, if from all as many.
+    even: int | None
+
+
+def pick(name: str, args: Any, kwargs: Any, depends: Callable[[object], bool]) -> Pick | None:
+    """What an operator picks by values of the batch, if it does."""
+    dims = _picked_dimensions(name, args, kwargs, depends)
+    return Pick(args[0].shape, frozenset(dims), picked_evenly(args)) if dims else None
+
+
+def picked_evenly(args: Any) -> int | None:
+    """How many elements of every entry of dimension 0 an index that begins with a mask picks.
+
+    None where there is no such index, or where they are not as many of each.
+    """
+    index = args[1] if len(args) > 1 else None
+    mask, *rest = index if isinstance(index, tuple) and index else (index,)
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or not mask.dim() or len(mask) == 0:
+        return None
+    if any(isinstance(part, Tensor) for part in rest):
+        return None
+    counts = mask.flatten(1).sum(1) if mask.dim() > 1 else mask.to(torch.int64)
+    first = int(counts[0])
+    return first if bool((counts == first).all()) else None
+
+
+def _picked_dimensions(
     name: str, args: Any, kwargs: Any, depends: Callable[[object], bool]
 ) -> set[int]:
-    """Dimensions of the first argument in which values of the batch pick the places."""
     first, *rest = args if args else [None]
     if not isinstance(first, Tensor):
         return set()

@@ -7,7 +7,7 @@ samples are independent; which parameters a rule covers, and why not the others.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
@@ -17,13 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from gradood.errors import ModelError
-from gradood.gradients.axis import SampleAxis, differs, fitting_axes, grown_dimension
+from gradood.errors import GradoodError, ModelError
+from gradood.gradients.axis import SampleAxis
+from gradood.gradients.caches import Cache
 from gradood.gradients.capture import Function, PlanError, name_of
-from gradood.gradients.probe import Findings, Forward, Meeting, Use, investigate
+from gradood.gradients.evidence import ROUNDING, Evidence
+from gradood.gradients.picking import Pick
+from gradood.gradients.probe import Findings, Forward, Probe
 from gradood.gradients.rules import RULES, Call
 from gradood.gradients.source import disjoint
 from gradood.gradients.state import Written
+from gradood.gradients.survey import Survey, Use
 
 __all__ = ["Forward", "Plan", "PlanError", "Step", "make_plan"]
 
@@ -53,6 +57,8 @@ class Expected(NamedTuple):
     constants: Any
     meets: bool
     step: Step | None
+    #: How many elements of every entry of dimension 0 the operator's mask picks, if it must be so.
+    even: int | None
 
 
 @dataclass
@@ -75,12 +81,22 @@ class Plan:
     fallback: str = ""
     bytes_per_sample: int = 0
     written: Written = Written()
+    #: Emptied before every pass.
+    caches: tuple[Cache, ...] = ()
+    #: By position, how many elements a mask picks of every sample; and where it does not.
+    even: dict[int, int] = field(default_factory=dict)
+    uneven: frozenset[int] = frozenset()
+    #: Whether all samples of the probe were alike, which leaves some influences unseen.
+    provisional: bool = False
 
     @cached_property
     def operators(self) -> tuple[Expected, ...]:
         """Every operator of the pass in order, with the step that belongs to it."""
         numbered = enumerate(zip(self.functions, self.constants, strict=True), 1)
-        return tuple(Expected(f, c, i in self.meets, self.steps.get(i)) for i, (f, c) in numbered)
+        return tuple(
+            Expected(f, c, i in self.meets, self.steps.get(i), self.even.get(i))
+            for i, (f, c) in numbered
+        )
 
     @cached_property
     def pair_lone(self) -> bool:
@@ -94,109 +110,120 @@ class Plan:
 
 
 def make_plan(
-    model: nn.Module, forward: Forward, x: Tensor, parameters: Mapping[str, Parameter]
+    model: nn.Module,
+    forward: Forward,
+    x: Tensor,
+    parameters: Mapping[str, Parameter],
+    uneven: frozenset[int] = frozenset(),
 ) -> Plan:
     """Probe ``model`` with the first rows of ``x`` and plan for the named ``parameters``.
+
+    ``uneven`` are positions of masks that are known not to pick as much of every sample.
 
     Raises:
         ModelError: the samples of a batch influence one another.
     """
+    probe = Probe(model, forward, parameters)
     try:
-        found = investigate(model, forward, x, parameters)
-    except PlanError as error:
-        return Plan(uncovered=dict.fromkeys(parameters, str(error)))
-    _check_independence(found)
-    operators = found.operators
-    plan = Plan(bytes_per_sample=found.three.bytes // 3, written=found.written)
-    plan.functions, plan.constants = operators.functions, operators.constants
-    plan.meets = operators.meets
-    hidden, plan.strange = found.three.hidden_uses()
-    plan.uncovered.update(hidden)
-    passes = (found.two, found.three, *found.changed)
-    if len({len(p.meetings) for p in passes}) > 1:
-        return Plan(uncovered=dict.fromkeys(parameters, _UNSTEADY))
-    for two, three, *changed in zip(*(p.meetings for p in passes), strict=True):
-        step = _step(two, three, changed)
-        if isinstance(step, Step) and step.position > operators.picks:
-            step = "the values of the batch decide which rows the operator gets"
-        if isinstance(step, Step):
-            plan.steps[step.position] = step
-        else:
-            plan.uncovered.update((use.parameter, step) for use in three.uses)
-    _drop_uncovered(plan)
-    _combine(plan)
-    return plan
+        found = probe.investigate(x)
+        evidence = Evidence(found, 0.0)
+        if (evidence.coupled or evidence.unclear) and not probe.repeats(found):
+            evidence = Evidence(found, ROUNDING)
+    except (GradoodError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever the model raises when it is probed
+        return Plan(uncovered=dict.fromkeys(parameters, reason_of(error)))
+    if evidence.coupled:
+        raise ModelError(
+            "the logits of a sample depend on the other samples of the batch, so there is no "
+            "gradient of a single sample; call model.eval()"
+        )
+    if probe.size_matters(found):
+        raise ModelError(
+            "the logits of a sample depend on how many samples the batch has, or on the sample's "
+            "place among them, so there is no gradient of a single sample; call model.eval()"
+        )
+    return _plan(found, evidence, uneven)
+
+
+def reason_of(error: Exception) -> str:
+    """Why a probe or a plan came to nothing, for people."""
+    if isinstance(error, PlanError):
+        return str(error)
+    first = str(error).strip().partition("\n")[0]
+    return f"the model cannot be followed: {type(error).__name__}: {first}"
 
 
 _USE_BATCH_NORM = ("batch_norm", "instance_norm")
 _UNSTEADY = "the operators that the model runs change from call to call"
 
 
-def _step(two: Meeting, three: Meeting, changed: Sequence[Meeting]) -> Step | str:
-    """Find where the samples lie in one operator call, or say why no rule covers it."""
-    call = three.call
+def _plan(found: Findings, evidence: Evidence, uneven: frozenset[int]) -> Plan:
+    two, three = found.two, found.three
+    steady = zip(two.constants, three.constants, strict=True)
+    plan = Plan(
+        functions=tuple(three.functions),
+        constants=tuple(b if a == b else None for a, b in steady),
+        meets=frozenset(two.meets | three.meets | three.grown),
+        bytes_per_sample=three.bytes // 3,
+        written=found.written,
+        caches=found.caches,
+        uneven=uneven,
+        provisional=not any(found.rows.differ),
+    )
+    plan.uncovered, plan.strange = three.hidden_uses()
+    moved = torch.inf
+    for position, pick in three.picks.items():
+        if _moves_samples(two.picks.get(position), pick):
+            if position not in uneven and pick.even is not None and _is_even(two, three, position):
+                plan.even[position] = pick.even
+            else:
+                moved = min(moved, position)
+    for position, meeting in three.meetings.items():
+        step = _step(position, found, evidence)
+        if isinstance(step, Step) and position > moved:
+            step = "the values of the batch decide which rows the operator gets"
+        if isinstance(step, Step):
+            plan.steps[position] = step
+        else:
+            plan.uncovered.update((use.parameter, step) for use in meeting.uses)
+    _drop_uncovered(plan)
+    _combine(plan)
+    return plan
+
+
+def _step(position: int, found: Findings, evidence: Evidence) -> Step | str:
+    """Where the samples lie in one operator call, or why no rule covers it."""
+    meeting = found.three.meetings[position]
+    call = meeting.call
     if isinstance(call, str):
         return call
-    if any(
-        (m.position, m.uses) != (three.position, three.uses) or isinstance(m.call, str)
-        for m in (two, *changed)
-    ):
-        return _UNSTEADY
-    passes = (two, three, *changed)
-    axes = [_axes([m.out for m in passes])]
-    if call.data is not None:
-        axes.append(_axes([m.call.data for m in passes if isinstance(m.call, Call)]))
-        needed = any(use.role in call.needs_data for use in three.uses)
-        if needed and call.data._version != three.version:
-            return "the operator's input is overwritten later in the forward pass"
-    if not all(axes):
-        return "the samples influence one another, or lie in no regular order"
-    # Every rule has the samples at one place in the input and the output: each narrows the other.
-    fitting = set.intersection(*axes)
-    if len(fitting) != 1:
-        return (
-            "the samples change places in the operator" if not fitting else "their order is unclear"
-        )
-    (axis,) = fitting
-    return call.refuses(axis) or Step(
-        three.position, three.function, RULES[three.function], three.uses, axis
-    )
+    axis = evidence.axes[position]
+    if isinstance(axis, str):
+        return axis
+    needed = any(use.role in call.needs_data for use in meeting.uses)
+    if needed and call.data is not None and call.data._version != meeting.version:
+        return "the operator's input is overwritten later in the forward pass"
+    rule = RULES[meeting.function]
+    return call.refuses(axis) or Step(position, meeting.function, rule, meeting.uses, axis)
 
 
-def _axes(tensors: Sequence[Tensor | None]) -> set[SampleAxis]:
-    """Where the samples can lie in one tensor of every pass: two, three, and each one changed."""
-    two, three, *changed = tensors
-    assert two is not None and three is not None
-    dim = grown_dimension(two.shape, three.shape)
-    if dim is None:
-        return set()
-    found = [fitting_axes(dim, three, t, i) for i, t in enumerate(changed) if t is not None]
-    return set.intersection(*found)
+def _moves_samples(two: Pick | None, three: Pick) -> bool:
+    if two is None or two.dims != three.dims or len(two.shape) != len(three.shape):
+        return True
+    grown = _grown(two, three)
+    return bool(grown & three.dims) or len(grown) > 1
 
 
-def _check_independence(found: Findings) -> None:
-    logits = found.three.logits.detach()
-    for sample, probe in enumerate(found.changed):
-        others = torch.arange(3, device=logits.device) != sample
-        if bool(differs(logits, probe.logits.detach())[others].any()):
-            raise ModelError(
-                "the logits of a sample depend on the other samples of the batch, so there is no "
-                "gradient of a single sample; call model.eval()"
-            )
-    if found.random:
-        return  # other numbers are drawn for a batch of another size
-    rounding = rounding_of_logits(logits)
-    if bool(differs(logits[1:], found.two.logits.detach(), rounding).any()):
-        raise ModelError(
-            "the logits of a sample depend on how many samples the batch has, or on the sample's "
-            "place among them, so there is no gradient of a single sample; call model.eval()"
-        )
+def _is_even(two: Survey, three: Survey, position: int) -> bool:
+    """Whether a mask leaves the samples in their order, with as many rows each."""
+    before, now = two.picks.get(position), three.picks[position]
+    return before is not None and before.even == now.even and _grown(before, now) == {0}
 
 
-def rounding_of_logits(logits: Tensor) -> float:
-    """By which share of the largest logit two computations of the same may differ."""
-    half = torch.is_autocast_enabled(logits.device.type) or logits.element_size() < 4
-    return 0.1 if half else 0.01
+def _grown(two: Pick, three: Pick) -> set[int]:
+    sizes = zip(two.shape, three.shape, strict=True)
+    return {i for i, (a, b) in enumerate(sizes) if a != b}
 
 
 def _drop_uncovered(plan: Plan) -> None:

@@ -15,11 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from gradood.errors import ModelError
+from gradood.errors import GradoodError, ModelError
 from gradood.gradients import engine, fallback
+from gradood.gradients.caches import Cache, emptied, find
+from gradood.gradients.capture import UnevenError
+from gradood.gradients.independence import BatchLogits
 from gradood.gradients.labels import Label, loss_gradient
 from gradood.gradients.outline import Outline, outline
-from gradood.gradients.plan import Plan, PlanError, make_plan
+from gradood.gradients.plan import Plan, PlanError, make_plan, reason_of
+from gradood.gradients.probe import require_grad
 from gradood.gradients.state import kept, observed
 from gradood.gradients.validation import explain_dtype, logits_of
 
@@ -70,6 +74,7 @@ class Scorer:
         self.observer = observer
         self._key: tuple[Any, ...] = ()
         self._verified = False  # whether vmap agrees with the loop
+        self._caches: tuple[Cache, ...] | None = None
 
     def score(self, x: Tensor, micro_batch: int | None) -> Scores:
         """Norms, logits and penultimate features of a batch."""
@@ -97,18 +102,24 @@ class Scorer:
     def plan(self, x: Tensor) -> Plan:
         """The plan for this model, input and selection: kept from an earlier call, or made."""
         if self.method in ("vmap", "loop"):
+            if self._caches is None:
+                with require_grad(self.parameters.values()):
+                    self._caches = find(self.model, lambda: self.forward(x[:2]))
             uncovered = dict.fromkeys(self.parameters, f'method="{self.method}"')
-            return Plan(uncovered=uncovered, fallback=self.method)
-        plans = _PLANS.setdefault(self.model, {})
-        if self._key not in plans:
-            plan = make_plan(self.model, self.forward, x, self.parameters)
-            plans[self._key] = plan
-            for name, reason in plan.uncovered.items():
-                _LOG.info("%s: %s", name, reason)
-        plan = plans[self._key]
+            return Plan(uncovered=uncovered, fallback=self.method, caches=self._caches)
+        plan = _PLANS.setdefault(self.model, {}).get(self._key)
+        if plan is None or (plan.provisional and len(x) > 1 and not torch.equal(x[0], x[1])):
+            plan = self._make_plan(x, frozenset())
         if self.method == "rules" and plan.uncovered:
             name, reason = next(iter(plan.uncovered.items()))
             raise ModelError(f'method="rules", but no rule covers {name}: {reason}')
+        return plan
+
+    def _make_plan(self, x: Tensor, uneven: frozenset[int]) -> Plan:
+        plan = make_plan(self.model, self.forward, x, self.parameters, uneven)
+        for name, reason in plan.uncovered.items():
+            _LOG.info("%s: %s", name, reason)
+        _PLANS[self.model][self._key] = plan
         return plan
 
     def forward(self, x: Tensor) -> Tensor:
@@ -135,27 +146,42 @@ class Scorer:
 
     def _micro_batch(self, x: Tensor, labels: Sequence[Label]) -> Scores:
         """The same of some rows of the whole batch."""
-        try:
+        plan = self.plan(x)
+        if not plan.steps:
             return self._with_plan(x, labels)
-        except PlanError:
-            # The model may have been edited since: probe once more, then do without rules.
-            _PLANS.get(self.model, {}).pop(self._key, None)
         try:
             return self._with_plan(x, labels)
         except PlanError as error:
+            # The model may have been edited since: probe once more, then do without rules.
+            missed = {error.position} if isinstance(error, UnevenError) else set()
+            self._make_plan(x, plan.uneven | missed)
+        except (GradoodError, torch.OutOfMemoryError):
+            raise
+        except Exception:  # an input that no forward pass takes, or one that no plan follows
+            self._only_forward(x)
+        try:
+            return self._with_plan(x, labels)
+        except (GradoodError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            reason = reason_of(error)
             if self.method == "rules":
-                raise ModelError(f'method="rules", but {error}') from error
-            uncovered = dict.fromkeys(self.parameters, str(error))
-            _PLANS[self.model][self._key] = Plan(uncovered=uncovered)
+                raise ModelError(f'method="rules", but {reason}') from error
+            _LOG.info("%s: %s", type(self.model).__name__, reason)
+            uncovered = dict.fromkeys(self.parameters, reason)
+            _PLANS[self.model][self._key] = Plan(uncovered=uncovered, caches=plan.caches)
             return self._with_plan(x, labels)
 
     def _with_plan(self, x: Tensor, labels: Sequence[Label]) -> Scores:
         plan = self.plan(x)
+        with emptied(self.model, plan.caches):
+            return self._follow(plan, x, labels)
+
+    def _follow(self, plan: Plan, x: Tensor, labels: Sequence[Label]) -> Scores:
         if x.shape[0] == 1 and plan.pair_lone:
             pair = [0, 0]
-            return self._with_plan(x[pair], [_of_rows(label, pair) for label in labels]).each(
-                lambda t: t[:1]
-            )
+            labels = [_of_rows(label, pair) for label in labels]
+            return self._follow(plan, x[pair], labels).each(lambda t: t[:1])
         features = None
         gradients: list[Tensor] = []
 
@@ -180,12 +206,9 @@ class Scorer:
         return Scores(self._assemble(norms, logits), logits, features)
 
     def _only_forward(self, x: Tensor) -> Tensor:
-        try:
-            with observed(self.model, []), torch.no_grad():
-                return self.forward(x)
-        except RuntimeError:  # a model may need gradients inside its forward pass
-            with observed(self.model, []):
-                return self.forward(x).detach()
+        # With gradients, as in every other pass: without, some models take another way.
+        with observed(self.model, []), require_grad(self.parameters.values()):
+            return self.forward(x).detach()
 
     def _exact(
         self,
@@ -203,9 +226,10 @@ class Scorer:
                     'it wrongly; use method="auto" or "loop"'
                 )
             plan.fallback, self._verified = found, True
+        same = BatchLogits(self.model, x, logits)
         if plan.fallback == "loop":
-            return fallback.loop_norms(self.model, x, rest, logits, gradients, plan.pair_lone)
-        return fallback.vmap_norms(self.model, x, rest, logits, gradients, plan.bytes_per_sample)
+            return fallback.loop_norms(self.model, x, rest, same, gradients, plan.pair_lone)
+        return fallback.vmap_norms(self.model, x, rest, same, gradients, plan.bytes_per_sample)
 
     def _assemble(self, norms: list[dict[str, Tensor]], logits: Tensor) -> Tensor:
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32

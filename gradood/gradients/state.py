@@ -32,7 +32,8 @@ class _Snapshot:
         buffers, modules = set(), set()
         for name, buffer in self._buffers.items():
             version, value = self._values[name]
-            if _version(buffer) != version or (version is None and not buffer.equal(value)):
+            # Some operators of PyTorch write without counting it.
+            if _version(buffer) != version or not buffer.equal(value):
                 buffers.add(name)
                 buffer.detach().copy_(value)
         for name, contents in self._contents.items():

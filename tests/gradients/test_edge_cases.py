@@ -7,6 +7,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 import gradood
+from gradood.errors import ModelError
 from tests.gradients.oracle import assert_norms, randomise, reference_norms
 
 CASES = {}
@@ -636,5 +637,5 @@ def test_an_input_overwritten_after_its_use_is_an_error_as_in_autograd():
         y.zero_()
         return z
 
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+    with pytest.raises(ModelError, match="modified by an inplace operation"):
         gradood.gradient_norms(Apply(forward, a=nn.Linear(6, 5)), torch.randn(4, 6))

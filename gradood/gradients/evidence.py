@@ -1,0 +1,101 @@
+"""What the passes of a probe say about where the samples lie, and whether they are independent."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gradood.gradients.axis import (
+    SAMPLES,
+    SampleAxis,
+    differs,
+    fitting_axes,
+    grown_dimension,
+    owners_by_gradient,
+    owners_by_value,
+)
+from gradood.gradients.probe import EXCHANGES, KEPT, Findings
+from gradood.gradients.rules import Call
+from gradood.gradients.survey import Meeting
+
+#: Which share of a tensor's largest value is rounding, where a pass run twice differs from itself.
+ROUNDING = 1e-5
+
+
+class Evidence:
+    """The verdict on every meeting; ``rounding`` is the share of a largest value that is no change.
+
+    Attributes:
+        coupled: whether the logits of a sample changed with the other samples.
+        axes: by position, where the samples lie in a meeting's tensors, or why that is not known.
+        unclear: whether it is not known somewhere.
+    """
+
+    def __init__(self, found: Findings, rounding: float) -> None:
+        self._found, self._rounding = found, rounding
+        logits = found.three.logits.detach()
+        self.coupled = any(
+            bool(differs(logits, replay.logits.detach(), rounding)[kept].any())
+            for replay, kept in zip(found.exchanged, KEPT, strict=True)
+        )
+        self.axes = {
+            position: self._axis(position, meeting)
+            for position, meeting in found.three.meetings.items()
+            if isinstance(meeting.call, Call)
+        }
+        self.unclear = any(isinstance(axis, str) for axis in self.axes.values())
+
+    def _axis(self, position: int, meeting: Meeting) -> SampleAxis | str:
+        others = [replay.meetings[position] for replay in self._found.exchanged]
+        if any(m.uses != meeting.uses or isinstance(m.call, str) for m in others):
+            return "the operators that the model runs change from call to call"
+        assert meeting.out is not None
+        outs = [m.out for m in others if m.out is not None]
+        fitting = self._fitting(self._smaller(position, meeting.out, False), meeting.out, outs)
+        if meeting.data is not None:
+            datas = [m.data for m in others if m.data is not None]
+            two = self._smaller(position, meeting.data, True)
+            # Every rule has the samples at one place in its input and output: each narrows the
+            # other.
+            fitting &= self._fitting(two, meeting.data, datas)
+        if not fitting:
+            return "the samples influence one another, or lie in no regular order"
+        if len(meeting.gradients) == 2:
+            once, weighted = meeting.gradients
+            dim = next(iter(fitting)).dim
+            fitting &= fitting_axes(dim, owners_by_gradient(dim, once, weighted, self._rounding))
+            if not fitting:
+                return "the loss of a sample has a gradient at other samples' places"
+        if len(fitting) > 1:
+            return "the order of the samples is unclear"
+        return fitting.pop()
+
+    def _smaller(self, position: int, tensor: Tensor, data: bool) -> torch.Size | None:
+        """The shape that a tensor of a meeting had with two samples."""
+        two = self._found.two
+        out = two.shapes[position - 1][0] if two.shapes[position - 1] else None
+        if not data:
+            return out
+        meeting = two.meetings.get(position)
+        if meeting is not None and meeting.data is not None:
+            return meeting.data.shape
+        three = self._found.three.shapes[position - 1][0]
+        return out if tensor.shape == three else None
+
+    def _fitting(
+        self, two: torch.Size | None, tensor: Tensor, changed: list[Tensor]
+    ) -> set[SampleAxis]:
+        """Where the samples can lie in one tensor of every pass, by the values there."""
+        if two is None:  # what the batch of two did not show
+            dims = [i for i, size in enumerate(tensor.shape) if size and size % SAMPLES == 0]
+        else:
+            grown = grown_dimension(two, tensor.shape)
+            dims = [] if grown is None else [grown]
+        found: set[SampleAxis] = set()
+        for dim in dims:
+            owners = torch.ones(tensor.shape[dim], SAMPLES, dtype=torch.bool)
+            for other, order in zip(changed, EXCHANGES, strict=True):
+                exchanged = self._found.rows.exchanged(order)
+                owners &= owners_by_value(dim, tensor, other, exchanged, self._rounding)
+            found |= fitting_axes(dim, owners)
+        return found

@@ -1,0 +1,95 @@
+"""Three samples to probe a model with: the caller's own where there are enough, else like them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+#: Rows that are looked through for three that differ.
+LOOKED_AT = 16
+
+
+class Rows(NamedTuple):
+    """Three samples ``[3, …]``: which of them differ, and whether they are the caller's own."""
+
+    x: Tensor
+    #: The first from the second, the second from the third, the first from the third.
+    differ: tuple[bool, bool, bool]
+    made_up: bool
+
+    def exchanged(self, order: tuple[int, int, int]) -> tuple[bool, ...]:
+        """Which places hold another sample when they are put in ``order``."""
+        first_second, second_third, first_third = self.differ
+        unlike = {(0, 1): first_second, (1, 2): second_third, (0, 2): first_third}
+        return tuple(i != j and unlike[min(i, j), max(i, j)] for i, j in enumerate(order))
+
+
+def candidates(x: Tensor) -> Iterator[Rows]:
+    """Threes of samples to try in turn, until the model takes one; the last are all alike.
+
+    The caller's own rows come first: they lie in the model's domain, with every category in the
+    column it belongs to and padding where it may be. Where all rows are alike, neighbours of the
+    first are made up: a little nearer to zero, then a little farther, then permuted.
+    """
+    found = _unlike(x)
+    if len(found) > 1:
+        yield _rows(torch.cat([*found, found[-1]][:3]), False)
+        return
+    for change in _CHANGES:
+        if x.is_cuda and change is _permuted and not x.is_floating_point():
+            continue  # an index beyond its table would end the process's use of the device
+        rows = torch.cat([x[:1], *(change(x[:1], seed) for seed in (1, 2))])
+        if not all(torch.equal(row, x[0]) for row in rows[1:]):
+            yield _rows(rows, True)
+    yield _rows(x[[0, 0, 0]], False)
+
+
+def _unlike(x: Tensor) -> list[Tensor]:
+    found = [x[:1]]
+    for i in range(1, min(len(x), LOOKED_AT)):
+        if not any(torch.equal(x[i], other[0]) for other in found):
+            found.append(x[i : i + 1])
+            if len(found) == 3:
+                break
+    return found
+
+
+def _rows(x: Tensor, made_up: bool) -> Rows:
+    first, second, third = x
+    pairs = ((first, second), (second, third), (first, third))
+    differ = tuple(not torch.equal(a, b) for a, b in pairs)
+    return Rows(x, differ, made_up)  # type: ignore[arg-type]
+
+
+def _nearer(row: Tensor, seed: int) -> Tensor:
+    if row.is_floating_point() or row.is_complex():
+        return row * (1 - _noise(row, seed) / 16)
+    if row.dtype == torch.bool:
+        return row.logical_and(_noise(row, seed) < 0.75)
+    return torch.where((row > 1) & (_noise(row, seed) < 0.75), row - 1, row)
+
+
+def _farther(row: Tensor, seed: int) -> Tensor:
+    if row.is_floating_point() or row.is_complex():
+        noise = _noise(row, seed) / 16
+        return row * (1 + noise) + noise * (row == 0)  # zeros are neighbours of something too
+    return row
+
+
+def _permuted(row: Tensor, seed: int) -> Tensor:
+    if row.is_floating_point() or row.is_complex():
+        return row
+    return row.flatten().roll(seed).view_as(row)
+
+
+_CHANGES: tuple[Callable[[Tensor, int], Tensor], ...] = (_nearer, _farther, _permuted)
+
+
+def _noise(row: Tensor, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    dtype = row.dtype if row.is_floating_point() else torch.float32
+    noise = torch.rand(row.shape, generator=generator, dtype=torch.float32)
+    return noise.to(row.device, dtype)
