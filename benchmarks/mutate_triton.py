@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch  # noqa: E402
 
-from gradood.benchmarking.gpu.selftest import noise_checks, vote_checks  # noqa: E402
+from gradood.benchmarking.operators import noise_checks, vote_checks  # noqa: E402
 from gradood.kernels.interpreter import shuffled  # noqa: E402
 from gradood.ops import triton_backend  # noqa: E402
 from tests.kernels.calls import CALLS, poisoned, relative_error  # noqa: E402
@@ -210,8 +210,9 @@ def _norm(name: str) -> str:
     return "" if error < TOLERANCE else f"{name}: error {error:.0e}"
 
 
-def _failed(checks: Callable[[str], Iterator]) -> str:  # type: ignore[type-arg]
-    return next((f"{c.name}: {c.detail}" for c in checks("cpu") if not c.passed), "")
+def _failed(checks: Callable[..., Iterator]) -> str:  # type: ignore[type-arg]
+    found = checks(triton_backend, "cpu")
+    return next((f"{c.name}: {c.detail}" for c in found if not c.passed), "")
 
 
 _special = {"noise": lambda: _failed(noise_checks), "votes": lambda: _failed(vote_checks)}

@@ -1,7 +1,8 @@
-"""``gradood selftest``: are the kernels right on this machine?"""
+"""``gradood selftest``: are this machine's arithmetic and the kernels right?"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,7 @@ from rich.table import Table
 from gradood.errors import BackendError, InputError
 
 if TYPE_CHECKING:
-    from gradood.benchmarking.gpu.selftest import Check
+    from gradood.benchmarking.operators import Check
 
 _DEFAULT_OUT = Path("gradood-selftest.json")
 
@@ -26,15 +27,62 @@ def selftest(
     case: Annotated[list[str] | None, typer.Option(help="With --dry: parts of names.")] = None,
     out: Annotated[Path, typer.Option(help="File for the results.")] = _DEFAULT_OUT,
 ) -> None:
-    """Check the Triton kernels on this machine's GPU; writes a file to attach to an issue.
+    """Check this machine's arithmetic, or a GPU's kernels; writes a file to attach to an issue.
 
-    Under TRITON_INTERPRET=1 the same checks run on the CPU, without sizes that would take hours.
+    Without options: PyTorch, the libraries under it and gradood's kernels on the CPU, with one
+    thread and with two, against independent computations; for what is wrong, whether gradood does
+    without it. With --cuda: the Triton kernels (under TRITON_INTERPRET=1 on the CPU, without sizes
+    that would take hours).
+
+    Exit status: 0 if everything that gradood relies on is right, 1 if not.
     """
     if dry is not None:
         _compile(dry, case, out)
-        return
-    if not cuda:
-        raise InputError("nothing to check; pass --cuda, or --dry sm_90 to compile without a GPU")
+    elif cuda:
+        _check_gpu(out)
+    else:
+        _check_machine(out)
+
+
+def _check_machine(out: Path) -> None:
+    import torch
+
+    from gradood.benchmarking.arithmetic import verdicts
+    from gradood.benchmarking.machine import processor
+
+    table = Table("operation", "threads", "", "detail", box=None, pad_edge=False)
+    found = []
+    with Console(stderr=True).status("with one thread and with two …"):
+        for verdict in verdicts():
+            found.append(verdict)
+            state = "[green]right[/green]" if verdict.right else "[red]WRONG[/red]"
+            detail = verdict.detail
+            if not verdict.right:
+                detail += (
+                    f"; avoided: {verdict.avoided}" if verdict.avoided else "; gradood needs it"
+                )
+            table.add_row(verdict.name, str(verdict.threads), state, detail)
+    failed = [f"{v.name} ({v.threads} threads)" for v in found if not v.passed]
+    content = {
+        "processor": processor(),
+        "torch": torch.__version__,
+        "failed": failed,
+        "checks": [v._asdict() for v in found],
+    }
+    out.write_text(json.dumps(content, indent=1) + "\n")
+    console = Console()
+    console.print(table)
+    _conclude(console, failed, "Everything that gradood relies on is right.", out)
+
+
+def _conclude(console: Console, failed: list[str], good: str, out: Path) -> None:
+    verdict = f"FAILED: {', '.join(failed)}" if failed else good
+    console.print(verdict, style="red" if failed else "green", highlight=False)
+    console.print(f"Results: {out.resolve()}", highlight=False, soft_wrap=True)
+    raise typer.Exit(1 if failed else 0)
+
+
+def _check_gpu(out: Path) -> None:
     from gradood.ops.dispatch import load
 
     missing = load("triton")[1]
@@ -53,11 +101,7 @@ def selftest(
     console.print(f"Device: {content['device']}, {content['target']}.", highlight=False)
     if not content["measured on a GPU"]:
         console.print("Nothing of this was measured on a GPU.", highlight=False)
-    failed = content["failed"]
-    verdict = f"FAILED: {', '.join(failed)}" if failed else f"All {len(found)} checks passed."
-    console.print(verdict, style="red" if failed else "green", highlight=False)
-    console.print(f"Results: {out.resolve()}", highlight=False, soft_wrap=True)
-    raise typer.Exit(1 if failed else 0)
+    _conclude(console, content["failed"], f"All {len(found)} checks passed.", out)
 
 
 def _table(found: list[Check]) -> Table:
@@ -72,8 +116,6 @@ def _table(found: list[Check]) -> Table:
 
 def _compile(target: str, parts: list[str] | None, out: Path) -> None:
     """Compile every case for a GPU that is not there, and show what the kernels take."""
-    import json
-
     from gradood.benchmarking.gpu.launch_cases import launch_cases
     from gradood.benchmarking.gpu.resources import compile_case
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gradood.detectors.novelty import Learned, Novelty
-from gradood.detectors.whitening import covariance, whitening_matrix
+from gradood.detectors.whitening import covariance, whitening_of
 from gradood.errors import InputError
 
 #: What each Gaussian is made of.
@@ -45,17 +45,14 @@ def fit_gaussians(features: Tensor, classes: Tensor) -> Learned:
     """
     groups = class_groups(features, classes)
     pooled, prior = within_class_covariance(groups), features.shape[1]
-    whitenings = torch.stack(
-        [
-            whitening_matrix((len(g) * covariance(g) + prior * pooled) / (len(g) + prior))
-            for g in groups.values()
-        ]
-    )
+    whitenings = [
+        whitening_of((len(g) * covariance(g) + prior * pooled) / (len(g) + prior))
+        for g in groups.values()
+    ]
     return {
         "means": torch.stack([group.mean(0) for group in groups.values()]),
-        "whitenings": whitenings,
-        # Σ⁻¹ = W Wᵀ
-        "log_determinants": -2 * torch.linalg.slogdet(whitenings).logabsdet,
+        "whitenings": torch.stack([w.matrix for w in whitenings]),
+        "log_determinants": torch.stack([w.log_determinant for w in whitenings]),
         "classes": torch.tensor(list(groups), device=features.device),
     }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -15,12 +17,30 @@ def covariance(features: Tensor) -> Tensor:
     return torch.cov(features.T).reshape(features.shape[1], features.shape[1])
 
 
-def whitening_matrix(covariance: Tensor, shrinkage: float = SHRINKAGE) -> Tensor:
+class Whitening(NamedTuple):
+    """What makes features white, and how much volume they take.
+
+    Attributes:
+        matrix: ``W`` ``[d, d]`` with ``Σ⁻¹ = W Wᵀ``.
+        log_determinant: ``log det Σ``, a scalar, of the shrunk covariance Σ.
+    """
+
+    matrix: Tensor
+    log_determinant: Tensor
+
+
+def whitening_of(covariance: Tensor, shrinkage: float = SHRINKAGE) -> Whitening:
     """``W = V diag((λ + s mean(λ))^-½)``: ``‖f W‖²`` is the Mahalanobis form ``fᵀ Σ⁻¹ f``.
 
-    ``V diag(λ) Vᵀ`` is ``covariance`` ``[d, d]``, best in float64, and ``s`` the shrinkage.
+    ``V diag(λ) Vᵀ`` is ``covariance`` ``[d, d]``, best in float64, and ``s`` the shrinkage. The
+    eigenvalues give the determinant: the LU decomposition of several matrices at once, which
+    ``torch.linalg.slogdet`` takes, is wrong on some machines with more than one thread.
     """
     eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
-    scale = (eigenvalues.clamp_min(0) + shrinkage * eigenvalues.mean()).rsqrt()
-    whitening: Tensor = eigenvectors * scale
-    return whitening
+    shrunk = eigenvalues.clamp_min(0) + shrinkage * eigenvalues.mean()
+    return Whitening(eigenvectors * shrunk.rsqrt(), shrunk.log().sum())
+
+
+def whitening_matrix(covariance: Tensor, shrinkage: float = SHRINKAGE) -> Tensor:
+    """The matrix of ``whitening_of``."""
+    return whitening_of(covariance, shrinkage).matrix
