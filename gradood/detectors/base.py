@@ -30,7 +30,9 @@ class Detector(ABC):
 
     Args:
         model: Classifier ``[N, ...] -> logits [N, C]`` in eval mode. It is not changed.
-        nan_policy: ``"raise"``, or ``"flag"`` to score inputs that hold NaN or Inf as +inf.
+        nan_policy: ``"raise"``, or ``"flag"`` to score inputs that hold NaN or Inf as +inf. Finite
+            inputs of whose logits, features or norms the model makes NaN or Inf are never normal:
+            their score is +inf whatever the policy.
         batch_size: Inputs in one pass through the model.
         progress: Show a progress bar on stderr; None shows it only on a terminal.
     """

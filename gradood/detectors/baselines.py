@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from gradood.detectors.base import Detector
-from gradood.errors import InputError
 from gradood.gradients import GradientNorms
-from gradood.gradients.validation import logits_of, require_eval
+from gradood.gradients.decision import as_classes, class_logits, not_finite_rows
+from gradood.gradients.validation import not_finite, require_eval
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -28,7 +28,7 @@ class LogitDetector(Detector):
 
     @abstractmethod
     def _score_outputs(self, logits: Tensor, features: Tensor | None) -> Tensor:
-        """Scores ``[n]`` of float64 logits ``[n, C]``."""
+        """Scores ``[n]`` of float64 logits ``[n, C]``, C ≥ 2; of one logit those of its sigmoid."""
 
     def fit(self, normal: Source | None = None) -> Self:
         """Do nothing but forget the threshold: the same call as for other detectors."""
@@ -44,24 +44,23 @@ class LogitDetector(Detector):
     @torch.no_grad()
     def _score_batch(self, batch: Tensor) -> Tensor:
         require_eval(self.model)
-        usable = batch.flatten(1).isfinite().all(1)
-        if self.nan_policy == "raise" and not usable.all():
-            rows = (~usable).nonzero().flatten().tolist()
-            raise InputError(f"inputs {rows[:10]} of a batch hold NaN or Inf; remove them")
-        return self._score(usable, *self._forward(batch))
+        bad = not_finite(batch, self.nan_policy)
+        scores = self._score(*self._forward(batch))
+        return scores if bad is None else scores.masked_fill(bad, torch.inf)
 
     def _score_norms(self, norms: GradientNorms) -> Tensor:
         norms = norms.to(self._device)
-        # Inputs flagged for NaN or Inf have NaN logits.
-        return self._score(norms.logits.isfinite().all(1), norms.logits, norms.features)
+        return self._score(as_classes(norms.logits), norms.features)
 
-    def _score(self, usable: Tensor, logits: Tensor, features: Tensor | None) -> Tensor:
+    def _score(self, logits: Tensor, features: Tensor | None) -> Tensor:
+        # Not normal, whatever made them so: an input that holds NaN, or one that overflows.
+        unusable = not_finite_rows(logits, features)
         scores = self._score_outputs(logits.double(), features).float()
-        return torch.where(usable, scores, torch.inf)
+        return torch.where(unusable, torch.inf, scores)
 
     def _forward(self, batch: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits ``[n, C]``, and penultimate features ``[n, F]`` if they are needed."""
-        return logits_of(self.model(batch), len(batch)), None
+        return class_logits(self.model(batch), len(batch)), None
 
 
 class MaxSoftmax(LogitDetector):

@@ -69,8 +69,8 @@ class ConfoundingDetector(LogNormDetector):
             anomalies: Anomalous inputs of as many kinds as can be had, or their ``GradientNorms``.
 
         Raises:
-            InputError: Fewer than two normal inputs, normal inputs that are all alike, no anomaly,
-                or inputs that hold NaN or Inf.
+            InputError: Fewer than five normal inputs that differ, no anomaly, or inputs that hold
+                NaN or Inf.
         """
         self._forget()
         normal_features = log_norms(self._norms(normal, "fitting on normal inputs").values)

@@ -21,6 +21,13 @@ FLOOR = 1e-12
 #: the last bias is under a label and loss that fix its gradient.
 CONSTANT = 1e-4
 
+#: The same for features of any unit, as a share of their mean: float32 rounding of a sum.
+_ROUNDING = 3e-6
+
+#: Normal inputs that differ from one another, at least: the deviation of fewer may be next to
+#: nothing by accident, and every other input millions of deviations away.
+FEWEST = 5
+
 
 def log_norms(values: Tensor) -> Tensor:
     """Squared norms ``[N, L]`` or ``[N, K, L]`` -> natural logarithms, float32 ``[N, K L]``.
@@ -54,24 +61,43 @@ class Standardiser(NamedTuple):
     kept: Tensor
 
     @staticmethod
-    def fit(features: Tensor) -> Standardiser:
+    def fit(features: Tensor, fewest: int = FEWEST) -> Standardiser:
         """Learn from normal ``features`` ``[N, F]``.
 
         Raises:
-            InputError: Fewer than two rows, rows that are not finite, or no feature varies.
+            InputError: Fewer than ``fewest`` rows that differ, rows that are not finite, or no
+                feature varies.
         """
-        if len(features) < 2:
-            raise InputError(f"{len(features)} normal inputs are too few to fit on; give 2 or more")
+        if len(features) < fewest:
+            raise InputError(
+                f"{len(features)} normal inputs are too few to fit on; give {fewest} or more"
+            )
         require_finite(features, "normal inputs")
         std, mean = torch.std_mean(features.double(), 0)
-        kept = std > CONSTANT
+        rounding = (_ROUNDING * mean.abs()).clamp_min(CONSTANT)
+        kept = std > rounding
         if not kept.any():
             raise InputError(
-                "no gradient norm differs between the normal inputs, so there is nothing to learn; "
-                "are they all the same input?"
+                "no gradient norm or feature differs between the normal inputs, so there is "
+                "nothing to learn; are they all the same input?"
+            )
+        different = _count_different(features, rounding, fewest)
+        if different < fewest:
+            raise InputError(
+                f"only {different} of the {len(features)} normal inputs differ, and the others "
+                f"repeat them; give {fewest} or more different ones"
             )
         return Standardiser(mean[kept].float(), std[kept].float(), kept)
 
     def __call__(self, features: Tensor) -> Tensor:
         """``[N, F]`` -> ``[N, kept features]``."""
         return (features[:, self.kept] - self.mean) / self.std
+
+
+def _count_different(features: Tensor, rounding: Tensor, enough: int) -> int:
+    """How many rows differ from one another by more than rounding; counts up to ``enough``."""
+    count = 0
+    while len(features) and count < enough:
+        features = features[((features - features[0]).abs() > rounding).any(1)]
+        count += 1
+    return count

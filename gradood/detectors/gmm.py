@@ -64,7 +64,7 @@ class GradientGMM(LogNormDetector):
             normal: Normal inputs, or their ``GradientNorms``; about 100 for each component.
 
         Raises:
-            InputError: Fewer inputs than components or than two, inputs that hold NaN or Inf, or
+            InputError: Fewer inputs than components or than five, inputs that hold NaN or Inf, or
                 all of them alike.
         """
         self._forget()

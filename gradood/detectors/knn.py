@@ -53,7 +53,7 @@ class GradientKNN(LogNormDetector):
             normal: Normal inputs, or their ``GradientNorms``; from 200 on it works, more is better.
 
         Raises:
-            InputError: Fewer inputs than ``neighbours`` or than two, inputs that hold NaN or Inf,
+            InputError: Fewer inputs than ``neighbours`` or than five, inputs that hold NaN or Inf,
                 or all of them alike.
         """
         self._forget()

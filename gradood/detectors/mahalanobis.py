@@ -9,6 +9,7 @@ from torch import Tensor
 from gradood.detectors.class_gaussians import GAUSSIANS, distances, fit_gaussians
 from gradood.detectors.features import Standardiser, log_norms
 from gradood.detectors.norm_detector import LogNormDetector
+from gradood.gradients.decision import predicted
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -49,7 +50,7 @@ class GradientMahalanobis(LogNormDetector):
         norms = self._norms(normal, "fitting on normal inputs")
         features = log_norms(norms.values)
         standardise = Standardiser.fit(features)
-        gaussians = fit_gaussians(standardise(features).double(), norms.logits.argmax(1))
+        gaussians = fit_gaussians(standardise(features).double(), predicted(norms.logits))
         learned = {name: gaussians[name].to(features) for name in GAUSSIANS}
         self._learned = standardise._asdict() | learned
         return self

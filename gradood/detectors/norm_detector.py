@@ -13,6 +13,7 @@ from gradood.detectors.base import Detector
 from gradood.detectors.features import Standardiser, log_norms
 from gradood.errors import InputError
 from gradood.gradients import GradientNorms, differentiable_norms, gradient_norms
+from gradood.gradients.validation import not_finite
 
 if TYPE_CHECKING:
     from gradood.detectors.base import Source
@@ -26,7 +27,7 @@ class NormDetector(Detector):
         label: Confounding label, or a list of K labels for K features per parameter tensor.
         loss: ``"bce"``, ``"bce_softmax"`` or ``"ce"``, or a list, one for each label.
         parameters: Which parameters to use: None for all, names, glob patterns or a predicate.
-        nan_policy: ``"raise"``, or ``"flag"`` to score inputs that hold NaN or Inf as +inf.
+        nan_policy: As in ``Detector``.
         batch_size: Inputs in one call of ``gradient_norms``.
         progress: Show a progress bar on stderr; None shows it only on a terminal.
     """
@@ -134,13 +135,15 @@ class NormDetector(Detector):
         return Standardiser(*(learned[first + name] for name in Standardiser._fields))
 
     def _norms_of(self, batch: Tensor) -> GradientNorms:
+        not_finite(batch, self.nan_policy)
+        # The policy is about inputs. What the model makes NaN or Inf of is no normal input.
         norms = gradient_norms(
             self.model,
             batch,
             label=self.label,
             loss=self.loss,
             parameters=self.parameters,
-            nan_policy=self.nan_policy,
+            nan_policy="flag",
         )
         return self._checked(norms)
 

@@ -11,6 +11,10 @@ from torch import Tensor
 #: strongly that the smallest eigenvalues of a sample covariance are noise.
 SHRINKAGE = 1e-2
 
+#: Least mean of the eigenvalues: of standardised features, where vectors that are all alike have
+#: none, and a whitening without it would be infinite.
+FLOOR = 1e-6
+
 
 def covariance(features: Tensor) -> Tensor:
     """Sample covariance ``[d, d]`` of ``features`` ``[N, d]``, N ≥ 2."""
@@ -32,12 +36,13 @@ class Whitening(NamedTuple):
 def whitening_of(covariance: Tensor, shrinkage: float = SHRINKAGE) -> Whitening:
     """``W = V diag((λ + s mean(λ))^-½)``: ``‖f W‖²`` is the Mahalanobis form ``fᵀ Σ⁻¹ f``.
 
-    ``V diag(λ) Vᵀ`` is ``covariance`` ``[d, d]``, best in float64, and ``s`` the shrinkage. The
-    eigenvalues give the determinant: the LU decomposition of several matrices at once, which
-    ``torch.linalg.slogdet`` takes, is wrong on some machines with more than one thread.
+    ``V diag(λ) Vᵀ`` is ``covariance`` ``[d, d]``, best in float64, and ``s`` the shrinkage; the
+    mean is at least ``FLOOR``. The eigenvalues give the determinant: the LU decomposition of
+    several matrices at once, which ``torch.linalg.slogdet`` takes, is wrong on some machines with
+    more than one thread.
     """
     eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
-    shrunk = eigenvalues.clamp_min(0) + shrinkage * eigenvalues.mean()
+    shrunk = eigenvalues.clamp_min(0) + shrinkage * eigenvalues.mean().clamp_min(FLOOR)
     return Whitening(eigenvectors * shrunk.rsqrt(), shrunk.log().sum())
 
 

@@ -22,6 +22,7 @@ from gradood.gradients.validation import (
     check_arguments,
     not_finite,
     select_parameters,
+    unusable_rows,
 )
 
 
@@ -103,7 +104,8 @@ def gradient_norms(
         method: ``"auto"``; ``"rules"`` refuses the fallback; ``"vmap"`` and ``"loop"`` are the
             slow, independent ways to the same numbers.
         micro_batch: samples a pass, chosen from a memory bound when None.
-        nan_policy: ``"raise"``, or ``"flag"`` to give samples with NaN or Inf infinite norms.
+        nan_policy: ``"raise"``, or ``"flag"`` to give samples infinite norms that hold NaN or Inf,
+            or of which the model makes NaN or Inf: in logits, penultimate features or norms.
         cuda_graph: capture both passes in a CUDA graph at the first call of a batch of this shape,
             and replay it at the next ones, so that launching kernels takes no time. For a model on
             a GPU that every rule covers, a batch that is one micro-batch, and labels named by
@@ -114,8 +116,8 @@ def gradient_norms(
 
     Raises:
         InputError: an argument is wrong, or ``x`` holds NaN or Inf.
-        ModelError: the model's output is not ``[N, C]``, batch statistics are in use, or the
-            samples of a batch influence one another.
+        ModelError: the model's output is not ``[N, C]``, batch statistics are in use, the samples
+            of a batch influence one another, or the model makes NaN or Inf of a finite sample.
 
     Source: Lee, Prabhushankar, AlRegib, "Gradient-Based Adversarial and Out-of-Distribution
     Detection", 2022, arXiv 2206.08255.
@@ -147,16 +149,22 @@ class Prepared(NamedTuple):
     chosen: dict[str, Parameter]
     x: Tensor
     bad: Tensor | None
+    nan_policy: str
 
     def flagged(self, scores: Scores) -> Scores:
-        """Rows with NaN or Inf have infinite values, and neither logits nor features."""
-        if self.bad is None:
+        """Rows with NaN or Inf have infinite values, and neither logits nor features.
+
+        Raises:
+            ModelError: the model made NaN or Inf of finite rows, and the policy is to raise.
+        """
+        bad = unusable_rows(scores, self.bad, self.nan_policy)
+        if bad is None:
             return scores
         values, logits, features = scores
-        values[self.bad] = float("inf")
-        logits = logits.masked_fill(self.bad[:, None], float("nan"))
+        values[bad] = float("inf")
+        logits = logits.masked_fill(bad[:, None], float("nan"))
         if features is not None:
-            features = features.masked_fill(self.bad[:, None], float("nan"))
+            features = features.masked_fill(bad[:, None], float("nan"))
         return Scores(values, logits, features)
 
 
@@ -178,4 +186,4 @@ def prepared(
             x = x.clone() if x.is_inference() else x.detach()
         if bad is not None:
             x = x.masked_fill(bad.view(-1, *[1] * (x.dim() - 1)), 0.0)
-        yield Prepared(known, chosen, x, bad)
+        yield Prepared(known, chosen, x, bad, nan_policy)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from math import isfinite
 
@@ -125,19 +125,47 @@ def check_arguments(
 
 def not_finite(x: Tensor, nan_policy: str) -> Tensor | None:
     """Rows that hold NaN or Inf, or None if there are none."""
-    if not x.is_floating_point() or isfinite(x.sum(dtype=_wide(x)).item()):
-        return None  # one NaN or Inf would have spoilt the sum
-    finite = x.isfinite().flatten(1).all(1) if x.dim() > 1 else x.isfinite()
-    if bool(finite.all()):
-        return None
-    if nan_policy == "flag":
-        return ~finite
-    rows = (~finite).nonzero().flatten().tolist()
-    shown = ", ".join(map(str, rows[:10])) + (", …" if len(rows) > 10 else "")
+    bad = _bad_rows(x)
+    if bad is None or nan_policy == "flag":
+        return bad
     raise InputError(
-        f"x holds NaN or Inf in {len(rows)} of {x.shape[0]} rows ({shown}); remove them, or pass "
+        f"x holds NaN or Inf in {_shown(bad)}; remove them, or pass "
         'nan_policy="flag" to score them as infinitely anomalous'
     )
+
+
+def unusable_rows(
+    results: Iterable[Tensor | None], bad: Tensor | None, nan_policy: str
+) -> Tensor | None:
+    """Rows of which a model made NaN or Inf, with the ``bad`` ones of its inputs; None if none.
+
+    Raises:
+        ModelError: it made them of finite rows, and the policy is to raise.
+    """
+    found = [_bad_rows(result) for result in results if result is not None]
+    made = [rows for rows in found if rows is not None]
+    if made and nan_policy == "raise":
+        raise ModelError(
+            "the model's logits, penultimate features or gradient norms hold NaN or Inf in "
+            f"{_shown(torch.stack(made).any(0))}, though the inputs are finite; a wider dtype may "
+            'help, or pass nan_policy="flag" to score these rows as infinitely anomalous'
+        )
+    every = made if bad is None else [*made, bad]
+    return torch.stack(every).any(0) if every else None
+
+
+def _bad_rows(t: Tensor) -> Tensor | None:
+    """Which rows ``[N]`` hold NaN or Inf; None if none does."""
+    if not t.is_floating_point() or isfinite(t.sum(dtype=_wide(t)).item()):
+        return None  # one NaN or Inf would have spoilt the sum
+    finite = t.isfinite().flatten(1).all(1) if t.dim() > 1 else t.isfinite()
+    return None if bool(finite.all()) else ~finite
+
+
+def _shown(rows: Tensor) -> str:
+    numbers = rows.nonzero().flatten().tolist()
+    shown = ", ".join(map(str, numbers[:10])) + (", …" if len(numbers) > 10 else "")
+    return f"{len(numbers)} of {len(rows)} rows ({shown})"
 
 
 def _wide(x: Tensor) -> torch.dtype:

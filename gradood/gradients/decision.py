@@ -1,0 +1,36 @@
+"""What a classifier decides: the class that a row of logits stands for.
+
+A model with one logit z decides by its sigmoid: class 1 where z > 0, else class 0. The same as two
+logits −z/2 and z/2, whose softmax is (1 − σ(z), σ(z)); so whatever reads classes reads these.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gradood.gradients.validation import logits_of
+
+
+def as_classes(logits: Tensor) -> Tensor:
+    """Logits ``[N, C]``, C ≥ 2, whose softmax and argmax are those of a classifier.
+
+    One logit z becomes the two −z/2 and z/2, of which neither class is the familiar one.
+    """
+    return torch.cat([-logits / 2, logits / 2], 1) if logits.shape[1] == 1 else logits
+
+
+def predicted(logits: Tensor) -> Tensor:
+    """The class ``[N]`` that each row of logits ``[N, C]`` stands for; of one logit its sign."""
+    return as_classes(logits).argmax(1)
+
+
+def class_logits(out: object, samples: int) -> Tensor:
+    """``as_classes`` of what a model returned for so many samples; raises as ``logits_of``."""
+    return as_classes(logits_of(out, samples))
+
+
+def not_finite_rows(*tensors: Tensor | None) -> Tensor:
+    """Which rows ``[N]`` hold NaN or Inf in any of some tensors ``[N, ...]``."""
+    finite = [t.flatten(1).isfinite().all(1) for t in tensors if t is not None]
+    return ~torch.stack(finite).all(0)
