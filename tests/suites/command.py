@@ -11,13 +11,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from tests.suites import models, modules, operators
+from tests.suites import models, modules, neighbours, operators
 from tests.suites.entry import Entry
 from tests.suites.judge import Row, judge
 
 SUITES: dict[str, Callable[[], list[Entry]]] = {
     "modules": modules.entries,
     "operators": operators.entries,
+    "neighbours": neighbours.entries,
     "models": models.entries,
 }
 #: What a line says that closes an entry.

@@ -154,6 +154,8 @@ def settle(model: nn.Module, x: Tensor) -> Tensor | str:
         raise NoOracle(f"the model raises {_where(error)}") from error
     if not _same(given, x):
         raise NoOracle("the model writes to its input")
+    if x.is_floating_point() and not bool(x.isfinite().all()):
+        return "the batch is not finite"
     if not torch.equal(batch.nan_to_num(), again.nan_to_num()):
         raise NoOracle("the model draws random numbers")
     if not bool(batch.isfinite().all()):
@@ -169,6 +171,8 @@ def settle(model: nn.Module, x: Tensor) -> Tensor | str:
     ):
         return "the samples influence one another"
     if x.is_floating_point() and _gradients_mix(model, x):
+        if worst(loop(model, x, pair=False)[0], norms, torch.float64) > 1e-7:
+            raise NoOracle("a sample alone has another gradient than beside its copy")
         return "the gradients of the samples influence one another"
     if not bool(norms.isfinite().all()):
         return "the gradients are not finite"
@@ -258,7 +262,8 @@ def _compare_again(
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for p in nudged.parameters():
-                p.mul_(1 + 2e-16 * torch.randint(-1, 2, p.shape, generator=generator))
+                bits = torch.randint(-1, 2, p.shape, generator=generator)
+                p.mul_(1 + 2.3e-16 * bits.to(p))
         with contextlib.suppress(Exception):
             noise = max(noise, worst(loop(nudged, x)[0], right, torch.float64))
     if row.error > LOOP_ERRORS * noise:

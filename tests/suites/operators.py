@@ -79,10 +79,7 @@ def _of_input(function: Callable[..., Any], same: list[Any]) -> Iterator[tuple[s
         out = function(*args, **kwargs)
         return finish(out) if finish is not None else out
 
-    drawn = {
-        i: [t[i] for t in trees if isinstance(t[i], Tensor) and t[i].shape == leaves[i].shape]
-        for i in places
-    }
+    drawn = {i: _drawn(trees, i) for i in places}
     for i in places:
         others = [j for j in places if j != i]
         for j in others[:1]:
@@ -98,6 +95,17 @@ def _of_input(function: Callable[..., Any], same: list[Any]) -> Iterator[tuple[s
             seed(7)
             x = torch.randn(SAMPLES, width, dtype=torch.float64)
             yield f"parameter {i} alone", model.finish(x), x
+
+
+def _drawn(trees: list[list[Any]], place: int) -> list[Tensor]:
+    """An argument of every draw; where the list always gives the same, changed a little."""
+    first = trees[0][place]
+    same = [t[place] for t in trees if isinstance(t[place], Tensor)]
+    same = [t for t in same if t.shape == first.shape]
+    factors = torch.linspace(1, 1.01, len(same), dtype=torch.float64)
+    if all(torch.equal(t, first) for t in same):
+        same = [t * f for t, f in zip(same, factors, strict=True)]
+    return same
 
 
 def _flat(model: Classifier) -> list[Tensor]:
