@@ -1,7 +1,7 @@
 """Run the suites, or make the table of their counts.
 
-    python -m tests.suites run modules operators --out results.jsonl
-    python -m tests.suites table results.jsonl > tests/suites/README.md
+``python -m tests.suites run --out results.jsonl``, then
+``python -m tests.suites table results.jsonl > tests/suites/README.md``
 """
 
 from tests.suites.command import main

@@ -1,4 +1,4 @@
-"""Run entries and write one JSON line a row; a run goes on where it was stopped."""
+"""Run entries, one JSON line a row, and count the rows."""
 
 from __future__ import annotations
 
@@ -6,51 +6,63 @@ import argparse
 import json
 import multiprocessing
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from tests.suites import models, modules, neighbours, operators
+from tests.suites import models, modules, neighbours, operators, table
 from tests.suites.entry import Entry
 from tests.suites.judge import Row, judge
 
 SUITES: dict[str, Callable[[], list[Entry]]] = {
     "modules": modules.entries,
     "operators": operators.entries,
-    "neighbours": neighbours.entries,
-    "models": models.entries,
+    "opacus": neighbours.of_opacus,
+    "backpack": neighbours.of_backpack,
+    "torchvision": models.of_torchvision,
+    "transformers": models.of_transformers,
+    "timm": models.of_timm,
 }
-#: What a line says that closes an entry.
-END = "end"
 
 
 def main() -> None:
     """The command's arguments."""
     parser = argparse.ArgumentParser(prog="python -m tests.suites", description=__doc__)
-    parser.add_argument("command", choices=["run"])
-    parser.add_argument("suites", nargs="+", choices=list(SUITES))
-    parser.add_argument("--out", type=Path, required=True, help="JSON lines, appended to")
-    parser.add_argument("--only", default="*", help="a pattern of entries")
-    parser.add_argument("--shard", default="0/1", help="i/n: every n-th entry from the i-th")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="judge every row; what the file holds is not run again")
+    run.add_argument("suites", nargs="*", default=list(SUITES), help=", ".join(SUITES))
+    run.add_argument("--out", type=Path, required=True, help="JSON lines, appended to")
+    run.add_argument("--only", default="*", help="a pattern of suite/entry")
+    run.add_argument("--shard", default="0/1", help="i/n: every n-th entry from the i-th")
+    count = commands.add_parser("table", help="print the counts as a page")
+    count.add_argument("files", type=Path, nargs="+")
     options = parser.parse_args()
+    if options.command == "table":
+        print(table.page([json.loads(line) for f in options.files for line in f.open()]))
+        return
     first, of = map(int, options.shard.split("/"))
-    done = set()
-    if options.out.exists():
-        done = {r["entry"] for r in map(json.loads, options.out.open()) if r["case"] == END}
     chosen = [e for suite in options.suites for e in SUITES[suite]()]
-    chosen = [e for e in chosen if fnmatchcase(e.id, options.only)][first::of]
-    with options.out.open("a") as out:
-        for entry in chosen:
-            if entry.id not in done:
-                start = time.monotonic()
-                for row in rows(entry):
-                    print(json.dumps(row.as_dict()), file=out, flush=True)
-                    if not row.right:
-                        print(row.name, row.outcome, row.reason, flush=True)
-                took = round(time.monotonic() - start, 2)
-                end = {"entry": entry.id, "case": END, "seconds": took}
-                print(json.dumps(end), file=out, flush=True)
+    run_all([e for e in chosen if fnmatchcase(e.id, options.only)][first::of], options.out)
+
+
+def run_all(entries: list[Entry], path: Path) -> None:
+    """Append every row of every entry that the file does not hold yet; print those at fault."""
+    lines = list(map(json.loads, path.open())) if path.exists() else []
+    done = {line["entry"] for line in lines if line["case"] == table.END}
+    with path.open("a") as out:
+        for entry in entries:
+            if entry.id in done:
+                continue
+            start = time.monotonic()
+            for row in rows(entry):
+                print(json.dumps(row.as_dict()), file=out, flush=True)
+                if not row.right:
+                    print(row.name, row.outcome, row.reason, flush=True)
+            took = round(time.monotonic() - start, 2)
+            end = {"entry": entry.id, "case": table.END, "seconds": took}
+            print(json.dumps(end), file=out, flush=True)
 
 
 def rows(entry: Entry) -> Iterator[Row]:
@@ -63,7 +75,9 @@ def here(entry: Entry) -> Iterator[Row]:
     cases = entry.cases()
     while True:
         try:
-            case = next(cases)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                case = next(cases)
         except StopIteration:
             return
         except Exception as error:

@@ -43,7 +43,13 @@ _LINEAR: dict[str, Any] = {
     **{"layer_types": ["linear_attention", "full_attention"], "linear_key_head_dim": 8},
     **{"linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4},
 }
-_WINDOWS: dict[str, Any] = {"embed_dim": 24, "window_size": 2, "num_layers": None, "num_heads": [1, 2, 4, 8], "depths": [2, 1, 1, 1]}
+_WINDOWS: dict[str, Any] = {
+    "embed_dim": 24,
+    "window_size": 2,
+    "num_layers": None,
+    "num_heads": [1, 2, 4, 8],
+    "depths": [2, 1, 1, 1],
+}
 
 #: What a family needs beside, or instead; None leaves the family's own value.
 EXCEPTIONS: dict[str, dict[str, Any]] = {

@@ -27,12 +27,7 @@ SIZES = (
 )
 
 
-def entries() -> list[Entry]:
-    """Every family of the three packages."""
-    return [*_timm(), *_torchvision(), *_transformers()]
-
-
-def _entry(name: str, build: Callable[[], tuple[nn.Module, Tensor]]) -> Entry:
+def _entry(package: str, name: str, build: Callable[[], tuple[nn.Module, Tensor]]) -> Entry:
     def cases() -> Iterator[Case]:
         seed(0)
         model, x = build()
@@ -42,10 +37,11 @@ def _entry(name: str, build: Callable[[], tuple[nn.Module, Tensor]]) -> Entry:
         model = randomise(model).eval().double()
         yield Case("", model, x.double() if x.is_floating_point() else x)
 
-    return Entry("models", name, cases, seconds=SECONDS)
+    return Entry(package, name, cases, seconds=SECONDS)
 
 
-def _timm() -> Iterator[Entry]:
+def of_timm() -> list[Entry]:
+    """By file and first word of the name."""
     import timm
     from timm.models import list_modules
 
@@ -54,8 +50,10 @@ def _timm() -> Iterator[Entry]:
         for name in timm.list_models(module=module):
             if not name.startswith("test_"):
                 families.setdefault(f"{module}.{re.match('[a-z]+', name).group()}", []).append(name)
-    for family, names in families.items():
-        yield _entry(f"timm.{family}", partial(_smallest_of_timm, sorted(names, key=_size)))
+    return [
+        _entry("timm", family, partial(_smallest_of_timm, sorted(names, key=_size)))
+        for family, names in families.items()
+    ]
 
 
 def _size(name: str) -> tuple[Any, ...]:
@@ -89,19 +87,25 @@ def _smallest_of_timm(names: list[str]) -> tuple[nn.Module, Tensor]:
     raise ValueError(f"{name} takes pictures of none of these sides: {SIDES}")
 
 
-def _torchvision() -> Iterator[Entry]:
+def of_torchvision() -> list[Entry]:
+    """By file."""
     from torchvision import models
 
     families: dict[str, list[str]] = {}
     for name in models.list_models(module=models):
         module = models.get_model_builder(name).__module__.rpartition(".")[2]
         families.setdefault(module, []).append(name)
-    for family, names in families.items():
-        name = min(names, key=lambda n: (*_size(n)[1:],))
-        yield _entry(f"torchvision.{family}", partial(_of_torchvision, name))
+    return [
+        _entry("torchvision", family, partial(_made_by_torchvision, min(names, key=_number)))
+        for family, names in families.items()
+    ]
 
 
-def _of_torchvision(name: str) -> tuple[nn.Module, Tensor]:
+def _number(name: str) -> tuple[int, int]:
+    return int((re.findall(r"\d+", name) or ["0"])[0]), len(name)
+
+
+def _made_by_torchvision(name: str) -> tuple[nn.Module, Tensor]:
     from torchvision import models
 
     side = {"inception_v3": 96}.get(name, 64)
@@ -115,18 +119,21 @@ def _of_torchvision(name: str) -> tuple[nn.Module, Tensor]:
     return models.get_model(name, **options), torch.randn(SAMPLES, 3, side, side)
 
 
-def _transformers() -> Iterator[Entry]:
+def of_transformers() -> list[Entry]:
+    """Every family with a head that classifies texts or pictures."""
     from transformers.models.auto import modeling_auto as auto
 
-    for kind, mapping in (
-        ("text", auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES),
-        ("image", auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),
-    ):
-        for family in mapping:
-            yield _entry(f"transformers.{kind}.{family}", partial(_of_transformers, kind, family))
+    return [
+        _entry("transformers", f"{kind}.{family}", partial(_made_by_transformers, kind, family))
+        for kind, families in (
+            ("text", auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES),
+            ("image", auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),
+        )
+        for family in families
+    ]
 
 
-def _of_transformers(kind: str, family: str) -> tuple[nn.Module, Tensor]:
+def _made_by_transformers(kind: str, family: str) -> tuple[nn.Module, Tensor]:
     import transformers
 
     auto = {

@@ -78,7 +78,9 @@ def _build(
     place = next((i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)), None)
     if place is None:
         return None
-    batches = [tree_flatten((tuple(s.forward_input.args), s.forward_input.kwargs))[0][place] for s in same]
+    batches = [
+        tree_flatten((tuple(s.forward_input.args), s.forward_input.kwargs))[0][place] for s in same
+    ]
     dim = 1 if layout is Layout.COLUMNS else 0
     try:
         if layout in (Layout.ROWS, Layout.COLUMNS):

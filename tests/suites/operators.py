@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
-from tests.suites.classifier import SAMPLES, Classifier, Layout
+from tests.suites.classifier import SAMPLES, Classifier, Layout, outputs
 from tests.suites.entry import Case, Entry, seed, spread
 from tests.suites.judge import settle
 
@@ -62,13 +62,16 @@ def _variants(op: Any) -> list[tuple[str, Callable[..., Any]]]:
 
 def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
     def run(first: Any, *args: Any, **kwargs: Any) -> Any:
-        return function(tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, first),
-                        *args, **kwargs)
+        return function(
+            tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, first), *args, **kwargs
+        )
 
     return run
 
 
-def _of_input(function: Callable[..., Any], same: list[Any]) -> Iterator[tuple[str, Classifier, Tensor]]:
+def _of_input(
+    function: Callable[..., Any], same: list[Any]
+) -> Iterator[tuple[str, Classifier, Tensor]]:
     trees = [tree_flatten(((s.input, *s.args), s.kwargs)) for s in same]
     leaves, spec = trees[0]
     trees = [t for t, s in trees if s == spec]
@@ -109,8 +112,6 @@ def _drawn(trees: list[list[Any]], place: int) -> list[Tensor]:
 
 
 def _flat(model: Classifier) -> list[Tensor]:
-    from tests.suites.classifier import outputs
-
     return outputs(model._call(None, 0))
 
 
