@@ -1,0 +1,166 @@
+"""One model a family of timm, torchvision and transformers, small or of random weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tests.gradients.oracle import randomise
+from tests.suites.configurations import small
+from tests.suites.entry import Case, Entry, seed
+
+#: Parameters of the largest model that runs.
+MOST = 60_000_000
+SAMPLES = 2
+SECONDS = 900
+#: Sides of pictures, the first that a model takes.
+SIDES = (64, 96, 128, 160, 192, 224, 256, 288, 384)
+#: Words in names from small to large.
+SIZES = (
+    *("test", "zepto", "atto", "femto", "pico", "nano", "n", "tiny", "ti", "xxs", "xs", "xxt"),
+    *("mini", "xt", "t", "small", "s", "lite", "little", "medium", "m", "base", "b"),
+)
+
+
+def _entry(package: str, name: str, build: Callable[[], tuple[nn.Module, Tensor]]) -> Entry:
+    def cases() -> Iterator[Case]:
+        seed(0)
+        model, x = build()
+        count = sum(p.numel() for p in model.parameters())
+        if count > MOST:
+            raise ValueError(f"{count / 1e6:.0f} M parameters in the smallest of the family")
+        model = randomise(model).eval().double()
+        yield Case("", model, x.double() if x.is_floating_point() else x)
+
+    return Entry(package, name, cases, seconds=SECONDS)
+
+
+def of_timm() -> list[Entry]:
+    """By file and first word of the name."""
+    import timm
+    from timm.models import list_modules
+
+    families: dict[str, list[str]] = {}
+    for module in list_modules():
+        for name in timm.list_models(module=module):
+            if not name.startswith("test_"):
+                families.setdefault(f"{module}.{re.match('[a-z]+', name).group()}", []).append(name)
+    return [
+        _entry("timm", family, partial(_smallest_of_timm, sorted(names, key=_size)))
+        for family, names in families.items()
+    ]
+
+
+def _size(name: str) -> tuple[Any, ...]:
+    """Small models first, by the words and numbers of their names."""
+    words = re.findall(r"[a-z]+|\d+", name)
+    numbers = [int(w) for w in words if w.isdigit()]
+    word = min((SIZES.index(w) for w in name.split("_") if w in SIZES), default=len(SIZES))
+    return word, numbers[:1] or [0], len(name), name
+
+
+def _smallest_of_timm(names: list[str]) -> tuple[nn.Module, Tensor]:
+    import timm
+
+    for name in names[:6]:
+        with torch.device("meta"):
+            count = sum(p.numel() for p in timm.create_model(name, num_classes=5).parameters())
+        if count <= MOST:
+            break
+    for side in SIDES:
+        for options in ({}, {"img_size": side}):
+            try:
+                model = timm.create_model(name, num_classes=5, **options).eval()
+                x = torch.randn(SAMPLES, 3, side, side)
+                with torch.no_grad():
+                    finite = bool(model(x).isfinite().all())
+            except Exception:
+                continue
+            if finite:
+                # Some keep what they made in a forward pass: begin anew.
+                return timm.create_model(name, num_classes=5, **options), x
+    raise ValueError(f"{name} takes pictures of none of these sides: {SIDES}")
+
+
+def of_torchvision() -> list[Entry]:
+    """By file."""
+    from torchvision import models
+
+    families: dict[str, list[str]] = {}
+    for name in models.list_models(module=models):
+        module = models.get_model_builder(name).__module__.rpartition(".")[2]
+        families.setdefault(module, []).append(name)
+    return [
+        _entry("torchvision", family, partial(_made_by_torchvision, min(names, key=_number)))
+        for family, names in families.items()
+    ]
+
+
+def _number(name: str) -> tuple[int, int]:
+    return int((re.findall(r"\d+", name) or ["0"])[0]), len(name)
+
+
+def _made_by_torchvision(name: str) -> tuple[nn.Module, Tensor]:
+    from torchvision import models
+
+    side = {"inception_v3": 96}.get(name, 64)
+    options: dict[str, Any] = {"num_classes": 5}
+    if name.startswith("vit"):
+        options["image_size"] = side
+    if name == "maxvit_t":
+        options["input_size"] = (side := 224, 224)
+    if name in ("googlenet", "inception_v3"):
+        options |= {"init_weights": False, "aux_logits": False}
+    return models.get_model(name, **options), torch.randn(SAMPLES, 3, side, side)
+
+
+def of_transformers() -> list[Entry]:
+    """Every family with a head that classifies texts or pictures."""
+    from transformers.models.auto import modeling_auto as auto
+
+    return [
+        _entry("transformers", f"{kind}.{family}", partial(_made_by_transformers, kind, family))
+        for kind, families in (
+            ("text", auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES),
+            ("image", auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),
+        )
+        for family in families
+    ]
+
+
+def _made_by_transformers(kind: str, family: str) -> tuple[nn.Module, Tensor]:
+    import transformers
+
+    auto = {
+        "text": transformers.AutoModelForSequenceClassification,
+        "image": transformers.AutoModelForImageClassification,
+    }[kind]
+    config = small(family)
+    config.architectures = []
+    try:  # PyTorch's grouped products take no float64
+        model = auto.from_config(config, experts_implementation="eager")
+    except (TypeError, ValueError):
+        model = auto.from_config(config)
+    if kind == "text":
+        return model, _tokens(config)
+    if family == "imagegpt":  # pictures of colours from a list
+        return model, torch.randint(0, 90, (SAMPLES, 12))
+    side = getattr(config, "image_size", 64) or 64
+    side = side if isinstance(side, int) else side[0]
+    return model, torch.randn(SAMPLES, getattr(config, "num_channels", 3), side, side)
+
+
+def _tokens(config: Any) -> Tensor:
+    """Two texts that end, one of them shorter than the other and padded."""
+    text = getattr(config, "text_config", None) or config
+    pad, end = getattr(text, "pad_token_id", 0) or 0, getattr(text, "eos_token_id", 2) or 2
+    end = end[0] if isinstance(end, list) else end
+    x = torch.randint(5, 90, (SAMPLES, 12))
+    x[0, -1] = end
+    x[1, 8], x[1, 9:] = end, pad
+    return x
