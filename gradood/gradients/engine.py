@@ -68,6 +68,10 @@ class Recorder(SourceMode):
 
     #: Whether calls that can may replace their operator's backward pass.
     may_take_over = True
+    #: Whether to keep what a backward pass needs.
+    backward_follows = True
+    #: Whether to measure what operators with a step make.
+    keeps_activations = False
 
     def __init__(
         self,
@@ -89,6 +93,8 @@ class Recorder(SourceMode):
         self._last_label = True
         #: The input ``[N, F]`` of the last linear operator so far that maps one vector a sample.
         self.features: Tensor | None = None
+        #: Squared norms ``[N]`` of what operators with a step made, and a parameter of each.
+        self.activations: list[tuple[str, Tensor]] = []
         self.anchor = _anchor(device)
 
     def visit(self, position: int, function: Function, args: Any, kwargs: Any) -> Any:
@@ -124,7 +130,9 @@ class Recorder(SourceMode):
         held = data.detach() if step.needs_data and data is not None else None
         out: Tensor
         replaced = self.may_take_over and step.added == step.uses
-        if held is not None and replaced and call.takes_over():
+        if not self.backward_follows:
+            out = compute()
+        elif held is not None and replaced and call.takes_over():
             backward = partial(self._take_over, step, call, [held], held._version)
             out = TakenOver.apply(data, compute, backward)
         else:
@@ -133,10 +141,16 @@ class Recorder(SourceMode):
             hook = partial(self._receive, step, call, [held], version)
             out = watch(out, self.anchor, hook, self._plan.strange)
         self._check(step, call, out)
+        if self.keeps_activations:
+            self._keep_activations(step, out)
         if isinstance(call, LinearCall) and data is not None and data.dim() == 2:
             self.features = data.detach()
         call.data = None  # the hook must not keep it alive for longer than needed
         return out
+
+    def _keep_activations(self, step: Step, out: Tensor) -> None:
+        norm = _sqnorm(step.axis.split(out.detach(), self._samples))
+        self.activations.append((step.uses[0].parameter, norm))
 
     def _is_used(self, use: Use, call: Call) -> bool:
         operand = call.operands.get(use.role)
@@ -260,13 +274,16 @@ def run(
     parameters: Mapping[str, Parameter],
     logit_gradients: Callable[[Tensor], Sequence[Tensor]],
     observer: Observer | None = None,
-) -> tuple[Tensor, Tensor | None, list[dict[str, Tensor]]]:
-    """Score one micro-batch: logits, penultimate features, norms by parameter for every label.
+    activations: bool = False,
+    backward: bool = True,
+) -> tuple[Tensor, Recorder, list[dict[str, Tensor]]]:
+    """Score one micro-batch: logits, what the pass recorded, norms by parameter for every label.
 
     Raises:
         PlanError: the model did something else than in the probe.
     """
     recorder = Recorder(plan, parameters, x.shape[0], x.device, observer)
+    recorder.keeps_activations, recorder.backward_follows = activations, backward
     with recorder:
         logits = forward(x)
     recorder.finish()
@@ -276,7 +293,15 @@ def run(
             recorder.backward(logits, g, last=i == len(gradients) - 1)
             for i, g in enumerate(gradients)
         ]
-    return logits.detach(), recorder.features, norms
+    return logits.detach(), recorder, norms
+
+
+def _sqnorm(out: Tensor) -> Tensor:
+    """``Σ a²`` of every sample, ``[N, …]`` to ``[N]``, read once whatever the memory format."""
+    places = tuple(range(1, out.dim()))
+    dtype = torch.promote_types(out.dtype, torch.float32)
+    norm: Tensor = torch.linalg.vector_norm(out, dim=places, dtype=dtype) if places else out
+    return norm.to(dtype).square()
 
 
 @cache

@@ -19,6 +19,7 @@ from gradood.errors import ModelError
 from gradood.gradients import engine, fallback
 from gradood.gradients.labels import Label, loss_gradient
 from gradood.gradients.outline import Outline, outline
+from gradood.gradients.penultimate import LastLinear
 from gradood.gradients.plan import Plan, PlanError, make_plan
 from gradood.gradients.state import kept, observed
 from gradood.gradients.validation import explain_dtype, logits_of
@@ -30,26 +31,48 @@ MEMORY_BOUND = 1 << 30
 
 
 class Scores(NamedTuple):
-    """What one or several passes found: values ``[N, K, L]``, logits ``[N, C]``, features."""
+    """What one or several passes found: values ``[N, K, L]``, logits ``[N, C]``, and perhaps more.
+
+    That is features ``[N, F]``, and squared norms of activations ``[N, A]`` with A names.
+    """
 
     values: Tensor
     logits: Tensor
     features: Tensor | None
+    activations: Tensor | None = None
+    activation_names: tuple[str, ...] = ()
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Scores:
         """The same with every tensor changed."""
-        features = None if self.features is None else change(self.features)
-        return Scores(change(self.values), change(self.logits), features)
+        return Scores(
+            change(self.values),
+            change(self.logits),
+            if_known(change, self.features),
+            if_known(change, self.activations),
+            self.activation_names,
+        )
 
     @staticmethod
     def join(parts: Sequence[Scores]) -> Scores:
         """Several micro-batches as one."""
-        features = [part.features for part in parts if part.features is not None]
         return Scores(
             torch.cat([part.values for part in parts]),
             torch.cat([part.logits for part in parts]),
-            torch.cat(features) if len(features) == len(parts) else None,
+            join_known([part.features for part in parts]),
+            join_known([part.activations for part in parts]),
+            parts[0].activation_names,
         )
+
+
+def if_known(change: Callable[[Tensor], Tensor], tensor: Tensor | None) -> Tensor | None:
+    """A changed tensor, where there is one."""
+    return None if tensor is None else change(tensor)
+
+
+def join_known(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """All parts as one, or None where one is missing."""
+    known = [part for part in parts if part is not None]
+    return torch.cat(known) if len(known) == len(parts) else None
 
 
 class Scorer:
@@ -64,10 +87,11 @@ class Scorer:
         losses: Sequence[str],
         method: str,
         observer: engine.Observer | None = None,
+        activations: bool = False,
     ) -> None:
         self.model, self.outline, self.parameters = model, known, parameters
         self.labels, self.losses, self.method = labels, losses, method
-        self.observer = observer
+        self.observer, self.activations = observer, activations
         self._key: tuple[Any, ...] = ()
         self._verified = False  # whether vmap agrees with the loop
 
@@ -156,7 +180,7 @@ class Scorer:
             return self._with_plan(x[pair], [_of_rows(label, pair) for label in labels]).each(
                 lambda t: t[:1]
             )
-        features = None
+        features, activations, activation_names = None, None, ()
         gradients: list[Tensor] = []
 
         def logit_gradients(logits: Tensor) -> list[Tensor]:
@@ -166,18 +190,28 @@ class Scorer:
 
         if plan.steps:
             with kept(self.model, plan.written) if any(plan.written) else nullcontext():
-                logits, features, norms = engine.run(
-                    plan, self.forward, x, self.parameters, logit_gradients, self.observer
+                logits, recorder, norms = engine.run(
+                    *(plan, self.forward, x, self.parameters, logit_gradients, self.observer),
+                    activations=self.activations,
+                    backward=bool(labels),
                 )
+            features = recorder.features
+            if recorder.activations:
+                activation_names, columns = zip(*recorder.activations, strict=True)
+                activations = torch.stack(columns, 1)
         else:
-            logits = self._only_forward(x)
+            with LastLinear() as seen:
+                logits = self._only_forward(x)
+            features = None if labels or seen.features is None else seen.features.detach()
             logit_gradients(logits)
             norms = [{} for _ in labels]
-        rest = {n: p for n, p in self.parameters.items() if n in plan.uncovered}
+        uncovered = plan.uncovered if labels else ()
+        rest = {n: p for n, p in self.parameters.items() if n in uncovered}
         if rest:
             exact = self._exact(plan, x, rest, logits, gradients)
             norms = [{**a, **b} for a, b in zip(norms, exact, strict=True)]
-        return Scores(self._assemble(norms, logits), logits, features)
+        values = self._assemble(norms, logits)
+        return Scores(values, logits, features, activations, activation_names)
 
     def _only_forward(self, x: Tensor) -> Tensor:
         try:
@@ -210,8 +244,8 @@ class Scorer:
     def _assemble(self, norms: list[dict[str, Tensor]], logits: Tensor) -> Tensor:
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         unused = logits.new_zeros(logits.shape[0], dtype=dtype)
-        if not self.parameters:
-            return unused.new_empty(len(unused), len(norms), 0)
+        if not self.parameters or not norms:
+            return unused.new_empty(len(unused), len(norms), len(self.parameters))
         columns = [by_name.get(name, unused) for by_name in norms for name in self.parameters]
         values = torch.stack(columns, 1).detach()
         return values.to(dtype).view(len(unused), len(norms), len(self.parameters))
