@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -37,10 +38,14 @@ class GradientNorms:
         features: ``[N, F]``, detached: the penultimate features, that is the input of the last
             linear operator with a selected weight that reads one vector a sample; None if the
             rules found no such operator.
-        activations: ``[N, A]``, detached: ``Σ a²`` over the output a of every operator in which a
-            selected parameter meets the batch, in the order of the forward pass; None where they
-            were not asked for, or no rule covers an operator.
-        activation_names: for each of these the first parameter that the operator uses.
+        activations: ``[N, A]``, detached: ``Σ a²`` over the output a of every normalisation layer
+            with a selected parameter, in the order of the forward pass, or, where there are fewer
+            than three, of every operator in which such a parameter meets the batch; None where
+            they were not asked for, or no rule covers an operator.
+        channels: ``[N, 2, Σ C]``: mean and mean square of these outputs over all positions, by
+            channel; of layers with more than 64 channels C = 64 or fewer, evenly spread.
+        activation_names: for each of these layers the first parameter that it uses.
+        channel_counts: C of each of these layers.
     """
 
     values: Tensor
@@ -48,12 +53,14 @@ class GradientNorms:
     logits: Tensor
     features: Tensor | None = None
     activations: Tensor | None = None
+    channels: Tensor | None = None
     activation_names: tuple[str, ...] = ()
+    channel_counts: tuple[int, ...] = ()
 
     @property
     def tensors(self) -> dict[str, Tensor]:
         """Those of the attributes that have a row a sample, as far as they are known."""
-        names = ("values", "logits", "features", "activations")
+        names = ("values", "logits", "features", "activations", "channels")
         return {name: t for name in names if (t := getattr(self, name)) is not None}
 
     def to(self, device: torch.device | str) -> GradientNorms:
@@ -81,7 +88,9 @@ class GradientNorms:
             torch.cat([part.logits for part in parts]),
             join_known([part.features for part in parts]),
             join_known([part.activations for part in parts]),
+            join_known([part.channels for part in parts]),
             parts[0].activation_names,
+            parts[0].channel_counts,
         )
 
 
@@ -160,7 +169,7 @@ def gradient_norms(
         score = cuda_graph_score if cuda_graph else Scorer.score
         scores = call.flagged(score(scorer, call.x, micro_batch))
     values = scores.values if several else scores.values[:, 0]
-    return GradientNorms(values, tuple(call.chosen), *scores[1:])
+    return _gathered(values, call, scores)
 
 
 def forward_norms(
@@ -182,7 +191,18 @@ def forward_norms(
             return GradientNorms(x.new_empty(0, 0, len(names)), names, x.new_empty(0, 0))
         scorer = Scorer(model, call.known, call.chosen, (), (), "auto", activations=True)
         scores = call.flagged(scorer.score(call.x, None))
-    return GradientNorms(scores.values, names, *scores[1:])
+    return _gathered(scores.values, call, scores)
+
+
+def _gathered(values: Tensor, call: Prepared, scores: Scores) -> GradientNorms:
+    seen = scores.activations
+    return GradientNorms(
+        *(values, tuple(call.chosen), scores.logits, scores.features),
+        activations=seen.norms,
+        channels=seen.channels,
+        activation_names=seen.names,
+        channel_counts=seen.counts,
+    )
 
 
 class Prepared(NamedTuple):
@@ -198,8 +218,12 @@ class Prepared(NamedTuple):
         if self.bad is None:
             return scores
         scores.values[self.bad] = float("inf")
-        rows = self.bad[:, None]
-        return scores.each(lambda t: t if t is scores.values else t.masked_fill(rows, torch.nan))
+        hidden = scores.each(partial(_hidden, rows=self.bad))
+        return hidden._replace(values=scores.values)
+
+
+def _hidden(tensor: Tensor, rows: Tensor) -> Tensor:
+    return tensor.masked_fill(rows.view(-1, *[1] * (tensor.dim() - 1)), torch.nan)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gradood import ops
+from gradood.gradients.activations import Layer, measured_layer, measured_positions
 from gradood.gradients.capture import (
     End,
     Function,
@@ -93,8 +94,11 @@ class Recorder(SourceMode):
         self._last_label = True
         #: The input ``[N, F]`` of the last linear operator so far that maps one vector a sample.
         self.features: Tensor | None = None
-        #: Squared norms ``[N]`` of what operators with a step made, and a parameter of each.
-        self.activations: list[tuple[str, Tensor]] = []
+        #: What was measured of the outputs of operators with a step.
+        self.layers: list[Layer] = []
+        steps = plan.steps
+        normalising = [place for place, step in steps.items() if step.rule.normalises]
+        self._measured = measured_positions(normalising, steps)
         self.anchor = _anchor(device)
 
     def visit(self, position: int, function: Function, args: Any, kwargs: Any) -> Any:
@@ -141,16 +145,15 @@ class Recorder(SourceMode):
             hook = partial(self._receive, step, call, [held], version)
             out = watch(out, self.anchor, hook, self._plan.strange)
         self._check(step, call, out)
-        if self.keeps_activations:
-            self._keep_activations(step, out)
+        if self.keeps_activations and step.position in self._measured:
+            # Counted from the end, since the samples may be several dimensions.
+            channel = call.channels if call.channels < 0 else call.channels - out.dim()
+            split = step.axis.split(out.detach(), self._samples)
+            self.layers.append(measured_layer(step.uses[0].parameter, split, channel))
         if isinstance(call, LinearCall) and data is not None and data.dim() == 2:
             self.features = data.detach()
         call.data = None  # the hook must not keep it alive for longer than needed
         return out
-
-    def _keep_activations(self, step: Step, out: Tensor) -> None:
-        norm = _sqnorm(step.axis.split(out.detach(), self._samples))
-        self.activations.append((step.uses[0].parameter, norm))
 
     def _is_used(self, use: Use, call: Call) -> bool:
         operand = call.operands.get(use.role)
@@ -294,14 +297,6 @@ def run(
             for i, g in enumerate(gradients)
         ]
     return logits.detach(), recorder, norms
-
-
-def _sqnorm(out: Tensor) -> Tensor:
-    """``Σ a²`` of every sample, ``[N, …]`` to ``[N]``, read once whatever the memory format."""
-    places = tuple(range(1, out.dim()))
-    dtype = torch.promote_types(out.dtype, torch.float32)
-    norm: Tensor = torch.linalg.vector_norm(out, dim=places, dtype=dtype) if places else out
-    return norm.to(dtype).square()
 
 
 @cache

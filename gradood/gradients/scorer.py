@@ -17,6 +17,7 @@ from torch.nn import Parameter
 
 from gradood.errors import ModelError
 from gradood.gradients import engine, fallback
+from gradood.gradients.activations import Activations
 from gradood.gradients.labels import Label, loss_gradient
 from gradood.gradients.outline import Outline, outline
 from gradood.gradients.penultimate import LastLinear
@@ -33,14 +34,13 @@ MEMORY_BOUND = 1 << 30
 class Scores(NamedTuple):
     """What one or several passes found: values ``[N, K, L]``, logits ``[N, C]``, and perhaps more.
 
-    That is features ``[N, F]``, and squared norms of activations ``[N, A]`` with A names.
+    That is features ``[N, F]``, and what was measured of the activations.
     """
 
     values: Tensor
     logits: Tensor
     features: Tensor | None
-    activations: Tensor | None = None
-    activation_names: tuple[str, ...] = ()
+    activations: Activations = Activations()
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Scores:
         """The same with every tensor changed."""
@@ -48,8 +48,10 @@ class Scores(NamedTuple):
             change(self.values),
             change(self.logits),
             if_known(change, self.features),
-            if_known(change, self.activations),
-            self.activation_names,
+            self.activations._replace(
+                norms=if_known(change, self.activations.norms),
+                channels=if_known(change, self.activations.channels),
+            ),
         )
 
     @staticmethod
@@ -59,8 +61,10 @@ class Scores(NamedTuple):
             torch.cat([part.values for part in parts]),
             torch.cat([part.logits for part in parts]),
             join_known([part.features for part in parts]),
-            join_known([part.activations for part in parts]),
-            parts[0].activation_names,
+            parts[0].activations._replace(
+                norms=join_known([part.activations.norms for part in parts]),
+                channels=join_known([part.activations.channels for part in parts]),
+            ),
         )
 
 
@@ -180,7 +184,7 @@ class Scorer:
             return self._with_plan(x[pair], [_of_rows(label, pair) for label in labels]).each(
                 lambda t: t[:1]
             )
-        features, activations, activation_names = None, None, ()
+        features, activations = None, Activations()
         gradients: list[Tensor] = []
 
         def logit_gradients(logits: Tensor) -> list[Tensor]:
@@ -195,10 +199,7 @@ class Scorer:
                     activations=self.activations,
                     backward=bool(labels),
                 )
-            features = recorder.features
-            if recorder.activations:
-                activation_names, columns = zip(*recorder.activations, strict=True)
-                activations = torch.stack(columns, 1)
+            features, activations = recorder.features, Activations.of(recorder.layers)
         else:
             with LastLinear() as seen:
                 logits = self._only_forward(x)
@@ -210,8 +211,7 @@ class Scorer:
         if rest:
             exact = self._exact(plan, x, rest, logits, gradients)
             norms = [{**a, **b} for a, b in zip(norms, exact, strict=True)]
-        values = self._assemble(norms, logits)
-        return Scores(values, logits, features, activations, activation_names)
+        return Scores(self._assemble(norms, logits), logits, features, activations)
 
     def _only_forward(self, x: Tensor) -> Tensor:
         try:

@@ -49,7 +49,7 @@ def by_hooks(model, one):
     """``Σ a²`` of every module with parameters, for one sample: no batch dimension to find."""
     found = []
     hooks = [
-        module.register_forward_hook(lambda m, args, out: found.append(out.double().square().sum()))
+        module.register_forward_hook(lambda m, args, out: found.append((m, out.double().clone())))
         for module in model.modules()
         if next(module.parameters(recurse=False), None) is not None
     ]
@@ -57,23 +57,59 @@ def by_hooks(model, one):
         model(one[None])
     for hook in hooks:
         hook.remove()
-    return torch.stack(found)
+    return found
+
+
+def channels_last(module, out):
+    return out.movedim(1, -1) if isinstance(module, nn.Conv2d | nn.BatchNorm2d) else out
 
 
 def test_activations_are_those_of_every_layer_with_parameters(case):
     model, x = case
-    expected = torch.stack([by_hooks(model, one) for one in x])
     norms = gradient_norms(model, x, activations=True)
-    torch.testing.assert_close(norms.activations.double(), expected, rtol=1e-4, atol=1e-6)
+    for n, one in enumerate(x):
+        outs = by_hooks(model, one)
+        expected = torch.stack([out.square().sum() for _, out in outs])
+        torch.testing.assert_close(norms.activations[n].double(), expected, rtol=1e-4, atol=1e-6)
+        by_channel = [channels_last(*pair).flatten(0, -2) for pair in outs]
+        means = torch.cat([out.mean(0) for out in by_channel])
+        powers = torch.cat([out.square().mean(0) for out in by_channel])
+        expected = torch.stack([means, powers])
+        torch.testing.assert_close(norms.channels[n].double(), expected, rtol=1e-4, atol=1e-6)
     weights = tuple(name for name in norms.names if name.endswith("weight"))
     assert norms.activation_names == weights
+    assert sum(norms.channel_counts) == norms.channels.shape[2]
+
+
+def test_normalisation_layers_are_measured_alone_where_there_are_three():
+    layers = [
+        layer for width in (4, 5, 6) for layer in (nn.LazyConv2d(width, 1), nn.BatchNorm2d(width))
+    ]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(3))
+    model(torch.ones(2, 2, 3, 3))
+    norms = forward_norms(model.eval(), torch.randn(4, 2, 3, 3))
+    assert norms.activation_names == ("1.weight", "3.weight", "5.weight")
+    assert norms.channel_counts == (4, 5, 6)
+
+
+def test_wide_layers_keep_some_channels_and_the_norm_of_all():
+    model, x = (
+        nn.Sequential(nn.Conv2d(2, 150, 1), nn.Flatten(), nn.LazyLinear(3)),
+        torch.ones(2, 2, 2, 2),
+    )
+    model(x)
+    norms, out = forward_norms(model.eval(), x), model[0](x).detach()
+    assert norms.channel_counts == (50, 3)
+    torch.testing.assert_close(norms.channels[:, 0, :50], out[:, ::3].mean((2, 3)))
+    torch.testing.assert_close(norms.channels[:, 1, :50], out[:, ::3].square().mean((2, 3)))
+    torch.testing.assert_close(norms.activations[:, 0], out.square().sum((1, 2, 3)))
 
 
 def test_they_are_the_same_without_a_backward_pass(case):
     model, x = case
     with_backward, without = gradient_norms(model, x, activations=True), forward_norms(model, x)
     assert without.values.shape == (5, 0, len(with_backward.names))
-    for name in ("activations", "logits", "features"):
+    for name in ("activations", "channels", "logits", "features"):
         assert torch.equal(getattr(with_backward, name), getattr(without, name))
     assert not without.activations.requires_grad
     assert without.activation_names == with_backward.activation_names
