@@ -15,6 +15,7 @@ from gradood.data.made import gaussian_noise, inverted, pixel_shuffled, rotated,
 from gradood.data.networks import ResNet, load_classifier
 from gradood.data.packaged import animals, digits, mnist
 from gradood.data.photos import photo_patches
+from gradood.data.picture_sets import picture_set
 from gradood.data.suite import Suite, anomalous_sets, evaluation_suite
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "load_classifier",
     "mnist",
     "photo_patches",
+    "picture_set",
     "pixel_shuffled",
     "relabelled",
     "rotated",

@@ -12,11 +12,11 @@ from gradood.errors import InputError
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Grey 28 x 28 pictures with what is needed to split and to cite them.
+    """Pictures of one size with what is needed to split and to cite them.
 
     Attributes:
         name: Short name, as tables print it.
-        pixels: uint8 ``[N, 1, 28, 28]``, 0 (black) to 255.
+        pixels: uint8 ``[N, 1, H, W]``, grey, 0 (black) to 255, or ``[N, 3, H, W]``, RGB.
         groups: int64 ``[N]``. Pictures of one group are related (glyphs of one font family, patches
             of one photo) and must stay on one side of a split.
         licence: SPDX identifier or a short sentence with the terms.
@@ -33,9 +33,9 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         shape = tuple(self.pixels.shape)
-        if self.pixels.dtype != torch.uint8 or shape[1:] != (1, 28, 28):
+        if self.pixels.dtype != torch.uint8 or len(shape) != 4 or shape[1] not in (1, 3):
             raise InputError(
-                f"{self.name}: pixels must be uint8 [N, 1, 28, 28], "
+                f"{self.name}: pixels must be uint8 [N, 1, H, W] or [N, 3, H, W], "
                 f"got {self.pixels.dtype} {list(shape)}."
             )
         for what, column in (("groups", self.groups), ("labels", self.labels)):
@@ -49,7 +49,7 @@ class ImageSet:
 
     @property
     def images(self) -> Tensor:
-        """float32 ``[N, 1, 28, 28]`` in [0, 1], what the networks take."""
+        """float32 ``[N, C, H, W]`` in [0, 1], what the networks take."""
         return self.pixels.to(torch.float32) / 255
 
     def select(self, rows: Tensor | slice) -> "ImageSet":
@@ -71,13 +71,17 @@ def from_array(
     groups: npt.ArrayLike | None = None,
     labels: npt.ArrayLike | None = None,
 ) -> ImageSet:
-    """An ``ImageSet`` from NumPy pictures ``[N, 28, 28]``; without groups, each is its own."""
+    """An ``ImageSet`` from NumPy pictures ``[N, H, W]``, or ``[N, H, W, 3]``, RGB.
+
+    Without groups, each is its own.
+    """
     count = len(pixels)
+    pixels = pixels[..., None] if pixels.ndim == 3 else pixels
     group_ids = np.arange(count) if groups is None else np.asarray(groups)
     return ImageSet(
         name=name,
         # A copy: the array may be a read-only view of a file.
-        pixels=torch.tensor(np.ascontiguousarray(pixels)).unsqueeze(1),
+        pixels=torch.tensor(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))),
         groups=torch.tensor(group_ids, dtype=torch.int64),
         licence=licence,
         source=source,

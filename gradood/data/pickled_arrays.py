@@ -1,4 +1,4 @@
-"""Read a NumPy array from a pickle without letting the pickle call anything else."""
+"""Read NumPy arrays from a pickle without letting the pickle call anything else."""
 
 import io
 import pickle
@@ -37,13 +37,23 @@ def load_pickled_array(content: bytes) -> npt.NDArray[np.generic]:
     Raises:
         InputError: The pickle refers to anything but a NumPy array of numbers, or is damaged.
     """
+    array = load_pickled_arrays(content)
+    if not isinstance(array, np.ndarray) or array.dtype.hasobject:
+        raise InputError(f"Expected a pickled NumPy array of numbers, got {type(array).__name__}.")
+    return array
+
+
+def load_pickled_arrays(content: bytes) -> Any:
+    """What ``content`` pickles: NumPy arrays, numbers and texts, in lists and dicts.
+
+    Raises:
+        InputError: The pickle refers to anything else, or is damaged.
+    """
     try:
-        array = _ArrayUnpickler(io.BytesIO(content)).load()
+        # Python 2 wrote the bytes of an array as text of this encoding.
+        return _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
     except InputError:
         raise
     # Damaged pickles raise almost any exception: the machine they run on is made of the file.
     except Exception as error:
         raise InputError(f"The pickle is damaged ({type(error).__name__}: {error}).") from error
-    if not isinstance(array, np.ndarray) or array.dtype.hasobject:
-        raise InputError(f"Expected a pickled NumPy array of numbers, got {type(array).__name__}.")
-    return array

@@ -1,6 +1,6 @@
 """Per-sample gradient norms of a model's parameters, without the gradients."""
 
-from gradood.gradients.api import GradientNorms, gradient_norms
+from gradood.gradients.api import GradientNorms, forward_norms, gradient_norms
 from gradood.gradients.differentiable import differentiable_norms
 from gradood.gradients.explanation import Explanation, Row, explain
 from gradood.gradients.grams import GradientGrams, gradient_grams
@@ -12,6 +12,7 @@ __all__ = [
     "Row",
     "differentiable_norms",
     "explain",
+    "forward_norms",
     "gradient_grams",
     "gradient_norms",
 ]

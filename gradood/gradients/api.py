@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch.nn import Parameter
 from gradood.gradients.cuda_graph import score as cuda_graph_score
 from gradood.gradients.labels import Label
 from gradood.gradients.outline import Outline
-from gradood.gradients.scorer import Scorer, Scores, locked
+from gradood.gradients.scorer import Scorer, Scores, join_known, locked
 from gradood.gradients.validation import (
     Selection,
     as_labels,
@@ -38,32 +39,59 @@ class GradientNorms:
         features: ``[N, F]``, detached: the penultimate features, that is the input of the last
             linear operator with a selected weight that reads one vector a sample; None if the
             rules found no such operator.
+        activations: ``[N, A]``, detached: ``Σ a²`` over the output a of every normalisation layer
+            with a selected parameter, in the order of the forward pass, or, where there are fewer
+            than three, of every operator in which such a parameter meets the batch; None where
+            they were not asked for, or no rule covers an operator.
+        channels: ``[N, 2, Σ C]``: mean and mean square of these outputs over all positions, by
+            channel; of layers with more than 64 channels C = 64 or fewer, evenly spread.
+        activation_names: for each of these layers the first parameter that it uses.
+        channel_counts: C of each of these layers.
     """
 
     values: Tensor
     names: tuple[str, ...]
     logits: Tensor
     features: Tensor | None = None
+    activations: Tensor | None = None
+    channels: Tensor | None = None
+    activation_names: tuple[str, ...] = ()
+    channel_counts: tuple[int, ...] = ()
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Those of the attributes that have a row a sample, as far as they are known."""
+        names = ("values", "logits", "features", "activations", "channels")
+        return {name: t for name in names if (t := getattr(self, name)) is not None}
 
     def to(self, device: torch.device | str) -> GradientNorms:
         """The same on another device."""
-        features = None if self.features is None else self.features.to(device)
-        return GradientNorms(self.values.to(device), self.names, self.logits.to(device), features)
+        return self._each(lambda tensor: tensor.to(device))
 
     def select(self, rows: Tensor | slice) -> GradientNorms:
         """Those of some samples: indices, a boolean mask or a slice."""
-        features = None if self.features is None else self.features[rows]
-        return GradientNorms(self.values[rows], self.names, self.logits[rows], features)
+        return self._each(lambda tensor: tensor[rows])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> GradientNorms:
+        return self.with_tensors(change(tensor) for tensor in self.tensors.values())
+
+    def with_tensors(self, tensors: Iterable[Tensor]) -> GradientNorms:
+        """Others in the place of ``tensors``, in their order."""
+        changed: dict[str, Any] = dict(zip(self.tensors, tensors, strict=True))
+        return replace(self, **changed)
 
     @staticmethod
     def join(parts: Sequence[GradientNorms]) -> GradientNorms:
         """Batches with the same parameters and labels, at least one, as one."""
-        features = [part.features for part in parts if part.features is not None]
         return GradientNorms(
             torch.cat([part.values for part in parts]),
             parts[0].names,
             torch.cat([part.logits for part in parts]),
-            torch.cat(features) if len(features) == len(parts) else None,
+            join_known([part.features for part in parts]),
+            join_known([part.activations for part in parts]),
+            join_known([part.channels for part in parts]),
+            parts[0].activation_names,
+            parts[0].channel_counts,
         )
 
 
@@ -77,6 +105,7 @@ def gradient_norms(
     micro_batch: int | None = None,
     nan_policy: str = "raise",
     cuda_graph: bool = False,
+    activations: bool = False,
 ) -> GradientNorms:
     """Squared L2 norm of every parameter's loss gradient, for every sample of a batch.
 
@@ -110,6 +139,7 @@ def gradient_norms(
             and replay it at the next ones, so that launching kernels takes no time. For a model on
             a GPU that every rule covers, a batch that is one micro-batch, and labels named by
             their kind without numbers to check (see ``cuda_graph.LABELS``).
+        activations: also measure the activations, see ``GradientNorms.activations``.
 
     Returns:
         The norms, the names of their columns and the logits.
@@ -135,11 +165,46 @@ def gradient_norms(
             shape = (0, len(labels), len(call.chosen)) if several else (0, len(call.chosen))
             values = x.new_empty(shape, dtype=torch.float32)
             return GradientNorms(values, tuple(call.chosen), x.new_empty(0, 0))
-        scorer = Scorer(model, call.known, call.chosen, labels, losses, method)
+        scorer = Scorer(
+            *(model, call.known, call.chosen, labels, losses, method), activations=activations
+        )
         score = cuda_graph_score if cuda_graph else Scorer.score
         scores = call.flagged(score(scorer, call.x, micro_batch))
     values = scores.values if several else scores.values[:, 0]
-    return GradientNorms(values, tuple(call.chosen), scores.logits, scores.features)
+    return _gathered(values, call, scores)
+
+
+def forward_norms(
+    model: nn.Module, x: Tensor, parameters: Selection = None, nan_policy: str = "raise"
+) -> GradientNorms:
+    """Logits, features and activations of a batch, without a backward pass.
+
+    As ``gradient_norms`` for no label at all: ``values`` is ``[N, 0, L]``, the rest is the same.
+    Arguments and errors as there.
+
+    Example:
+        >>> norms = forward_norms(torch.nn.Linear(3, 2), torch.ones(5, 3))
+        >>> norms.values.shape, norms.activations.shape
+        (torch.Size([5, 0, 2]), torch.Size([5, 1]))
+    """
+    with prepared(model, x, parameters, "auto", None, nan_policy) as call:
+        names = tuple(call.chosen)
+        if x.shape[0] == 0:
+            return GradientNorms(x.new_empty(0, 0, len(names)), names, x.new_empty(0, 0))
+        scorer = Scorer(model, call.known, call.chosen, (), (), "auto", activations=True)
+        scores = call.flagged(scorer.score(call.x, None))
+    return _gathered(scores.values, call, scores)
+
+
+def _gathered(values: Tensor, call: Prepared, scores: Scores) -> GradientNorms:
+    seen = scores.activations
+    return GradientNorms(
+        *(values, tuple(call.chosen), scores.logits, scores.features),
+        activations=seen.norms,
+        channels=seen.channels,
+        activation_names=seen.names,
+        channel_counts=seen.counts,
+    )
 
 
 class Prepared(NamedTuple):
@@ -152,20 +217,21 @@ class Prepared(NamedTuple):
     nan_policy: str
 
     def flagged(self, scores: Scores) -> Scores:
-        """Rows with NaN or Inf have infinite values, and neither logits nor features.
+        """Rows with NaN or Inf have infinite values, and nothing else.
 
         Raises:
             ModelError: the model made NaN or Inf of finite rows, and the policy is to raise.
         """
-        bad = unusable_rows(scores, self.bad, self.nan_policy)
+        bad = unusable_rows(scores[:3], self.bad, self.nan_policy)
         if bad is None:
             return scores
-        values, logits, features = scores
-        values[bad] = float("inf")
-        logits = logits.masked_fill(bad[:, None], float("nan"))
-        if features is not None:
-            features = features.masked_fill(bad[:, None], float("nan"))
-        return Scores(values, logits, features)
+        scores.values[bad] = float("inf")
+        hidden = scores.each(partial(_hidden, rows=bad))
+        return hidden._replace(values=scores.values)
+
+
+def _hidden(tensor: Tensor, rows: Tensor) -> Tensor:
+    return tensor.masked_fill(rows.view(-1, *[1] * (tensor.dim() - 1)), torch.nan)
 
 
 @contextmanager

@@ -112,7 +112,7 @@ def _key(scorer: Scorer, x: Tensor) -> tuple[Any, ...]:
     """What a graph depends on: the plan's key, the batch, the label, where the weights lie."""
     tensors = (*scorer.model.parameters(), *scorer.model.buffers())
     places = tuple((t.data_ptr(), t.requires_grad) for t in tensors)
-    labels = tuple(map(str, scorer.labels))
+    labels = (*map(str, scorer.labels), str(scorer.activations))
     return (scorer.describe(x), x.shape[0], x.stride(), labels, tuple(scorer.losses), places)
 
 

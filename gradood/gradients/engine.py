@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gradood import ops
+from gradood.gradients.activations import Layer, measured_layer, measured_positions
 from gradood.gradients.capture import (
     End,
     Function,
@@ -70,6 +71,10 @@ class Recorder(SourceMode):
 
     #: Whether calls that can may replace their operator's backward pass.
     may_take_over = True
+    #: Whether to keep what a backward pass needs.
+    backward_follows = True
+    #: Whether to measure what operators with a step make.
+    keeps_activations = False
 
     def __init__(
         self,
@@ -91,6 +96,11 @@ class Recorder(SourceMode):
         self._last_label = True
         #: The input ``[N, F]`` of the last linear operator so far that maps one vector a sample.
         self.features: Tensor | None = None
+        #: What was measured of the outputs of operators with a step.
+        self.layers: list[Layer] = []
+        steps = plan.steps
+        normalising = [place for place, step in steps.items() if step.rule.normalises]
+        self._measured = measured_positions(normalising, steps)
         self.anchor = _anchor(device)
 
     def visit(self, position: int, function: Function, args: Any, kwargs: Any) -> Any:
@@ -128,7 +138,9 @@ class Recorder(SourceMode):
         held = data.detach() if step.needs_data and data is not None else None
         out: Tensor
         replaced = self.may_take_over and step.added == step.uses
-        if held is not None and replaced and call.takes_over():
+        if not self.backward_follows:
+            out = compute()
+        elif held is not None and replaced and call.takes_over():
             backward = partial(self._take_over, step, call, [held], held._version)
             out = TakenOver.apply(data, compute, backward)
         else:
@@ -137,6 +149,11 @@ class Recorder(SourceMode):
             hook = partial(self._receive, step, call, [held], version)
             out = watch(out, self.anchor, hook, self._plan.strange)
         self._check(step, call, out)
+        if self.keeps_activations and step.position in self._measured:
+            # Counted from the end, since the samples may be several dimensions.
+            channel = call.channels if call.channels < 0 else call.channels - out.dim()
+            split = step.axis.split(out.detach(), self._samples)
+            self.layers.append(measured_layer(step.uses[0].parameter, split, channel))
         if isinstance(call, LinearCall) and data is not None and data.dim() == 2:
             self.features = data.detach()
         call.data = None  # the hook must not keep it alive for longer than needed
@@ -264,13 +281,16 @@ def run(
     parameters: Mapping[str, Parameter],
     logit_gradients: Callable[[Tensor], Sequence[Tensor]],
     observer: Observer | None = None,
-) -> tuple[Tensor, Tensor | None, list[dict[str, Tensor]]]:
-    """Score one micro-batch: logits, penultimate features, norms by parameter for every label.
+    activations: bool = False,
+    backward: bool = True,
+) -> tuple[Tensor, Recorder, list[dict[str, Tensor]]]:
+    """Score one micro-batch: logits, what the pass recorded, norms by parameter for every label.
 
     Raises:
         PlanError: the model did something else than in the probe.
     """
     recorder = Recorder(plan, parameters, x.shape[0], x.device, observer)
+    recorder.keeps_activations, recorder.backward_follows = activations, backward
     with recorder:
         logits = forward(x)
     recorder.finish()
@@ -280,7 +300,7 @@ def run(
             recorder.backward(logits, g, last=i == len(gradients) - 1)
             for i, g in enumerate(gradients)
         ]
-    return logits.detach(), recorder.features, norms
+    return logits.detach(), recorder, norms
 
 
 @cache

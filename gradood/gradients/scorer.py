@@ -17,11 +17,13 @@ from torch.nn import Parameter
 
 from gradood.errors import GradoodError, ModelError
 from gradood.gradients import engine, fallback
+from gradood.gradients.activations import Activations
 from gradood.gradients.caches import Cache, emptied, find
 from gradood.gradients.capture import UnevenError
 from gradood.gradients.independence import BatchLogits
 from gradood.gradients.labels import Label, loss_gradient
 from gradood.gradients.outline import Outline, outline
+from gradood.gradients.penultimate import LastLinear
 from gradood.gradients.plan import Plan, PlanError, make_plan, reason_of
 from gradood.gradients.probe import require_grad
 from gradood.gradients.state import kept, observed
@@ -34,26 +36,51 @@ MEMORY_BOUND = 1 << 30
 
 
 class Scores(NamedTuple):
-    """What one or several passes found: values ``[N, K, L]``, logits ``[N, C]``, features."""
+    """What one or several passes found: values ``[N, K, L]``, logits ``[N, C]``, and perhaps more.
+
+    That is features ``[N, F]``, and what was measured of the activations.
+    """
 
     values: Tensor
     logits: Tensor
     features: Tensor | None
+    activations: Activations = Activations()
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Scores:
         """The same with every tensor changed."""
-        features = None if self.features is None else change(self.features)
-        return Scores(change(self.values), change(self.logits), features)
+        return Scores(
+            change(self.values),
+            change(self.logits),
+            if_known(change, self.features),
+            self.activations._replace(
+                norms=if_known(change, self.activations.norms),
+                channels=if_known(change, self.activations.channels),
+            ),
+        )
 
     @staticmethod
     def join(parts: Sequence[Scores]) -> Scores:
         """Several micro-batches as one."""
-        features = [part.features for part in parts if part.features is not None]
         return Scores(
             torch.cat([part.values for part in parts]),
             torch.cat([part.logits for part in parts]),
-            torch.cat(features) if len(features) == len(parts) else None,
+            join_known([part.features for part in parts]),
+            parts[0].activations._replace(
+                norms=join_known([part.activations.norms for part in parts]),
+                channels=join_known([part.activations.channels for part in parts]),
+            ),
         )
+
+
+def if_known(change: Callable[[Tensor], Tensor], tensor: Tensor | None) -> Tensor | None:
+    """A changed tensor, where there is one."""
+    return None if tensor is None else change(tensor)
+
+
+def join_known(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """All parts as one, or None where one is missing."""
+    known = [part for part in parts if part is not None]
+    return torch.cat(known) if len(known) == len(parts) else None
 
 
 class Scorer:
@@ -68,10 +95,11 @@ class Scorer:
         losses: Sequence[str],
         method: str,
         observer: engine.Observer | None = None,
+        activations: bool = False,
     ) -> None:
         self.model, self.outline, self.parameters = model, known, parameters
         self.labels, self.losses, self.method = labels, losses, method
-        self.observer = observer
+        self.observer, self.activations = observer, activations
         self._key: tuple[Any, ...] = ()
         self._verified = False  # whether vmap agrees with the loop
         self._caches: tuple[Cache, ...] | None = None
@@ -182,7 +210,7 @@ class Scorer:
             pair = [0, 0]
             labels = [_of_rows(label, pair) for label in labels]
             return self._follow(plan, x[pair], labels).each(lambda t: t[:1])
-        features = None
+        features, activations = None, Activations()
         gradients: list[Tensor] = []
 
         def logit_gradients(logits: Tensor) -> list[Tensor]:
@@ -192,18 +220,24 @@ class Scorer:
 
         if plan.steps:
             with kept(self.model, plan.written) if any(plan.written) else nullcontext():
-                logits, features, norms = engine.run(
-                    plan, self.forward, x, self.parameters, logit_gradients, self.observer
+                logits, recorder, norms = engine.run(
+                    *(plan, self.forward, x, self.parameters, logit_gradients, self.observer),
+                    activations=self.activations,
+                    backward=bool(labels),
                 )
+            features, activations = recorder.features, Activations.of(recorder.layers)
         else:
-            logits = self._only_forward(x)
+            with LastLinear() as seen:
+                logits = self._only_forward(x)
+            features = None if labels or seen.features is None else seen.features.detach()
             logit_gradients(logits)
             norms = [{} for _ in labels]
-        rest = {n: p for n, p in self.parameters.items() if n in plan.uncovered}
+        uncovered = plan.uncovered if labels else ()
+        rest = {n: p for n, p in self.parameters.items() if n in uncovered}
         if rest:
             exact = self._exact(plan, x, rest, logits, gradients)
             norms = [{**a, **b} for a, b in zip(norms, exact, strict=True)]
-        return Scores(self._assemble(norms, logits), logits, features)
+        return Scores(self._assemble(norms, logits), logits, features, activations)
 
     def _only_forward(self, x: Tensor) -> Tensor:
         # With gradients, as in every other pass: without, some models take another way.
@@ -234,8 +268,8 @@ class Scorer:
     def _assemble(self, norms: list[dict[str, Tensor]], logits: Tensor) -> Tensor:
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         unused = logits.new_zeros(logits.shape[0], dtype=dtype)
-        if not self.parameters:
-            return unused.new_empty(len(unused), len(norms), 0)
+        if not self.parameters or not norms:
+            return unused.new_empty(len(unused), len(norms), len(self.parameters))
         columns = [by_name.get(name, unused) for by_name in norms for name in self.parameters]
         values = torch.stack(columns, 1).detach()
         return values.to(dtype).view(len(unused), len(norms), len(self.parameters))

@@ -153,14 +153,12 @@ def _norms(
     stream: Callable[[Any], Stream],
     advance: Callable[[int], None],
 ) -> GradientNorms:
-    names: tuple[str, ...] = ()
+    last: GradientNorms
 
     def compute(batch: Tensor) -> tuple[Tensor, ...]:
-        nonlocal names
-        norms = detector.norms(batch)
-        names = norms.names
-        found = (norms.values, norms.logits)
-        return found if norms.features is None else (*found, norms.features)
+        nonlocal last
+        last = detector.norms(batch)
+        return tuple(last.tensors.values())
 
     parts = [
         (_advanced(batch.results[0], batch.ids, advance), *batch.results[1:])
@@ -169,8 +167,7 @@ def _norms(
     ]
     if not parts:
         raise InputError("no input to fit on could be scored")
-    values, logits, *features = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    return GradientNorms(values, names, logits, *features)
+    return last.with_tensors(map(torch.cat, zip(*parts, strict=True)))
 
 
 def _advanced(result: Tensor, ids: list[str], advance: Callable[[int], None]) -> Tensor:

@@ -27,6 +27,10 @@ class Call(ABC):
     #: Whether repeated uses of an operand may be combined by concatenating ``[N, T, …]`` tokens.
     concatenates: ClassVar[bool] = False
     needs_data: ClassVar[frozenset[str]] = frozenset({"weight"})
+    #: The dimension of the output that holds the channels.
+    channels: ClassVar[int] = -1
+    #: Whether the operator brings its input to a common scale.
+    normalises: ClassVar[bool] = False
 
     operands: Mapping[str, Tensor]
     data: Tensor | None

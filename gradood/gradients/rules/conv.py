@@ -46,6 +46,8 @@ class ConvCall(Call):
     Other padding modes reach this operator as an already padded input.
     """
 
+    channels = 1
+
     transposed: ClassVar[bool] = False
 
     def __init__(self, x: Tensor, weight: Tensor, bias: Any, geometry: Geometry) -> None:

@@ -20,6 +20,8 @@ from gradood.gradients.rules.call import Call, batch_comes_first, tensors
 class _NormCall(Call):
     """Shared by every normalisation: both norms come from one pass over x and d."""
 
+    normalises = True
+
     def __init__(self, x: Tensor, weight: Any, bias: Any) -> None:
         self.data = x
         self.operands = tensors(weight=weight, bias=bias)
@@ -58,6 +60,8 @@ class _NormCall(Call):
 
 class BatchNormCall(_NormCall):
     """``x̂ = (x − running mean) / √(running variance + eps)``, in evaluation mode only."""
+
+    channels = 1
 
     def __init__(self, x: Tensor, weight: Any, bias: Any, mean: Tensor, rstd: Tensor) -> None:
         super().__init__(x, weight, bias)
@@ -115,6 +119,8 @@ class BatchNormCall(_NormCall):
 
 class GroupNormCall(_NormCall):
     """``x̂`` over groups of channels; instance norm is one channel a group."""
+
+    channels = 1
 
     def __init__(self, x: Tensor, weight: Any, bias: Any, groups: int, eps: float) -> None:
         super().__init__(x, weight, bias)
