@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from gradood.detectors.threshold import Calibration
 from gradood.errors import CheckpointError, InputError
+from gradood.writing import write_file
 
 if TYPE_CHECKING:
     from gradood.detectors.base import Detector
@@ -30,26 +32,40 @@ _KEY = "gradood"
 #: Values kept of each tensor of weights, and by how much of their norm they may differ: rounding
 #: to bfloat16 changes them by 0.002, training by as much as it moves them.
 _SAMPLED, _SAME_WEIGHTS = 16, 0.02
-_DTYPES = {str(dtype): dtype for dtype in (torch.float64, torch.float32, torch.int64, torch.bool)}
+#: Wrappers, by the names of their classes, and where they keep the module that they wrap.
+_WRAPPERS = {
+    "OptimizedModule": "_orig_mod",
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "AveragedModel": "module",
+    "GradSampleModule": "_module",
+    "FullyShardedDataParallel": "_fsdp_wrapped_module",
+}
 
 
 def write(detector: Detector, path: str | Path) -> None:
     """Write ``detector`` to ``path``, which is replaced only once the file is complete."""
+    write_file(path, content(detector))
+
+
+def content(detector: Detector) -> bytes:
+    """What a file of ``detector`` holds."""
+    settings, own = detector._settings(), own_names(detector.model)
+    if settings.get("parameters") is not None:
+        settings["parameters"] = [own.get(name, name) for name in settings["parameters"]]
     header = {
         "format": _FORMAT,
         "class": type(detector).__name__,
         "version": _package_version(),
-        "settings": {name: encode(value) for name, value in detector._settings().items()},
+        "settings": {name: encode(value) for name, value in settings.items()},
         "threshold": detector._threshold,
         "calibration": detector.calibration and detector.calibration._asdict(),
-        "model": _architecture(detector.model),
-        "weights": _sampled_weights(detector.model),
+        "model": _architecture(detector.model, own),
+        "weights": _sampled_weights(detector.model, own),
     }
     learned = detector._require_fitted()
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in learned.items()}
-    partial = Path(path).with_name(Path(path).name + ".partial")
-    save_file(tensors, partial, metadata={_KEY: json.dumps(header)})
-    os.replace(partial, path)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in learned.items()}
+    return save(tensors, metadata={_KEY: json.dumps(header)})
 
 
 def load(path: str | Path, model: nn.Module) -> Detector:
@@ -73,9 +89,10 @@ def load(path: str | Path, model: nn.Module) -> Detector:
         header = _header(path)
         with safe_open(path, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}
-        _check_architecture(path, header["model"], _architecture(model))
-        _check_weights(path, header.get("weights", {}), _sampled_weights(model))
-        return _rebuild(path, header, state, model)
+        names = _names_as_saved(model, header["model"])
+        _check_architecture(path, header["model"], _architecture(model, names))
+        _check_weights(path, header.get("weights", {}), _sampled_weights(model, names))
+        return _rebuild(path, header, state, model, names)
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
@@ -115,7 +132,11 @@ def _damage_named(path: str | Path) -> Iterator[None]:
 
 
 def _rebuild(
-    path: str | Path, header: Mapping[str, Any], state: Mapping[str, Tensor], model: nn.Module
+    path: str | Path,
+    header: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    model: nn.Module,
+    names: Mapping[str, str],
 ) -> Detector:
     classes = {name: cls for name, cls in REGISTRY.items() if not inspect.isabstract(cls)}
     if header["class"] not in classes:
@@ -123,9 +144,12 @@ def _rebuild(
             f"{path} holds a {header['class']}, which is not among the known detectors: "
             f"{', '.join(sorted(classes))}. If it is your own class, import its module first"
         )
-    detector = classes[header["class"]](
-        model, **{name: decode(value) for name, value in header["settings"].items()}
-    )
+    settings = {name: decode(value) for name, value in header["settings"].items()}
+    if settings.get("parameters") is not None:
+        given = {own: name for name, own in names.items()}
+        chosen = settings["parameters"]
+        settings["parameters"] = [given.get(n) or given.get(plain_name(n), n) for n in chosen]
+    detector = classes[header["class"]](model, **settings)
     if state.keys() != detector.LEARNED:
         raise CheckpointError(
             f"{path} is damaged: it holds {sorted(state)}, expected {sorted(detector.LEARNED)}"
@@ -137,14 +161,42 @@ def _rebuild(
     return detector
 
 
-def _architecture(model: nn.Module) -> dict[str, list[int]]:
-    return {name: list(parameter.shape) for name, parameter in _plain(model).named_parameters()}
+def _architecture(model: nn.Module, names: Mapping[str, str]) -> dict[str, list[int]]:
+    return {names[name]: list(parameter.shape) for name, parameter in model.named_parameters()}
 
 
-def _plain(model: nn.Module) -> nn.Module:
-    """What ``torch.compile`` wrapped, which has the names without its prefix."""
-    plain: nn.Module = getattr(model, "_orig_mod", model)
-    return plain
+def own_names(model: nn.Module) -> dict[str, str]:
+    """Names of parameters and buffers -> those without what wrappers put before or into them.
+
+    A model has the same names compiled, whole or in part, and inside ``DataParallel`` or another
+    wrapper that holds it.
+    """
+    prefix, inner = "", model
+    while (child := _wrapped(inner)) is not None:
+        prefix, inner = f"{prefix}{child}.", getattr(inner, child)
+    tensors = itertools.chain(
+        model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
+    )
+    return {name: plain_name(name.removeprefix(prefix)) for name, _ in tensors}
+
+
+def plain_name(name: str) -> str:
+    """A name without what ``torch.compile`` puts into it."""
+    return name.replace("_orig_mod.", "")
+
+
+def _wrapped(model: nn.Module) -> str | None:
+    """Name of the module that a wrapper holds, or None where ``model`` is no wrapper."""
+    found = (_WRAPPERS[kind.__name__] for kind in type(model).mro() if kind.__name__ in _WRAPPERS)
+    return next(found, None)
+
+
+def _names_as_saved(model: nn.Module, saved: Mapping[str, Any]) -> dict[str, str]:
+    """``own_names``, or all names as they are where a file has them so: older ones do."""
+    own = own_names(model)
+    given = {name: name for name in own}
+    same = {name for name, _ in model.named_parameters()} == saved.keys()
+    return given if same else own
 
 
 def _check_architecture(
@@ -165,14 +217,14 @@ def _check_architecture(
         )
 
 
-def _sampled_weights(model: nn.Module) -> dict[str, list[float]]:
+def _sampled_weights(model: nn.Module, names: Mapping[str, str]) -> dict[str, list[float]]:
     """Some values of every parameter and of every statistic, evenly spread."""
     sampled = {}
-    for name, tensor in _plain(model).state_dict().items():
+    for name, tensor in model.state_dict().items():
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel():
             flat = tensor.detach().reshape(-1)
             values = flat[:: -(-len(flat) // _SAMPLED)].double().cpu()
-            sampled[name] = [float(f"{value:.6g}") for value in values.tolist()]
+            sampled[names.get(name, name)] = [float(f"{value:.6g}") for value in values.tolist()]
     return sampled
 
 
@@ -196,9 +248,13 @@ def _check_weights(
 def encode(value: Any) -> Any:
     """A setting as JSON; a Tensor becomes a tagged list."""
     if isinstance(value, Tensor):
-        return {"tensor": value.tolist(), "dtype": str(value.dtype)}
+        exact = value.detach().double() if value.is_floating_point() else value.detach()
+        if not value.is_complex():
+            return {"tensor": exact.tolist(), "dtype": str(value.dtype)}
     if isinstance(value, list | tuple):
         return [encode(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
     if value is None or isinstance(value, str | int | float):
         return value
     raise InputError(f"a setting of type {type(value).__name__} cannot be saved: {value!r}")
@@ -207,7 +263,13 @@ def encode(value: Any) -> Any:
 def decode(value: Any) -> Any:
     """The inverse of ``encode``."""
     if isinstance(value, dict):
-        return torch.tensor(value["tensor"], dtype=_DTYPES[value["dtype"]])
+        dtype = getattr(torch, value["dtype"].removeprefix("torch."), None)
+        if not isinstance(dtype, torch.dtype):
+            raise CheckpointError(
+                f"a setting is {value['dtype']}, which torch {torch.__version__} does not know"
+            )
+        exact = torch.float64 if dtype.is_floating_point else dtype
+        return torch.tensor(value["tensor"], dtype=exact).to(dtype)
     return [decode(item) for item in value] if isinstance(value, list) else value
 
 

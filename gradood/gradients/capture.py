@@ -306,7 +306,20 @@ def name_of(function: Function) -> str:
 
 def _saving_hooks() -> Any:
     """What packs the tensors that autograd saves now: a checkpoint that is not reentrant does."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(False)
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return _packs_saved() if top is None else top(False)
+
+
+def _packs_saved() -> bool:
+    """Whether anything packs what autograd saves, where PyTorch is too old to say what does."""
+    with torch.enable_grad():
+        leaf = torch.ones((), dtype=torch.float32, device="cpu", requires_grad=True)
+        saved: Any = leaf.exp().grad_fn
+    try:  # a saved tensor has one pair of hooks at most
+        saved._raw_saved_result.register_hooks(lambda tensor: tensor, lambda tensor: tensor)
+    except RuntimeError:
+        return True
+    return False
 
 
 def _biased(

@@ -40,12 +40,12 @@ def _select(model: nn.Module, selection: Selection) -> dict[str, Parameter]:
         patterns = [selection] if isinstance(selection, str) else list(selection)
         primary = {id(p): name for name, p in everything.items()}
         wanted = set()
+        named = list(model.named_parameters(remove_duplicate=False))
+        names = {name for name, _ in named}
         for pattern in patterns:
-            found = {
-                primary[id(p)]
-                for name, p in model.named_parameters(remove_duplicate=False)
-                if fnmatchcase(name, pattern)
-            }
+            # A name is a name, whatever it would match as a pattern: "income[USD].weight".
+            match = str.__eq__ if pattern in names else fnmatchcase
+            found = {primary[id(p)] for name, p in named if match(name, pattern)}
             if not found:
                 raise InputError(
                     f"parameters={pattern!r} matches none of the {len(everything)} parameters; "

@@ -2,15 +2,26 @@
 
 import copy
 import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 
+import gradood
 from gradood.data import ResNet
 from gradood.detectors import Energy, GradientKNN, GradientMahalanobis, load
+from gradood.detectors.checkpoint import decode, encode, own_names
 from gradood.errors import CheckpointError, InputError
+from tests.detectors.saved.networks import inputs, network
+
+SAVED = Path(__file__).parent / "saved"
 
 
 def test_round_trip_is_bit_equal(detector, model, norms, tmp_path):
@@ -176,3 +187,148 @@ def test_what_cannot_be_saved_leaves_the_old_file(fitted, tmp_path):
         detector.save(path)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["d"]
+
+
+DTYPES = [
+    *(torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.float8_e4m3fn),
+    *(torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.bool),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_settings_of_every_dtype_come_back(dtype):
+    value = torch.tensor([[1, 0, 1], [0, 1, 0]]).to(dtype)
+    again = decode(json.loads(json.dumps(encode([value, "all_hot", 3]))))
+    assert again[0].dtype == dtype and again[1:] == ["all_hot", 3]
+    assert torch.equal(again[0].double(), value.double())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int32, torch.uint8], ids=str)
+def test_labels_of_every_dtype_are_saved(dtype, model, pictures, tmp_path):
+    label = torch.tensor([1, 0] * 5, dtype=dtype)
+    detector = GradientKNN(model, label=label).fit(pictures.fit[:40])
+    detector.save(tmp_path / "d")
+    x = pictures.normal[:4]
+    assert torch.equal(load(tmp_path / "d", model).score(x), detector.score(x))
+
+
+def test_settings_of_an_unknown_dtype_are_named():
+    with pytest.raises(CheckpointError, match="torch.float3"):
+        decode({"tensor": [1], "dtype": "torch.float3"})
+
+
+class Tabular(nn.Module):
+    """Layers with names of columns, one of which matches another as a pattern."""
+
+    def __init__(self, names=("income[USD]", "incomeU", "rate*", "what?", "what1", "[!a]")):
+        super().__init__()
+        self.parts = nn.ModuleDict({name: nn.Linear(3, 2) for name in names})
+
+    def forward(self, x):
+        return sum(part(x) for part in self.parts.values())
+
+
+@pytest.mark.parametrize("name", ["income[USD]", "rate*", "what?", "[!a]"])
+def test_names_are_no_patterns(name, tmp_path):
+    model, x = Tabular().eval(), torch.rand(60, 3, generator=torch.manual_seed(0))
+    chosen = [f"parts.{name}.weight"]
+    assert gradood.gradient_norms(model, x, parameters=chosen).names == tuple(chosen)
+    for parameters in (None, chosen):
+        detector = GradientKNN(model, parameters=parameters).fit(x)
+        detector.save(tmp_path / "d")
+        loaded = load(tmp_path / "d", model)
+        torch.testing.assert_close(loaded.score(x[:3]), detector.score(x[:3]))
+
+
+def _parallel(model):
+    return nn.DataParallel(model)
+
+
+def _compiled_inside(model):
+    model[0] = torch.compile(model[0])
+    return model
+
+
+WRAPPED = {
+    "plain": lambda model: model,
+    "parallel": _parallel,
+    "compiled": torch.compile,
+    "averaged": torch.optim.swa_utils.AveragedModel,
+    "parallel and compiled": lambda model: torch.compile(_parallel(model)),
+}
+
+
+@pytest.mark.parametrize("there", WRAPPED)
+@pytest.mark.parametrize("here", WRAPPED)
+def test_wrapped_models_are_the_same(here, there, tmp_path):
+    """Detectors that read logits: which wrappers gradient norms see through is theirs to say."""
+    x = inputs(8, 0.3)
+    detector = Energy(WRAPPED[there](network()).eval()).calibrate(inputs(40), fpr=0.1)
+    detector.save(tmp_path / "d")
+    loaded = load(tmp_path / "d", WRAPPED[here](network()).eval())
+    torch.testing.assert_close(loaded.score(x), detector.score(x))
+
+
+def test_a_detector_fitted_under_a_wrapper_serves_the_plain_model(tmp_path):
+    names = own_names(nn.DataParallel(network()))
+    assert list(names.values()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    compiled = _compiled_inside(network())
+    assert list(own_names(compiled).values()) == list(names.values())
+    detector = GradientKNN(nn.DataParallel(network()).eval()).fit(inputs(60))
+    detector.save(tmp_path / "d")
+    loaded = load(tmp_path / "d", network())
+    torch.testing.assert_close(loaded.score(inputs(5, 0.3)), detector.score(inputs(5, 0.3)))
+
+
+def test_a_child_called_module_is_no_wrapper(tmp_path):
+    model = nn.Sequential()
+    model.add_module("module", network())
+    Energy(model.eval()).save(tmp_path / "d")
+    with pytest.raises(CheckpointError, match="other parameters"):
+        load(tmp_path / "d", network())
+    load(tmp_path / "d", model)
+
+
+@pytest.mark.parametrize("name, kind", [("knn", GradientKNN), ("energy", Energy)])
+def test_files_of_older_versions_load(name, kind):
+    expected = {
+        "knn": ([4.742664, 7.131035, 9.081169, 4.190781, 7.396161], 4.572605),
+        "energy": ([-4.745627, -5.830748, -5.463553, -4.511766, -6.045359], -2.646777),
+    }[name]
+    detector = load(SAVED / f"format-1-{name}.safetensors", network())
+    assert type(detector) is kind
+    assert detector.score(inputs(5, 0.3)).tolist() == pytest.approx(expected[0], rel=1e-4)
+    assert detector.threshold == pytest.approx(expected[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077, 0o002])
+def test_the_mode_is_that_of_the_umask(mask, fitted, tmp_path):
+    before = os.umask(mask)
+    try:
+        fitted(Energy).save(tmp_path / "d")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "d").stat().st_mode) == 0o666 & ~mask
+
+
+@pytest.mark.skipif("GRADOOD_OTHER_PYTHON" not in os.environ, reason=(
+    "GRADOOD_OTHER_PYTHON names no interpreter with another PyTorch"
+))  # fmt: skip
+def test_detectors_cross_from_one_torch_to_another(tmp_path):
+    """Saved here and read there, and the other way round."""
+    root = Path(__file__).parents[2]
+    pythons = (sys.executable, os.environ["GRADOOD_OTHER_PYTHON"])
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    found = []
+    for number, (writer, reader) in enumerate((pythons, pythons[::-1])):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for python, action in ((writer, "save"), (reader, "check")):
+            done = subprocess.run(
+                [python, "-m", "tests.detectors.saved.exchange", action, str(folder)],
+                cwd=root, env=environment, capture_output=True, text=True, timeout=200,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    assert found[0]["torch"] != found[1]["torch"]
+    assert all(one["read"] == 5 and one["worst"] < 1e-3 for one in found), found
