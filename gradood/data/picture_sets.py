@@ -100,7 +100,8 @@ def _cut(sheet: Any) -> npt.NDArray[np.uint8]:
     side = sheet.width // _PER_ROW
     sheets: npt.NDArray[np.uint8] = np.asarray(sheet.convert("RGB"))
     pixels = sheets.reshape(-1, side, _PER_ROW, side, 3)
-    return pixels.swapaxes(1, 2).reshape(-1, side, side, 3)
+    pictures: npt.NDArray[np.uint8] = pixels.swapaxes(1, 2).reshape(-1, side, side, 3)
+    return pictures
 
 
 def _read_folder(path: Path, size: int) -> Pictures:

@@ -7,24 +7,19 @@ operator: no weight gradient is computed, and nothing is recorded before the fir
 
 from __future__ import annotations
 
-import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter, functional
+from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 
-from gradood.gradients.rules import RULES
+from gradood.gradients.expansion import expansion
 from gradood.gradients.source import Source, derived_source, is_source, plain_value
 
 Function = Callable[..., Any]
-
-_EXPANDABLE = ("torch.nn.functional", "torch.functional")
-_CHECKS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 
 #: Operators that copy or cast, element for element.
 _ISOMETRIC: frozenset[Any] = frozenset(
@@ -63,6 +58,8 @@ class OperatorMode(TorchFunctionMode, ABC):
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
+        #: The composites that run, outermost first.
+        self._inside: list[Function] = []
 
     def __torch_function__(
         self, function: Function, types: Any, args: Any = (), kwargs: Any = None
@@ -71,12 +68,15 @@ class OperatorMode(TorchFunctionMode, ABC):
         kwargs = kwargs or {}
         if function in _QUESTIONS or not torch.is_grad_enabled():
             return function(*args, **kwargs)
-        body = _body(function)
-        if function is functional.scaled_dot_product_attention and _biased(*args, **kwargs):
-            body = _attention
+        # What a composite's own helper hands back is the composite again: make the call itself.
+        body = None if function in self._inside else expansion(function, args, kwargs)
         if body is not None:
-            with self:
-                return body(*args, **kwargs)
+            self._inside.append(function)
+            try:
+                with self:
+                    return body(*args, **kwargs)
+            finally:
+                self._inside.pop()
         self.count += 1
         return self.visit(self.count, function, args, kwargs)
 
@@ -320,48 +320,3 @@ def _packs_saved() -> bool:
     except RuntimeError:
         return True
     return False
-
-
-def _biased(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any
-) -> bool:
-    return attn_mask is not None and attn_mask.dtype != torch.bool
-
-
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """Attention in single operators, so that a bias made of parameters is seen to be added."""
-    if enable_gqa:
-        key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    scores = query @ key.transpose(-2, -1) * scale
-    weights = functional.dropout((scores + attn_mask).softmax(-1), dropout_p, dropout_p > 0)
-    return weights @ value
-
-
-@cache
-def _body(function: Function) -> Function | None:
-    """A composite function without its own dispatch, so that the mode sees what it calls.
-
-    Functions such as ``multi_head_attention_forward`` hand themselves to an active mode, and would
-    for ever: this copy believes that there is none.
-    """
-    if not isinstance(function, types.FunctionType) or function in RULES:
-        return None
-    scope = function.__globals__
-    if function.__module__ not in _EXPANDABLE or not any(check in scope for check in _CHECKS):
-        return None
-    scope = {**scope, **dict.fromkeys(_CHECKS, lambda *tensors: False)}
-    body = types.FunctionType(
-        function.__code__, scope, function.__name__, function.__defaults__, function.__closure__
-    )
-    body.__kwdefaults__ = function.__kwdefaults__
-    return body

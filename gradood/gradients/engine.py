@@ -52,7 +52,7 @@ class _Contribution:
         operand = call.operands[role]
         kept = d.numel() + (0 if x is None else x.numel())
         self.ready: Tensor | None = None
-        if d.shape[0] * operand.numel() <= kept and not call.concatenates:
+        if d.shape[0] * operand.numel() <= kept and role not in call.concatenates:
             self.ready = call.gradient(x, d, role)
             self.x = None
             self.d = d.new_empty(0)

@@ -255,5 +255,5 @@ def _strategy(uses: list[tuple[Step, Use]]) -> str:
     if all(disjoint(a, b) for a, b in combinations(known, 2)):
         return "add"
     kinds = {(step.rule, use.role, use.region) for step, use in uses}
-    same = len(kinds) == 1 and uses[0][0].rule.concatenates
+    same = len(kinds) == 1 and uses[0][1].role in uses[0][0].rule.concatenates
     return "concatenate" if same else "sum"

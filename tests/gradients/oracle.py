@@ -59,3 +59,32 @@ def randomise(model, seed=0):
                 module.running_mean.copy_(torch.randn(shape, generator=generator) * 0.1)
                 module.running_var.copy_(torch.rand(shape, generator=generator) + 0.5)
     return model
+
+
+class _Slope(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, slope):
+        return torch.where(x < 0, x * slope, x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, d):
+        x, slope = ctx.saved_tensors
+        along_slope = torch.where(x < 0, d * x, 0)
+        return torch.where(x < 0, d * slope, d), along_slope.sum_to_size(slope.shape)
+
+
+class HiddenSlope(nn.Module):
+    """``nn.PReLU`` in an operator that nobody sees, so that no rule covers its parameter."""
+
+    def __init__(self, width=1):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((width,), 0.25))
+
+    def forward(self, x):
+        return _Slope.apply(x, self.weight)

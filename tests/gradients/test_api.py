@@ -12,7 +12,7 @@ from torch.nn import functional
 
 import gradood
 from gradood.errors import InputError, ModelError
-from tests.gradients.oracle import assert_norms, bce, randomise, reference_norms
+from tests.gradients.oracle import HiddenSlope, assert_norms, bce, randomise, reference_norms
 
 LOSSES = {
     "bce": bce,
@@ -488,8 +488,8 @@ def test_samples_that_influence_one_another_are_an_error(x):
 
 
 def test_rules_only_names_what_is_not_covered():
-    model = nn.Sequential(nn.Linear(4, 4), nn.PReLU(), nn.Linear(4, 2))
-    with pytest.raises(ModelError, match="1.weight: no rule for prelu"):
+    model = nn.Sequential(nn.Linear(4, 4), HiddenSlope(), nn.Linear(4, 2))
+    with pytest.raises(ModelError, match="1.weight: used where no operator can be seen"):
         gradood.gradient_norms(model, torch.randn(3, 4), method="rules")
 
 

@@ -6,6 +6,7 @@ from torch import nn
 
 import gradood
 from gradood.errors import InputError, ModelError
+from tests.gradients.oracle import HiddenSlope
 
 
 def network():
@@ -30,7 +31,7 @@ def test_arguments_that_cannot_be_captured(options, words):
 
 
 def test_a_parameter_without_a_rule():
-    model = nn.Sequential(nn.Linear(4, 6), nn.PReLU(6), nn.Linear(6, 3)).eval()
+    model = nn.Sequential(nn.Linear(4, 6), HiddenSlope(6), nn.Linear(6, 3)).eval()
     with pytest.raises(ModelError, match="1.weight has none.*cuda_graph=False"):
         gradood.gradient_norms(model, torch.rand(2, 4), cuda_graph=True)
     with pytest.raises(InputError, match="on a CUDA device"):  # the rest would do

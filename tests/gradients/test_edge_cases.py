@@ -531,7 +531,7 @@ def addmm_and_matmul():
 
 
 @case
-def prelu_bilinear_and_lstm_fall_back():
+def prelu_bilinear_and_lstm():
     def forward(m, x):
         y = m.bilinear(m.prelu(m.lin(x)), x)
         return m.out(m.lstm(y)[0][:, -1])
@@ -613,7 +613,6 @@ def test_norms_equal_a_loop_over_samples(name, dtype):
 
 
 FALL_BACK = {
-    "prelu_bilinear_and_lstm_fall_back",
     "images_merged_into_the_batch_of_a_group_norm",
     "a_parameter_hidden_in_a_custom_function",
     "a_frozen_parameter_hidden_in_a_custom_function",

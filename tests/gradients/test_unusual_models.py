@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import gradood
 from gradood.errors import ModelError
-from tests.gradients.oracle import assert_norms, randomise, reference_norms
+from tests.gradients.oracle import HiddenSlope, _Slope, assert_norms, randomise, reference_norms
 from tests.gradients.test_edge_cases import Apply
 
 CASES = {}
@@ -277,7 +277,7 @@ def test_norms_equal_a_loop_over_samples(name):
 @pytest.mark.parametrize("method", ["auto", "loop"])
 def test_a_parameter_reached_by_a_reference_of_the_model_s_own(method):
     model, x = two_layers(
-        lambda m, x: m.out(functional.prelu(m.a(x), m.references[0])), slope=torch.rand(1)
+        lambda m, x: m.out(_Slope.apply(m.a(x), m.references[0])), slope=torch.rand(1)
     )
     model.references = [model.slope]
     model = randomise(model).eval().double()
@@ -305,14 +305,14 @@ def test_vmap_is_refused_where_pytorch_has_it_wrong():
 
 
 def test_a_first_batch_of_one_does_not_decide_for_vmap():
-    model = nn.Sequential(nn.Linear(6, 8), nn.PReLU(), nn.Linear(8, 4)).eval()
+    model = nn.Sequential(nn.Linear(6, 8), HiddenSlope(), nn.Linear(8, 4)).eval()
     x = torch.randn(5, 6)
     gradood.gradient_norms(model, x[:1])
     assert_norms(gradood.gradient_norms(model, x), reference_norms(model, x), 1e-5)
 
 
 def test_several_labels_through_the_fallback():
-    model = nn.Sequential(nn.Linear(6, 8), nn.PReLU(8), nn.Linear(8, 4)).eval().double()
+    model = nn.Sequential(nn.Linear(6, 8), HiddenSlope(8), nn.Linear(8, 4)).eval().double()
     x = torch.randn(5, 6).double()
     labels = torch.rand(3, 4).double()
     norms = gradood.gradient_norms(model, x, list(labels))
@@ -324,7 +324,7 @@ def test_several_labels_through_the_fallback():
 
 
 def test_half_precision_through_the_fallback():
-    model = nn.Sequential(nn.Linear(6, 8), nn.PReLU(), nn.Linear(8, 4)).eval()
+    model = nn.Sequential(nn.Linear(6, 8), HiddenSlope(), nn.Linear(8, 4)).eval()
     with torch.no_grad():
         model[2].weight.mul_(300)  # squares of the gradient overflow in float16
     x = 10 * torch.randn(5, 6)
@@ -336,7 +336,7 @@ def test_half_precision_through_the_fallback():
 
 
 def test_threads_score_one_model_that_needs_the_fallback():
-    model = nn.Sequential(nn.Linear(6, 8), nn.PReLU(), nn.Linear(8, 4)).eval()
+    model = nn.Sequential(nn.Linear(6, 8), HiddenSlope(), nn.Linear(8, 4)).eval()
     x = torch.randn(5, 6)
     expected = gradood.gradient_norms(model, x).values
     found = []
@@ -353,7 +353,7 @@ def test_threads_score_one_model_that_needs_the_fallback():
 
 
 def test_threads_score_two_models_that_share_modules():
-    trunk = nn.Sequential(nn.Linear(6, 8), nn.PReLU())
+    trunk = nn.Sequential(nn.Linear(6, 8), HiddenSlope())
     models = [nn.Sequential(trunk, nn.Linear(8, classes)).eval() for classes in (3, 4)]
     before = dict(trunk.named_parameters())
     x = torch.randn(5, 6)
@@ -410,7 +410,7 @@ def test_nothing_made_of_parameters_outlives_the_call():
 
 @pytest.mark.parametrize("method", ["auto", "vmap", "loop"])
 def test_random_numbers_and_the_fallback_do_not_mix(method):
-    model = nn.Sequential(nn.Linear(6, 5), nn.Dropout(0.5), nn.PReLU(), nn.Linear(5, 4)).train()
+    model = nn.Sequential(nn.Linear(6, 5), nn.Dropout(0.5), HiddenSlope(), nn.Linear(5, 4)).train()
     with pytest.raises(ModelError, match="random|wrongly"):
         gradood.gradient_norms(model, torch.randn(9, 6), method=method)
 

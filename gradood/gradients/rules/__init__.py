@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from gradood.gradients.rules import broadcast, conv, embedding, linear, norm
+from gradood.gradients.rules import broadcast, contraction, conv, copies, embedding, linear, norm
 from gradood.gradients.rules.call import Call
 
 __all__ = ["RULES", "Call"]
 
 RULES: dict[Callable[..., Any], type[Call]] = {
+    **contraction.RULES,
     **linear.RULES,
     **conv.RULES,
     **norm.RULES,
+    **copies.RULES,
     **embedding.RULES,
     **broadcast.RULES,
 }

@@ -24,8 +24,8 @@ class Call(ABC):
     and those stand in the dimension's place. ``axis`` says where the samples lie in both.
     """
 
-    #: Whether repeated uses of an operand may be combined by concatenating ``[N, T, …]`` tokens.
-    concatenates: ClassVar[bool] = False
+    #: Roles whose repeated uses may be combined by concatenating ``[N, T, …]`` tokens.
+    concatenates: ClassVar[frozenset[str]] = frozenset()
     needs_data: ClassVar[frozenset[str]] = frozenset({"weight"})
     #: The dimension of the output that holds the channels.
     channels: ClassVar[int] = -1

@@ -12,12 +12,15 @@ from torch.nn import functional
 from gradood import ops
 from gradood.errors import ModelError
 from gradood.gradients.rules.call import Call
+from gradood.gradients.rules.copies import CopyCall
+from gradood.gradients.source import is_source
 
 
 class EmbeddingCall(Call):
     """``y_t = W[i_t]``: the gradient of row v is ``Σ_{t: i_t = v} d_t``."""
 
-    needs_data: ClassVar[frozenset[str]] = frozenset({"weight"})
+    #: Also those of calls that index in another way.
+    needs_data: ClassVar[frozenset[str]] = frozenset({"weight", *CopyCall.needs_data})
 
     def __init__(
         self, indices: Tensor, weight: Tensor, padding_idx: int = -1, by_frequency: bool = False
@@ -33,17 +36,14 @@ class EmbeddingCall(Call):
             return cls._bind_embedding(*args, **kwargs)
         if function is Tensor.__getitem__:
             weight, index = args
-            if (
-                not isinstance(index, Tensor)
-                or index.is_floating_point()
-                or index.dtype == torch.bool
-            ):
-                return "only indexing by one integer tensor has a rule"
-        else:
-            weight, dim, index = args
-            if dim not in (0, -weight.dim()):
-                return "only index_select of rows has a rule"
-        return cls(index, weight)
+            rows = isinstance(index, Tensor) and not (
+                index.is_floating_point() or index.dtype in (torch.bool, torch.uint8)
+            )
+            if rows and is_source(weight):
+                return cls(index, weight)
+        elif not kwargs and len(args) == 3 and args[1] in (0, -args[0].dim()):
+            return cls(args[2], args[0])
+        return CopyCall.bind(function, *args, **kwargs)
 
     @classmethod
     def _bind_embedding(

@@ -1,4 +1,4 @@
-"""Matrix products: ``linear``, ``matmul``, ``mm``, ``addmm`` with a two-dimensional weight."""
+"""A batch times a matrix: ``linear``, ``matmul``, ``mm``, ``addmm``; contractions if it is none."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from torch.nn import functional
 from gradood import ops
 from gradood.gradients.axis import SampleAxis
 from gradood.gradients.rules.call import Call, tensors
+from gradood.gradients.rules.contraction import ContractionCall
+from gradood.gradients.source import is_source
 
 
 class LinearCall(Call):
     """``y = x Wᵀ + b``: the weight gradient is ``Σ_t d_t x_tᵀ``, the bias gradient ``Σ_t d_t``."""
 
-    concatenates: ClassVar[bool] = True
+    concatenates: ClassVar[frozenset[str]] = frozenset({"weight", "bias"})
+    #: Also those of calls that are no product of tokens with one matrix.
+    needs_data: ClassVar[frozenset[str]] = frozenset({"weight", *ContractionCall.needs_data})
     transposed: ClassVar[bool] = False
 
     def __init__(self, x: Tensor, weight: Any, bias: Any) -> None:
@@ -30,8 +34,8 @@ class LinearCall(Call):
     ) -> Call | str:
         if input.dim() < 2:
             return "the input has no batch dimension"
-        if weight.dim() != 2:
-            return "linear with a weight that is not a matrix has no rule"
+        if weight.dim() != 2 or (bias is not None and bias.shape != weight.shape[:1]):
+            return ContractionCall.bind(function, input, weight, bias)
         return cls(input, weight, bias)
 
     def refuses(self, axis: SampleAxis) -> str | None:
@@ -77,24 +81,14 @@ class MatmulCall(LinearCall):
 
     @classmethod
     def bind(cls, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Call | str:
-        if function in _ADDMM:
-            return cls._bind_addmm(*args, **kwargs)
-        if kwargs or len(args) != 2:
-            return "matmul was called with other arguments than two tensors"
-        x, weight = args
-        if weight.dim() != 2 or x.dim() < 2:
-            return "only products of a batch with a two-dimensional weight have a rule"
-        return cls(x, weight, None)
-
-    @classmethod
-    def _bind_addmm(
-        cls, input: Any, mat1: Tensor, mat2: Any, *, beta: float = 1, alpha: float = 1
-    ) -> Call | str:
-        if beta != 1 or alpha != 1:
-            return "addmm with beta or alpha has no rule"
-        if input.dim() != 1:
-            return "addmm with a bias that is not a vector has no rule"
-        return cls(mat1, mat2, input)
+        """A batch times a parameter that is a matrix; any other product is a contraction."""
+        if not kwargs and len(args) in (2, 3):
+            *bias, x, weight = args
+            vector = not bias or bias[0].shape == weight.shape[-1:]
+            matrix = weight.dim() == 2 and x.dim() >= 2 and not is_source(x)
+            if vector and matrix and function is not Tensor.__rmatmul__:
+                return cls(x, weight, *(bias or [None]))
+        return ContractionCall.bind(function, *args, **kwargs)
 
 
 def tokens(t: Tensor) -> Tensor:
@@ -102,10 +96,15 @@ def tokens(t: Tensor) -> Tensor:
     return t.unsqueeze(1) if t.dim() == 2 else t.flatten(1, -2)
 
 
-_ADDMM = (torch.addmm, Tensor.addmm)
+_PRODUCTS = (
+    torch.matmul,
+    Tensor.matmul,
+    Tensor.__matmul__,
+    torch.mm,
+    Tensor.mm,
+    Tensor.__rmatmul__,
+)
 RULES: dict[Callable[..., Any], type[Call]] = {
     functional.linear: LinearCall,
-    **dict.fromkeys(
-        (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm, *_ADDMM), MatmulCall
-    ),
+    **dict.fromkeys((*_PRODUCTS, torch.addmm, Tensor.addmm), MatmulCall),
 }
