@@ -196,15 +196,15 @@ class Survey(Follower):
             self.picks[position] = picked
         read = () if name in _BLANK else args[:1] if name in _LIKE else (args, *kwargs.values())
         meets = any(map(self._depends, flatten(read)))
-        out: Any = None
-        if sources and not meets:
-            out = self.derive(function, args, kwargs, sources)
-        elif not sources:
+        if not sources:
             out = self.call_plain(function, args, kwargs)
-        grown = self._grows(position, out)
-        if sources and (meets or grown):
+        elif meets or (_writes(function) and self._grows(position, args[0])):
             out = self.meet(position, function, args, kwargs)
-            grown = self._grows(position, out)
+        else:
+            out = self.derive(function, args, kwargs, sources)
+            if self._grows(position, out):
+                out = self.meet(position, function, args, kwargs)
+        grown = self._grows(position, out)
         tensors = [t for t in flatten(out) if isinstance(t, Tensor)]
         if meets:
             written = args[:1] if name == "__setitem__" else ()
