@@ -1,7 +1,8 @@
 """What the first call costs, in forward + backward passes on the same batch.
 
 ``python -m benchmarks.first_call`` takes the models of ``tests/gradients/test_third_party.py``, two
-samples each, and prints (first call − later call) / (forward + backward), medians of three rounds:
+samples each, and prints (first call − later call) / (forward + backward), medians of
+three rounds, by processor time:
 the price of finding out what a model does, which later calls do not pay.
 """
 
@@ -21,10 +22,10 @@ from gradood.benchmarking.machine import load, processor
 from tests.gradients.test_third_party import OTHERS, TIMM, TORCHVISION, build
 
 
-def seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def processor_seconds(run: Callable[[], object]) -> float:
+    start = time.process_time()  # other work on the machine does not count
     run()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def ordinary(model: nn.Module, x: Tensor) -> None:
@@ -41,9 +42,12 @@ def passes(model: nn.Module, x: Tensor, rounds: int) -> float:
     for _ in range(rounds):
         fresh = copy.deepcopy(model)
         ordinary(fresh, x)
-        first = seconds(lambda fresh=fresh: gradood.gradient_norms(fresh, x))
-        later = min(seconds(lambda fresh=fresh: gradood.gradient_norms(fresh, x)) for _ in range(3))
-        unit = min(seconds(lambda fresh=fresh: ordinary(fresh, x)) for _ in range(3))
+        first = processor_seconds(lambda fresh=fresh: gradood.gradient_norms(fresh, x))
+        later = min(
+            processor_seconds(lambda fresh=fresh: gradood.gradient_norms(fresh, x))
+            for _ in range(3)
+        )
+        unit = min(processor_seconds(lambda fresh=fresh: ordinary(fresh, x)) for _ in range(3))
         found.append((first - later) / unit)
     return statistics.median(found)
 

@@ -17,6 +17,7 @@ from torch.nn import Parameter
 from gradood.gradients.state import observed
 
 _OWN = frozenset(vars(nn.Module()))
+_CONTAINERS = (dict, list, set)
 _ABSENT = object()
 
 
@@ -25,92 +26,100 @@ class Cache(NamedTuple):
 
     module: str
     attribute: str
-    #: Whether empty means that there is no such attribute, rather than None or an empty container.
-    absent: bool = False
-
-
-def held(model: nn.Module) -> list[Cache]:
-    """Attributes that hold floating-point tensors, neither parameters nor buffers."""
-    return [
-        Cache(name, attribute)
-        for name, module in model.named_modules()
-        for attribute, value in vars(module).items()
-        if attribute not in _OWN and _holds_tensors(value)
-    ]
+    #: What it is when it is empty; where that is a container, a copy of this.
+    empty: Any
 
 
 def find(model: nn.Module, forward: Callable[[], object]) -> tuple[Cache, ...]:
-    """Those attributes that ``forward`` fills again when they are emptied.
+    """Attributes with tensors that ``forward`` fills again when they are emptied.
 
     What it does not fill again, or cannot do without, is no cache.
     """
-    candidates = held(model)
-    if not candidates:
-        return ()
-    if (all_filled := _filled(model, candidates, forward)) == candidates:
-        return tuple(all_filled)
+    candidates = [
+        Cache(name, attribute, type(value)() if isinstance(value, _CONTAINERS) else None)
+        for name, module in model.named_modules()
+        for attribute, value in _attributes(module)
+        if _holds_tensors(value)
+    ]
+    if not candidates or _filled(model, candidates, forward):
+        return tuple(candidates)
     found: list[Cache] = []
     for cache in candidates:
-        for absent in (False, True):
-            tried = [*found, cache._replace(absent=absent)]
-            if _filled(model, tried, forward) == tried:
-                found = tried
+        for empty in (cache.empty, _ABSENT):
+            if _filled(model, [*found, cache._replace(empty=empty)], forward):
+                found.append(cache._replace(empty=empty))
                 break
     return tuple(found)
 
 
 def filled_by(model: nn.Module, forward: Callable[[], object]) -> tuple[Cache, ...]:
     """Attributes that hold tensors after ``forward`` and did not before."""
-    attributes = {name: set(vars(module)) for name, module in model.named_modules()}
-    before = set(held(model))
+    before = {
+        (name, attribute): None if _holds_tensors(value) else Cache(name, attribute, _copy(value))
+        for name, module in model.named_modules()
+        for attribute, value in _attributes(module)
+    }
     forward()
-    return tuple(
-        cache._replace(absent=cache.attribute not in attributes.get(cache.module, ()))
-        for cache in held(model)
-        if cache not in before
-    )
+    found = [
+        before.get((name, attribute), Cache(name, attribute, _ABSENT))
+        for name, module in model.named_modules()
+        for attribute, value in _attributes(module)
+        if _holds_tensors(value)
+    ]
+    return tuple(cache for cache in found if cache is not None)
 
 
 @contextmanager
 def emptied(model: nn.Module, caches: Iterable[Cache]) -> Iterator[None]:
     """Have the forward pass fill the caches anew; what they held is put back afterwards."""
-    before = [
-        (vars(model.get_submodule(cache.module)), cache.attribute, cache.absent) for cache in caches
-    ]
-    values = [attributes.get(name, _ABSENT) for attributes, name, _ in before]
+    before = []
     try:
-        for (attributes, name, absent), value in zip(before, values, strict=True):
-            if absent:
-                attributes.pop(name, None)
-            elif value is not _ABSENT:
-                attributes[name] = type(value)() if isinstance(value, (dict, list, set)) else None
+        for name, attribute, empty in caches:
+            attributes = vars(model.get_submodule(name))
+            before.append((attributes, attribute, attributes.get(attribute, _ABSENT)))
+            _set(attributes, attribute, _copy(empty))
         yield
     finally:
-        for (attributes, name, _), value in zip(before, values, strict=True):
-            if value is _ABSENT:
-                attributes.pop(name, None)
-            else:
-                attributes[name] = value
+        for attributes, attribute, value in reversed(before):
+            _set(attributes, attribute, value)
 
 
-def _filled(model: nn.Module, caches: list[Cache], forward: Callable[[], object]) -> list[Cache]:
-    """Those of the caches that hold tensors after a pass which began without."""
+def _filled(model: nn.Module, caches: list[Cache], forward: Callable[[], object]) -> bool:
+    """Whether all of the caches hold tensors after a pass which began without."""
     with emptied(model, caches), observed(model, []):
         try:
             forward()
         except Exception:
-            return []
-        return [
-            cache
-            for cache in caches
-            if _holds_tensors(vars(model.get_submodule(cache.module)).get(cache.attribute))
-        ]
+            return False
+        attributes = [vars(model.get_submodule(cache.module)) for cache in caches]
+        return all(
+            _holds_tensors(held.get(cache.attribute))
+            for held, cache in zip(attributes, caches, strict=True)
+        )
+
+
+def _attributes(module: nn.Module) -> list[tuple[str, Any]]:
+    return [(name, value) for name, value in vars(module).items() if name not in _OWN]
+
+
+def _set(attributes: dict[str, Any], name: str, value: Any) -> None:
+    if value is _ABSENT:
+        attributes.pop(name, None)
+    else:
+        attributes[name] = value
+
+
+def _copy(value: Any) -> Any:
+    """A copy of a container, and of those in it."""
+    if isinstance(value, dict):
+        return type(value)((key, _copy(item)) for key, item in value.items())
+    return type(value)(map(_copy, value)) if type(value) in (list, set) else value
 
 
 def _holds_tensors(value: Any, depth: int = 3) -> bool:
     if isinstance(value, Tensor):
         return value.is_floating_point() and not isinstance(value, Parameter)
-    if depth and isinstance(value, (dict, list, tuple, set)):
+    if depth and isinstance(value, (*_CONTAINERS, tuple)):
         items = value.values() if isinstance(value, dict) else value
         return any(_holds_tensors(item, depth - 1) for item in items)
     return False

@@ -14,7 +14,7 @@ from gradood.gradients.axis import (
     owners_by_gradient,
     owners_by_value,
 )
-from gradood.gradients.probe import EXCHANGES, KEPT, Findings
+from gradood.gradients.probe import KEPT, Findings
 from gradood.gradients.rules import Call
 from gradood.gradients.survey import Meeting
 
@@ -33,11 +33,8 @@ class Evidence:
 
     def __init__(self, found: Findings, rounding: float) -> None:
         self._found, self._rounding = found, rounding
-        logits = found.three.logits.detach()
-        self.coupled = any(
-            bool(differs(logits, replay.logits.detach(), rounding)[kept].any())
-            for replay, kept in zip(found.exchanged, KEPT, strict=True)
-        )
+        logits = (found.three.logits.detach(), found.exchanged.logits.detach())
+        self.coupled = bool(differs(*logits, rounding)[KEPT].any())
         self.axes = {
             position: self._axis(position, meeting)
             for position, meeting in found.three.meetings.items()
@@ -46,18 +43,17 @@ class Evidence:
         self.unclear = any(isinstance(axis, str) for axis in self.axes.values())
 
     def _axis(self, position: int, meeting: Meeting) -> SampleAxis | str:
-        others = [replay.meetings[position] for replay in self._found.exchanged]
-        if any(m.uses != meeting.uses or isinstance(m.call, str) for m in others):
+        other = self._found.exchanged.meetings[position]
+        if other.uses != meeting.uses or other.out is None or isinstance(other.call, str):
             return "the operators that the model runs change from call to call"
         assert meeting.out is not None
-        outs = [m.out for m in others if m.out is not None]
-        fitting = self._fitting(self._smaller(position, meeting.out, False), meeting.out, outs)
-        if meeting.data is not None:
-            datas = [m.data for m in others if m.data is not None]
-            two = self._smaller(position, meeting.data, True)
+        two = self._smaller(position, meeting.out, False)
+        fitting = self._fitting(two, meeting.out, other.out)
+        if meeting.data is not None and other.data is not None:
             # Every rule has the samples at one place in its input and output: each narrows the
             # other.
-            fitting &= self._fitting(two, meeting.data, datas)
+            two = self._smaller(position, meeting.data, True)
+            fitting &= self._fitting(two, meeting.data, other.data)
         if not fitting:
             return "the samples influence one another, or lie in no regular order"
         if len(meeting.gradients) == 2:
@@ -83,7 +79,7 @@ class Evidence:
         return out if tensor.shape == three else None
 
     def _fitting(
-        self, two: torch.Size | None, tensor: Tensor, changed: list[Tensor]
+        self, two: torch.Size | None, tensor: Tensor, exchanged: Tensor
     ) -> set[SampleAxis]:
         """Where the samples can lie in one tensor of every pass, by the values there."""
         if two is None:  # what the batch of two did not show
@@ -91,11 +87,11 @@ class Evidence:
         else:
             grown = grown_dimension(two, tensor.shape)
             dims = [] if grown is None else [grown]
-        found: set[SampleAxis] = set()
-        for dim in dims:
-            owners = torch.ones(tensor.shape[dim], SAMPLES, dtype=torch.bool)
-            for other, order in zip(changed, EXCHANGES, strict=True):
-                exchanged = self._found.rows.exchanged(order)
-                owners &= owners_by_value(dim, tensor, other, exchanged, self._rounding)
-            found |= fitting_axes(dim, owners)
-        return found
+        moved = self._found.rows.differ
+        return {
+            axis
+            for dim in dims
+            for axis in fitting_axes(
+                dim, owners_by_value(dim, tensor, exchanged, moved, self._rounding)
+            )
+        }

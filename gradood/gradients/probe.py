@@ -1,8 +1,8 @@
 """Run a model on a few samples to see what it does with them and with its parameters.
 
 A pass on two samples and one on three show the operators, what depends on the batch and what grows
-with it. Two backward passes show whose loss has a gradient where. Two more passes, in which samples
-are exchanged for others, show whose values are where, and that no sample's logits depend on others.
+with it. Two backward passes show whose loss has a gradient where. One more pass, in which samples
+are exchanged for another, shows whose values are where, and that no logits depend on other samples.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ from gradood.gradients.caches import Cache, emptied, filled_by, find
 from gradood.gradients.capture import PlanError
 from gradood.gradients.independence import agree, agree_roughly, in_float64
 from gradood.gradients.rows import Rows, candidates
-from gradood.gradients.state import Written, observed
+from gradood.gradients.state import Snapshot, Written, observed
 from gradood.gradients.survey import Follower, Replay, Survey
 
 Forward = Callable[[Tensor], Tensor]
 
-#: Which samples take the places of the three in the passes with exchanged samples, and which one
-#: keeps its place. What a batch has in common (a largest value, a mean, a range) comes from some
-#: sample, and for each there is a pass without it in which another is kept.
-EXCHANGES = ((2, 1, 1), (0, 0, 0))
-KEPT = (1, 0)
+#: Which samples take the places of the three in the pass with exchanged samples: the first alone
+#: keeps its own. What a batch has in common (a largest value, a mean, a range) comes from some
+#: sample: if from another than the first, this pass shows it exactly, and if from the first, the
+#: pass on two samples does, which leaves it out, up to rounding.
+EXCHANGE = [0, 0, 0]
+KEPT = 0
 
 
 @dataclass
@@ -43,8 +44,8 @@ class Findings:
     rows: Rows
     two: Survey
     three: Survey
-    #: The same with exchanged samples, one an exchange.
-    exchanged: tuple[Follower, ...]
+    #: The same with exchanged samples.
+    exchanged: Follower
     written: Written
     caches: tuple[Cache, ...]
     #: Whether the model draws random numbers.
@@ -81,8 +82,9 @@ class Probe:
     def repeats(self, found: Findings) -> bool:
         """Whether a pass on the same samples gives the same numbers again, to the last bit."""
         three = found.three
-        with self._surroundings(found.rows.x), emptied(self.model, found.caches):
-            again = self._survey(found.rows.x, [], found.two)
+        rows = found.rows.x
+        with self._surroundings(rows), emptied(self.model, found.caches), observed(self.model, []):
+            again = self._survey(rows, found.two)
         pairs: list[tuple[Tensor | None, Tensor | None]] = [(three.logits, again.logits)]
         for position, one in three.meetings.items():
             other = again.meetings[position]
@@ -107,27 +109,26 @@ class Probe:
     def _passes(self, rows: Rows, known: tuple[Cache, ...]) -> Findings:
         written: list[Written] = []
         two = Survey(self.model, self.parameters, rows.x[1:])
-        with emptied(self.model, known), observed(self.model, written):
-            fresh = filled_by(self.model, partial(self._follow, two, rows.x[1:]))
-        caches = known + fresh
-        with emptied(self.model, caches):
-            three = self._survey(rows.x, written, two)
+        with emptied(self.model, known):
+            before = Snapshot.of(self.model)
+            with before.kept(written):
+                fresh = filled_by(self.model, partial(self._follow, two, rows.x[1:]))
+            with before.kept(written):
+                three = self._survey(rows.x, two)
             if rows.made_up and not bool(three.logits.isfinite().all()):
                 if bool(three.logits[0].isfinite().all()):
                     raise PlanError("samples made up for the probe have logits that are no numbers")
-            exchanged = tuple(Replay(self.model, self.parameters, three) for _ in EXCHANGES)
-            for replay, order in zip(exchanged, EXCHANGES, strict=True):
-                with observed(self.model, written):
-                    self._follow(replay, rows.x[list(order)])
+            exchanged = Replay(self.model, self.parameters, three)
+            with before.kept(written):
+                self._follow(exchanged, rows.x[EXCHANGE])
         merged = Written(*map(frozenset[str]().union, *written))
         random = two.random or three.random
-        return Findings(rows, two, three, exchanged, merged, caches, random)
+        return Findings(rows, two, three, exchanged, merged, known + fresh, random)
 
-    def _survey(self, rows: Tensor, written: list[Written], smaller: Survey) -> Survey:
+    def _survey(self, rows: Tensor, smaller: Survey) -> Survey:
         """A pass on three samples, forward and backward."""
         survey = Survey(self.model, self.parameters, rows, smaller)
-        with observed(self.model, written):
-            self._follow(survey, rows)
+        self._follow(survey, rows)
         survey.pull_back()
         return survey
 

@@ -13,18 +13,11 @@ LOOKED_AT = 16
 
 
 class Rows(NamedTuple):
-    """Three samples ``[3, …]``: which of them differ, and whether they are the caller's own."""
+    """Three samples ``[3, …]``: which of them differ from the first, and whether made up."""
 
     x: Tensor
-    #: The first from the second, the second from the third, the first from the third.
-    differ: tuple[bool, bool, bool]
+    differ: tuple[bool, ...]
     made_up: bool
-
-    def exchanged(self, order: tuple[int, int, int]) -> tuple[bool, ...]:
-        """Which places hold another sample when they are put in ``order``."""
-        first_second, second_third, first_third = self.differ
-        unlike = {(0, 1): first_second, (1, 2): second_third, (0, 2): first_third}
-        return tuple(i != j and unlike[min(i, j), max(i, j)] for i, j in enumerate(order))
 
 
 def candidates(x: Tensor) -> Iterator[Rows]:
@@ -58,10 +51,7 @@ def _unlike(x: Tensor) -> list[Tensor]:
 
 
 def _rows(x: Tensor, made_up: bool) -> Rows:
-    first, second, third = x
-    pairs = ((first, second), (second, third), (first, third))
-    differ = tuple(not torch.equal(a, b) for a, b in pairs)
-    return Rows(x, differ, made_up)  # type: ignore[arg-type]
+    return Rows(x, tuple(not torch.equal(row, x[0]) for row in x), made_up)
 
 
 def _nearer(row: Tensor, seed: int) -> Tensor:

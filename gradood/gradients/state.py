@@ -17,8 +17,14 @@ class Written(NamedTuple):
     modules: frozenset[str] = frozenset()
 
 
-class _Snapshot:
+class Snapshot:
     """Buffers by value, and attributes of modules by reference, containers with their content."""
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Snapshot:
+        """Everything that a forward pass may write to."""
+        buffers = [name for name, _ in model.named_buffers()]
+        return cls(model, buffers, [name for name, _ in model.named_modules()])
 
     def __init__(self, model: nn.Module, buffers: Iterable[str], modules: Iterable[str]) -> None:
         self._buffers = {name: model.get_buffer(name) for name in buffers}
@@ -26,6 +32,14 @@ class _Snapshot:
         self._contents = {
             name: list(_contents(vars(model.get_submodule(name)))) for name in modules
         }
+
+    @contextmanager
+    def kept(self, found: list[Written]) -> Iterator[None]:
+        """Write back afterwards whatever changed, and append to ``found`` what did."""
+        try:
+            yield
+        finally:
+            found.append(self.restore())
 
     def restore(self) -> Written:
         """Write back what changed, and say what did."""
@@ -47,22 +61,15 @@ class _Snapshot:
 @contextmanager
 def kept(model: nn.Module, written: Written) -> Iterator[None]:
     """Write back afterwards what a forward pass is known to write."""
-    snapshot = _Snapshot(model, written.buffers, written.modules)
-    try:
+    with Snapshot(model, written.buffers, written.modules).kept([]):
         yield
-    finally:
-        snapshot.restore()
 
 
 @contextmanager
 def observed(model: nn.Module, found: list[Written]) -> Iterator[None]:
     """Write back afterwards whatever changed, and append to ``found`` what did."""
-    buffers = (name for name, _ in model.named_buffers())
-    snapshot = _Snapshot(model, list(buffers), [name for name, _ in model.named_modules()])
-    try:
+    with Snapshot.of(model).kept(found):
         yield
-    finally:
-        found.append(snapshot.restore())
 
 
 def _version(tensor: Tensor) -> int | None:
@@ -72,7 +79,7 @@ def _version(tensor: Tensor) -> int | None:
 
 def _contents(container: Any, depth: int = 3) -> Iterator[tuple[Any, Any]]:
     """Copies of a container and of the dictionaries, lists and sets in it, without their items."""
-    yield container, container.copy()
+    yield container, container.copy() if container else ()  # most are empty
     if depth:
         for item in container.values() if isinstance(container, dict) else container:
             if isinstance(item, (dict, list, set)):
@@ -80,6 +87,8 @@ def _contents(container: Any, depth: int = 3) -> Iterator[tuple[Any, Any]]:
 
 
 def _same(a: Any, b: Any) -> bool:
+    if not b:
+        return not a
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(a[key] is b[key] for key in a)
     if isinstance(a, list):
@@ -88,6 +97,9 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _refill(container: Any, content: Any) -> None:
+    if not content:
+        container.clear()
+        return
     if not isinstance(container, dict):
         container.clear()
         (container.extend if isinstance(container, list) else container.update)(content)

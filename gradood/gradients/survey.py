@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -311,6 +312,7 @@ def _changes_a_view(function: Function, args: Any) -> bool:
     return in_place and isinstance(args[0], Tensor) and args[0]._is_view()
 
 
+@cache
 def _writes(function: Function) -> bool:
     """Whether an operator changes its first argument."""
     name = name_of(function)
