@@ -21,6 +21,10 @@ SAMPLES = 3
 #: gradients of independent samples are multiplied by exactly the same.
 WEIGHTS = (1.0, 2.0, 4.0)
 
+#: In half precision no gradient is exact.
+_HALF_ROUNDING = 0.02
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 class SampleAxis(NamedTuple):
     """Dimension ``dim`` has ``outer · N · inner`` entries; entry i is of (i // inner) % N."""
@@ -78,10 +82,12 @@ def owners_by_value(
 
     ``changed`` is the same tensor after the samples in ``exchanged`` were: what differs is theirs.
     """
-    size = tensor.shape[dim]
     if tensor.shape != changed.shape:
-        return torch.zeros(size, SAMPLES, dtype=torch.bool)
-    moved = _along(dim, differs(tensor, changed, rounding))
+        return torch.zeros(tensor.shape[dim], SAMPLES, dtype=torch.bool)
+    if rounding:
+        moved = _along(dim, differs(tensor, changed, rounding))
+    else:
+        moved = _along(dim, _bits(tensor) != _bits(changed))
     return ~moved[:, None] | torch.tensor(exchanged)
 
 
@@ -91,11 +97,24 @@ def owners_by_gradient(dim: int, once: Tensor, weighted: Tensor, rounding: float
     ``once`` is the gradient of the sum of all samples' losses, ``weighted`` that of the sum with
     ``WEIGHTS``: what belongs to one sample, and to no other, is multiplied by its weight.
     """
-    normal = torch.finfo(once.dtype).tiny / torch.finfo(once.dtype).eps  # exact when multiplied
+    kind = torch.finfo(once.dtype)
+    # Smaller numbers are not exact when they are multiplied, or something before them was not.
+    normal = kind.tiny if once.element_size() < 4 else kind.tiny / kind.eps
     known = torch.maximum(once.abs(), weighted.abs()) >= normal
-    return torch.stack(
-        [~_along(dim, differs(once * w, weighted, rounding) & known) for w in WEIGHTS], 1
-    )
+    if rounding or once.element_size() < 4:
+        rounding = max(rounding, _HALF_ROUNDING if once.element_size() < 4 else 0.0)
+        return torch.stack(
+            [~_along(dim, differs(once * w, weighted, rounding) & known) for w in WEIGHTS], 1
+        )
+    share = weighted / once
+    others = [i for i in range(once.dim()) if i != dim]
+    least = share.where(known, torch.inf)
+    most = share.where(known, -torch.inf)
+    if others:
+        least, most = least.amin(others), most.amax(others)
+    weights = torch.tensor(WEIGHTS, dtype=least.dtype)
+    least, most = least.cpu()[:, None], most.cpu()[:, None]
+    return ((least == weights) & (most == weights)) | (least > most)
 
 
 def differs(a: Tensor, b: Tensor, rounding: float = 0.0) -> Tensor:
@@ -105,6 +124,12 @@ def differs(a: Tensor, b: Tensor, rounding: float = 0.0) -> Tensor:
         scale = a.abs().nan_to_num(0.0, 0.0, 0.0).max()
         different &= ~((a - b).abs() <= rounding * scale)
     return different
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """A tensor whose elements are equal where those of ``tensor`` are the same, NaN included."""
+    kind = _INTEGERS.get(tensor.element_size())
+    return tensor if kind is None or not tensor.is_floating_point() else tensor.view(kind)
 
 
 def _along(dim: int, elements: Tensor) -> Tensor:

@@ -228,7 +228,7 @@ class Survey(Follower):
         """Have backward passes leave the gradient of an output with its meeting."""
         if not out.is_floating_point():
             return out
-        return watch(out, self._anchor, lambda d: meeting.gradients.append(d.detach().clone()))
+        return watch(out, self._anchor, lambda d: meeting.gradients.append(d.detach()))
 
     def backward(self, weights: tuple[float, ...]) -> None:
         """Pull the gradients of a loss back to all meetings, every sample's times its weight."""
