@@ -191,15 +191,16 @@ def choose(
         scale = max((float(r.max()) for r in right.values() if r.isfinite().all()), default=0.0)
         for name, norm in found.items():
             half = torch.is_autocast_enabled(x.device.type)
-            rounding = _ROUNDING[2 if half else min(parameters[name].element_size(), 8)]
-            if not torch.allclose(norm, right[name], rounding, 1e-9 * scale, equal_nan=True):
+            rounding, of_largest = _ROUNDING[2 if half else min(parameters[name].element_size(), 8)]
+            if not torch.allclose(norm, right[name], rounding, of_largest * scale, equal_nan=True):
                 _LOG.info("vmap is wrong for %s: one sample at a time", name)
                 return "loop"
     return "vmap"
 
 
-#: By the bytes of a number, the relative error up to which norms are the same.
-_ROUNDING = {1: 0.05, 2: 0.05, 4: 1e-3, 8: 1e-7}
+#: By the bytes of a number, the relative error up to which norms are the same, and that relative
+#: to the largest of all.
+_ROUNDING = {1: (0.05, 1e-9), 2: (0.05, 1e-9), 4: (3e-5, 1e-9), 8: (1e-9, 1e-14)}
 
 
 def _first_that_runs(

@@ -134,7 +134,7 @@ def make_plan(
     except Exception as error:  # whatever the model raises when it is probed
         return Plan(uncovered=dict.fromkeys(parameters, reason_of(error)))
     if evidence.coupled:
-        raise ModelError(
+        raise found.three.refusal or ModelError(
             "the logits of a sample depend on the other samples of the batch, so there is no "
             "gradient of a single sample; call model.eval()"
         )

@@ -108,11 +108,12 @@ class Probe:
 
     def _passes(self, rows: Rows, known: tuple[Cache, ...]) -> Findings:
         written: list[Written] = []
-        two = Survey(self.model, self.parameters, rows.x[1:])
+        fewer = rows.x[1:].clone()  # some models look at the memory of their input
+        two = Survey(self.model, self.parameters, fewer)
         with emptied(self.model, known):
             before = Snapshot.of(self.model)
             with before.kept(written):
-                fresh = filled_by(self.model, partial(self._follow, two, rows.x[1:]))
+                fresh = filled_by(self.model, partial(self._follow, two, fewer))
             with before.kept(written):
                 three = self._survey(rows.x, two)
             if rows.made_up and not bool(three.logits.isfinite().all()):

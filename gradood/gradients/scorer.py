@@ -111,7 +111,9 @@ class Scorer:
         if size >= len(x):
             return self._micro_batch(x, self.labels)
         rows = (slice(start, start + size) for start in range(0, len(x), size))
-        parts = [self._micro_batch(x[r], [_of_rows(v, r) for v in self.labels]) for r in rows]
+        parts = [
+            self._micro_batch(x[r].clone(), [_of_rows(v, r) for v in self.labels]) for r in rows
+        ]
         return Scores.join(parts)
 
     def whole(self, x: Tensor) -> Scores:

@@ -75,6 +75,8 @@ class Follower(SourceMode):
         self.logits = torch.empty(0, dtype=torch.float32)
         #: Whether random numbers were drawn.
         self.random = False
+        #: Why a rule says that samples which influence one another do.
+        self.refusal: ModelError | None = None
 
     def finish(self) -> None:
         """Check after the forward pass that it did not end early."""
@@ -128,6 +130,8 @@ class Follower(SourceMode):
                 call = rule.bind(function, *args, **kwargs)
             except TypeError:
                 call = f"{name_of(function)} was called with arguments that no rule knows"
+            except ModelError as error:  # true of a batch, perhaps not of what a sample alone is
+                self.refusal, call = error, str(error)
         if isinstance(call, Call) and _changes_a_view(function, args):
             call = f"{name_of(function)} changes a view in place"
         if isinstance(call, Call) and any(t.is_complex() for t in _tensors(call)):
