@@ -654,21 +654,3 @@ def test_a_large_derived_weight_in_float32():
     torch.manual_seed(0)
     model, x = Scaled().eval(), torch.randn(2, 1900)
     assert_as_promised(gradood.gradient_norms(model, x), model, x)
-
-
-def test_attention_keys_that_hardly_matter_in_float32():
-    """Tokens nearly alike: the gradients of the keys cancel, the sum of their products does not."""
-
-    class Attention(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.query, self.key, self.value = (nn.Linear(96, 96) for _ in range(3))
-            self.head = nn.Linear(96, 5)
-
-        def forward(self, x):
-            q, k, v = self.query(x), self.key(x), self.value(x)
-            return self.head(functional.scaled_dot_product_attention(q, k, v).mean(1))
-
-    torch.manual_seed(0)
-    model, x = Attention().eval(), torch.randn(3, 1, 96) + 0.1 * torch.randn(3, 30, 96)
-    assert_as_promised(gradood.gradient_norms(model, x), model, x)
