@@ -127,18 +127,18 @@ inline void clear_tiles() {
 
 constexpr int64_t kTileFloats = kTileRows * kTileRows;
 
-inline void read_tiles(const float* from) {
-  _tile_loadd(0, from, 64);
-  _tile_loadd(1, from + kTileFloats, 64);
-  _tile_loadd(2, from + 2 * kTileFloats, 64);
-  _tile_loadd(3, from + 3 * kTileFloats, 64);
-}
-
 inline void write_tiles(float* to) {
   _tile_stored(0, to, 64);
   _tile_stored(1, to + kTileFloats, 64);
   _tile_stored(2, to + 2 * kTileFloats, 64);
   _tile_stored(3, to + 3 * kTileFloats, 64);
+}
+
+inline void add_tiles(float* to) {
+  alignas(64) float tiles[4 * kTileFloats];
+  write_tiles(tiles);
+  for (int64_t i = 0; i < 4 * kTileFloats; i += kLanes)
+    store(to + i, load(to + i) + load(tiles + i));
 }
 
 // Σ a² of tiles that were written to memory.

@@ -95,9 +95,9 @@ inline double tile_products(const TilePlan& plan, const TileBuffers& b) {
       for (int i = 0; i < 3; ++i) o.planes[i] = b.x.at(plan.columns[column + i] + start);
       for (int i = 0; i < 2; ++i)
         o.pairs[i] = b.d.at((d_tile + i) * kTileRows * plan.depth + start * kTileRows);
-      start == 0 ? clear_tiles() : read_tiles(partial);
+      clear_tiles();
       multiply(o, depth);
-      write_tiles(partial);
+      start == 0 ? write_tiles(partial) : add_tiles(partial);
       if (last) total += sum_of_squares(partial, 4 * kTileFloats);
       if (plan.chunk < plan.depth) partial += 4 * kTileFloats;
     };

@@ -78,15 +78,27 @@ inline void split_rows(const Source& s, const Offsets& rows, int64_t channels, c
     }
 }
 
-// Leaves four tiles of aᵀa in the tile registers: rows i and i + 1, columns j and j + 1.
-inline void gram_tiles(const Positions& a, int64_t i, int64_t j) {
-  const Operands o{
-      {a.plane(i), a.plane(i + 1), {}}, kTileDepth, kTileWords, {a.pair(j), a.pair(j + 1)}};
-  clear_tiles();
-  multiply_2x2<true>(o, a.depth);
+// Writes four tiles of aᵀa: rows i and i + 1, columns j and j + 1.
+inline void gram_tiles(const Positions& a, int64_t i, int64_t j, float* to) {
+  for (int64_t k = 0; k < a.depth; k += kLongestSum) {
+    const int64_t shift = k * kTileRows, rest = a.depth - k;
+    const Operands o{{a.plane(i).at(shift), a.plane(i + 1).at(shift), {}},
+                     kTileDepth,
+                     kTileWords,
+                     {a.pair(j).at(shift), a.pair(j + 1).at(shift)}};
+    clear_tiles();
+    multiply_2x2<true>(o, rest < kLongestSum ? rest : kLongestSum);
+    k == 0 ? write_tiles(to) : add_tiles(to);
+  }
 }
 
 struct TileProducts {
+  // Two bfloat16 numbers hold 16 bits of a float32's 24.
+  static constexpr double kLeast = 0.25;
+  static bool direct(const Convolution& c, Result result, int64_t threads) {
+    return kAvx512.direct(c, result, threads);
+  }
+
   TileScope scope;
   Positions x, d;
 
@@ -103,28 +115,29 @@ struct TileProducts {
   }
 
   // L1: four tiles of inner products of x while those of d are formed.
-  double product(const float* x_packed, int64_t inputs, const float* d_packed, int64_t outputs,
-                 int64_t count) const {
+  Products product(const float* x_packed, int64_t inputs, const float* d_packed, int64_t outputs,
+                   int64_t count) const {
     split_positions(x_packed, inputs, count, x);
     split_positions(d_packed, outputs, count, d);
     return product_of_split(count);
   }
 
-  double product_of_split(int64_t count) const {
+  Products product_of_split(int64_t count) const {
     const int64_t tiles = round_up(count, kSquareUnit) / kTileRows;
     alignas(64) float of_x[4 * kTileFloats], of_d[4 * kTileFloats];
-    double total = 0;
+    Products total;
     for (int64_t i = 0; i < tiles; i += 2)
       for (int64_t j = i; j < tiles; j += 2) {
-        gram_tiles(x, i, j);
-        write_tiles(of_x);
-        gram_tiles(d, i, j);
-        write_tiles(of_d);
+        gram_tiles(x, i, j, of_x);
+        gram_tiles(d, i, j, of_d);
         Vector sums[2] = {};
         for (int64_t k = 0; k < 4 * kTileFloats; k += 2 * kLanes)
           for (int u = 0; u < 2; ++u)
             sums[u] += load(of_x + k + u * kLanes) * load(of_d + k + u * kLanes);
-        total += (i == j ? 1.0 : 2.0) * add_lanes(sums[0] + sums[1]);
+        total.norm += (i == j ? 1.0 : 2.0) * add_lanes(sums[0] + sums[1]);
+        for (int64_t r = 0; i == j && r < kTileRows; ++r)  // in the first tile and in the last
+          for (const int64_t k : {r * (kTileRows + 1), 3 * kTileFloats + r * (kTileRows + 1)})
+            total.diagonal += static_cast<double>(of_x[k]) * of_d[k];
       }
     return total;
   }
@@ -132,15 +145,15 @@ struct TileProducts {
   void square(bool of_d, const float* a, int64_t depth, int64_t count, float* to) const {
     const Positions& split = of_d ? d : x;
     split_positions(a, depth, count, split);
-    const int64_t width = round_up(count, kSquareUnit), bytes = width * sizeof(float);
+    const int64_t width = round_up(count, kSquareUnit);
+    alignas(64) float tiles[4 * kTileFloats];
     for (int64_t i = 0; i < width / kTileRows; i += 2)
       for (int64_t j = i; j < width / kTileRows; j += 2) {
-        gram_tiles(split, i, j);
-        float* corner = to + (i * width + j) * kTileRows;
-        _tile_stored(0, corner, bytes);
-        _tile_stored(1, corner + kTileRows, bytes);
-        _tile_stored(2, corner + kTileRows * width, bytes);
-        _tile_stored(3, corner + kTileRows * width + kTileRows, bytes);
+        gram_tiles(split, i, j, tiles);
+        for (int t = 0; t < 4; ++t)
+          for (int64_t r = 0; r < kTileRows; ++r)
+            store(to + ((i + t / 2) * kTileRows + r) * width + (j + t % 2) * kTileRows,
+                  load(tiles + (t * kTileRows + r) * kTileRows));
       }
   }
 };
@@ -159,19 +172,14 @@ bool gram_of_rows(const Convolution& c, const PhasePlan& plan, Result result, in
     split_rows(c.d.sample(n), plan.d_pixels, plan.outputs, products.d, sums);
     split_rows(c.x.sample(n), plan.phases[0].pixels, plan.inputs, products.x,
                sums + products.d.depth);
-    const double weight = products.product_of_split(plan.output_count);
-    if (!(std::fabs(weight) >= 1e-30 && std::fabs(weight) <= 1e30)) {
+    const Products weight = products.product_of_split(plan.output_count);
+    if (!(std::fabs(weight.norm) >= 1e-30 && std::fabs(weight.norm) <= 1e30)) {
       // Inner products may have left the range of a float although the norm does not.
-      Convolution one = c;
-      static_cast<Source&>(one.x) = c.x.sample(n);
-      static_cast<Source&>(one.d) = c.d.sample(n);
-      one.x.size[0] = one.d.size[0] = 1;
-      const Result at{result.weight + n, result.bias == nullptr ? nullptr : result.bias + n};
-      if (!gram_of<TileProducts>(one, at, 1)) result.weight[n] = NAN;
+      if (!gram_of<TileProducts>(sample_of(c, n), result_of(result, n), 1)) result.weight[n] = NAN;
       return;
     }
-    result.weight[n] = static_cast<float>(weight);
     if (result.bias != nullptr) result.bias[n] = static_cast<float>(squares(sums, plan.outputs));
+    write_norm<TileProducts>(c, n, weight, result);
   });
 }
 

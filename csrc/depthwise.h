@@ -17,7 +17,7 @@ template <int Taps>
 inline void accumulate_taps(const Block& b, const float* d, const float* x, const int64_t* taps,
                             float* sums) {
   Vector sum[Taps];
-  for (int t = 0; t < Taps; ++t) sum[t] = load(sums + t * kLanes);
+  for (int t = 0; t < Taps; ++t) sum[t] = Vector{};
   for (int64_t i = 0; i < b.count[0]; ++i)
     for (int64_t j = 0; j < b.count[1]; ++j) {
       const float* row = x + (i * b.step[0] + j * b.step[1]) * kLanes;
@@ -29,7 +29,7 @@ inline void accumulate_taps(const Block& b, const float* d, const float* x, cons
         row += b.step[2] * kLanes;
       }
     }
-  for (int t = 0; t < Taps; ++t) store(sums + t * kLanes, sum[t]);
+  for (int t = 0; t < Taps; ++t) store(sums + t * kLanes, load(sums + t * kLanes) + sum[t]);
 }
 
 struct DepthwiseBuffers {

@@ -54,8 +54,9 @@ inline double direct_group(const DirectPlan& plan, const Source& d, const Source
       for (int64_t p = 0; p < plan.outputs; p += kRows) {
         const float* rows = buffers.d + p / kLanes * b.d_positions * kLanes + p % kLanes;
         Tile<kWidth> tile;
-        first ? tile.clear() : tile.read(partial);
+        tile.clear();
         tile.accumulate(rows, buffers.x, b.columns.data() + column, {b.count, b.step});
+        if (!first) tile.add(partial);
         last ? void(total += tile.squared()) : tile.write(partial);
         partial += kRows * kWidth * kLanes;
       }

@@ -145,7 +145,8 @@ DirectPlan::DirectPlan(const Convolution& original, bool depthwise, int64_t lane
   }
   const int64_t x_floats = pairs ? inputs : vectors(inputs) * lanes;
   const int64_t d_floats = (d_vectors + (pairs ? x_vectors : 0)) * lanes;
-  const int64_t most = std::max<int64_t>(1, limit / (x_slice * x_floats + d_slice * d_floats));
+  const int64_t fitting = limit / (x_slice * x_floats + d_slice * d_floats);
+  const int64_t most = std::max<int64_t>(1, std::min(fitting, 8 * kLongestSum / d_slice));
   const int64_t length = c.d.size[2 + axis], pieces = (length + most - 1) / most;
   d_positions = x_positions = 0;
   for (int64_t i = 0; i < pieces; ++i) {

@@ -42,9 +42,13 @@ struct Block {
   Runs corners;     // … and how it moves from output to output
 };
 
+// Terms that are added one after the other in float32. Rounding grows with their number, or with
+// its root: longer sums are cut into pieces, which are added in float64, or among themselves.
+constexpr int64_t kLongestSum = 1024;
+
 // How the direct algorithm walks a convolution. Vector lanes hold channels of d and of x; with few
 // input channels a group, lanes of x hold (channel, tap) pairs, which wastes fewer of them. Large
-// images are cut into blocks along their first axis.
+// images are cut into blocks along their first axis, each of which is summed on its own.
 struct DirectPlan {
   int64_t inputs, outputs;  // channels a group
   bool pairs;

@@ -1,11 +1,16 @@
 // Gram matrices with vector instructions; see gram_grid.h for what they are good for.
 #pragma once
 
+#include "direct.h"
 #include "gram_grid.h"
 #include "tile.h"
 
 namespace gradood {
 namespace {
+
+// Terms of an inner product that are added one after the other: on the diagonal all have one sign,
+// and so has their rounding.
+constexpr int64_t kLongestProduct = 1024;
 
 // A tile of aᵀa; `a` holds positions in lanes, `depth` vectors each block of them.
 template <int Columns>
@@ -13,9 +18,20 @@ GRADOOD_INLINE void gram_tile(const float* a, int64_t depth, int64_t row, int64_
                               Tile<Columns>& tile) {
   int64_t columns[Columns];
   for (int c = 0; c < Columns; ++c) columns[c] = (column + c) * depth;
-  const int64_t count[3] = {1, 1, depth}, step[3] = {0, 0, 1};
+  const float* rows = a + row / kLanes * depth * kLanes + row % kLanes;
+  const int64_t step[3] = {0, 0, 1};
   tile.clear();
-  tile.accumulate(a + row / kLanes * depth * kLanes + row % kLanes, a, columns, {count, step});
+  for (int64_t k = 0; k < depth; k += kLongestProduct) {
+    const int64_t count[3] = {1, 1, depth - k < kLongestProduct ? depth - k : kLongestProduct};
+    if (k == 0) {
+      tile.accumulate(rows, a, columns, {count, step});
+      continue;
+    }
+    Tile<Columns> piece;
+    piece.clear();
+    piece.accumulate(rows + k * kLanes, a + k * kLanes, columns, {count, step});
+    tile.each([&](Vector& v, int i) { v += piece.sum[i / Columns][i % Columns]; });
+  }
 }
 
 // Calls visit(row, column vector, constant number of vectors) for the tiles of an upper triangle.
@@ -40,13 +56,23 @@ GRADOOD_INLINE Vector symmetric_weight(int64_t row, int64_t first_column) {
   return weight;
 }
 
+// 1 on the diagonal, else 0.
+GRADOOD_INLINE Vector diagonal_weight(int64_t row, int64_t first_column) {
+  Vector weight = {};
+  if (row >= first_column && row < first_column + kLanes) weight[row - first_column] = 1.0f;
+  return weight;
+}
+
 struct VectorProducts {
+  static constexpr double kLeast = 0.05;
+  static constexpr auto direct = gradood::direct;
+
   VectorProducts(const Convolution&, const PhasePlan&, Arena&) {}
 
   // L1: one tile of inner products of x while that of d is formed in registers.
-  double product(const float* x, int64_t inputs, const float* d, int64_t outputs,
-                 int64_t count) const {
-    double total = 0;
+  Products product(const float* x, int64_t inputs, const float* d, int64_t outputs,
+                   int64_t count) const {
+    Products total;
     upper_tiles(count, [&](int64_t row, int64_t column, auto width) {
       constexpr int kWidth = decltype(width)::value;
       alignas(64) float of_x[kRows * kWidth * kLanes];
@@ -54,14 +80,15 @@ struct VectorProducts {
       gram_tile(x, inputs, row, column, tile);
       tile.write(of_x);
       gram_tile(d, outputs, row, column, tile);
-      Vector sums = {};
+      Vector sums = {}, diagonal = {};
       const bool above = row + kRows <= column * kLanes;
       tile.each([&](Vector& v, int i) {
         const Vector both = v * load(of_x + i * kLanes);
         const int64_t first = (column + i % kWidth) * kLanes;
         sums += above ? both + both : both * symmetric_weight(row + i / kWidth, first);
+        if (!above) diagonal += both * diagonal_weight(row + i / kWidth, first);
       });
-      total += add_lanes(sums);
+      total += {add_lanes(sums), above ? 0 : add_lanes(diagonal)};
     });
     return total;
   }

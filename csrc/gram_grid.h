@@ -12,6 +12,40 @@
 namespace gradood {
 namespace {
 
+// Σ_{t,s} (x_t·x_s)(d_t·d_s), and the part of it with t = s.
+struct Products {
+  double norm = 0, diagonal = 0;
+
+  Products scaled(double factor) const { return {norm * factor, diagonal * factor}; }
+  void operator+=(const Products& p) {
+    norm += p.norm;
+    diagonal += p.diagonal;
+  }
+};
+
+inline Convolution sample_of(const Convolution& c, int64_t n) {
+  Convolution one = c;
+  static_cast<Source&>(one.x) = c.x.sample(n);
+  static_cast<Source&>(one.d) = c.d.sample(n);
+  one.x.size[0] = one.d.size[0] = 1;
+  return one;
+}
+
+inline Result result_of(const Result& r, int64_t n) {
+  return {r.weight + n, r.bias == nullptr ? nullptr : r.bias + n};
+}
+
+// What the gradients of single positions leave when they cancel is small beside the inner products,
+// and so lost in their rounding. Then the gradient itself is summed, which rounds as it does
+// everywhere. `Algorithm::kLeast` is the share of the diagonal below which that is needed.
+template <class Algorithm>
+void write_norm(const Convolution& c, int64_t n, const Products& p, Result result) {
+  result.weight[n] = static_cast<float>(p.norm);
+  if (p.norm < Algorithm::kLeast * p.diagonal &&
+      !Algorithm::direct(sample_of(c, n), result_of(result, n), 1))
+    result.weight[n] = NAN;  // there is no memory for it
+}
+
 constexpr int64_t kSquareUnit = 32;  // rows and columns of a Gram matrix are padded to this
 
 struct GramBuffers {
@@ -47,9 +81,9 @@ inline void to_grid(const float* square, int64_t count, const Stretches& cells, 
 // Σ_{t,s} D[t, s] Σ_shift X[t + shift, s + shift] over the cells of the grid, from upper triangles.
 //
 // Registers: one vector of sums. L1: a row of D and the rows of X under its taps.
-inline double shifted_product(const PhasePlan& plan, const Phase& phase, const float* x_grid,
-                              const float* d_grid, int64_t pitch) {
-  double total = 0;
+inline Products shifted_product(const PhasePlan& plan, const Phase& phase, const float* x_grid,
+                                const float* d_grid, int64_t pitch) {
+  Products total;
   for (const Stretch& s : plan.d_cells)
     for (int64_t cell = s.cell; cell < s.cell + s.count; ++cell) {
       const float* d_row = d_grid + cell * pitch;
@@ -62,7 +96,8 @@ inline double shifted_product(const PhasePlan& plan, const Phase& phase, const f
       }
       double diagonal = 0;  // a pair of different cells counts twice
       for (int64_t shift : phase.shifts) diagonal += x_row[shift * (pitch + 1) + cell];
-      total += 2.0 * add_lanes(product) - diagonal * d_row[cell];
+      diagonal *= d_row[cell];
+      total += {2.0 * add_lanes(product) - diagonal, diagonal};
     }
   return total;
 }
@@ -104,42 +139,43 @@ inline void pack_pixels(const Source& s, const Offsets& pixels, const Runs& runs
   }
 }
 
-// Squared norm of one group's gradient. `Products` multiplies the packed positions:
-//   product(x, inputs, d, outputs, count)   Σ_{t,s} (x_t·x_s)(d_t·d_s)
+// One group's products. `Algorithm` multiplies the packed positions:
+//   product(x, inputs, d, outputs, count)   of a kernel of size one
 //   square(of_d, a, depth, count, to)       the upper triangle of aᵀa, rows padded to kSquareUnit
-template <class Products>
-double gram_group(const PhasePlan& plan, bool plain, const Products& products, const Source& d,
-                  const Source& x, const GramBuffers& b, double* bias) {
+template <class Algorithm>
+Products gram_group(const PhasePlan& plan, bool plain, const Algorithm& algorithm, const Source& d,
+                    const Source& x, const GramBuffers& b, double* bias) {
   const int64_t d_vectors = blocks_of_lanes(plan.output_count);
   pack_pixels(d, plan.d_pixels, plan.d_runs, plan.d_channels, b.row, b.d);
   if (bias != nullptr) *bias += bias_of_packed(b.d, plan.outputs, d_vectors);
-  double total = 0, d_scale = 1;
+  Products total;
+  double d_scale = 1;
   bool d_on_grid = plain;
   for (const Phase& phase : plan.phases) {
     const int64_t pixels = static_cast<int64_t>(phase.pixels.size());
     pack_pixels(x, phase.pixels, phase.runs, plan.x_channels, b.row, b.x);
     if (!plain && plan.phases.size() > 1)  // else it holds zeros, or the last sample's numbers
       std::memset(b.x_grid, 0, plan.cells * b.pitch * sizeof(float));
-    auto norm_of_packed = [&] {
-      if (plain) return products.product(b.x, plan.inputs, b.d, plan.outputs, plan.output_count);
+    auto products_of_packed = [&] {
+      if (plain) return algorithm.product(b.x, plan.inputs, b.d, plan.outputs, plan.output_count);
       if (!d_on_grid) {
-        products.square(true, b.d, plan.outputs, plan.output_count, b.square);
+        algorithm.square(true, b.d, plan.outputs, plan.output_count, b.square);
         to_grid(b.square, plan.output_count, plan.d_cells, b.pitch, b.d_grid);
         d_on_grid = true;
       }
-      products.square(false, b.x, plan.inputs, pixels, b.square);
+      algorithm.square(false, b.x, plan.inputs, pixels, b.square);
       to_grid(b.square, pixels, phase.cells, b.pitch, b.x_grid);
       return shifted_product(plan, phase, b.x_grid, b.d_grid, b.pitch);
     };
-    double norm = norm_of_packed();
-    if (!(std::fabs(norm) >= 1e-30 && std::fabs(norm) <= 1e30)) {
+    Products products = products_of_packed();
+    if (!(std::fabs(products.norm) >= 1e-30 && std::fabs(products.norm) <= 1e30)) {
       // Inner products may have left the range of a float although the norm does not.
       d_scale *= normalise(b.d, d_vectors * kLanes * plan.outputs);
       d_on_grid = plain;
       const double scale = normalise(b.x, blocks_of_lanes(pixels) * kLanes * plan.inputs);
-      norm = norm_of_packed() * scale * scale;
+      products = products_of_packed().scaled(scale * scale);
     }
-    total += norm * d_scale * d_scale;
+    total += products.scaled(d_scale * d_scale);
   }
   return total;
 }
@@ -149,25 +185,26 @@ inline bool is_plain(const Convolution& c) {
   return c.taps() == 1 && c.padding[0] == 0 && c.padding[1] == 0 && c.padding[2] == 0;
 }
 
-template <class Products>
+template <class Algorithm>
 bool gram_of(const Convolution& c, Result result, int64_t threads) {
   const PhasePlan plan(c);
   const bool plain = is_plain(c);
   Arena size{nullptr};
   GramBuffers(plan, plain, size);
-  Products(c, plan, size);
+  Algorithm(c, plan, size);
   return for_each_sample(c.samples(), threads, size.used, [&](int64_t n, float* memory) {
     Arena arena{memory};
     const GramBuffers buffers(plan, plain, arena);
-    const Products products(c, plan, arena);
-    double weight = 0, bias = 0;
+    const Algorithm algorithm(c, plan, arena);
+    Products weight;
+    double bias = 0;
     for (int64_t g = 0; g < c.groups; ++g)
       weight +=
-          gram_group(plan, plain, products, c.d.sample(n).at(g * plan.outputs * c.d.stride[1]),
+          gram_group(plan, plain, algorithm, c.d.sample(n).at(g * plan.outputs * c.d.stride[1]),
                      c.x.sample(n).at(g * plan.inputs * c.x.stride[1]), buffers,
                      result.bias == nullptr ? nullptr : &bias);
-    result.weight[n] = static_cast<float>(weight);
     if (result.bias != nullptr) result.bias[n] = static_cast<float>(bias);
+    write_norm<Algorithm>(c, n, weight, result);
   });
 }
 

@@ -12,9 +12,9 @@ struct Moments {
   double dx, d;
 };
 
-// Σ_i d[i] (x[i] − centre) and Σ_i d[i] of adjacent floats.
-GRADOOD_INLINE Moments moments_of_floats(const float* x, const float* d, float centre,
-                                         int64_t count) {
+// Σ_i d[i] (x[i] − centre) and Σ_i d[i] of at most `kLongestSum` adjacent floats.
+GRADOOD_INLINE Moments moments_of_piece(const float* x, const float* d, float centre,
+                                        int64_t count) {
   const Vector c = broadcast(centre);
   Vector dx[2] = {}, total[2] = {};
   int64_t i = 0;
@@ -32,6 +32,19 @@ GRADOOD_INLINE Moments moments_of_floats(const float* x, const float* d, float c
     dx[0] += v * (w - c);
   }
   return {add_lanes(dx[0] + dx[1]), add_lanes(total[0] + total[1])};
+}
+
+// The same of any number of them.
+inline Moments moments_of_floats(const float* x, const float* d, float centre, int64_t count) {
+  if (count <= kLongestSum) return moments_of_piece(x, d, centre, count);
+  Moments total{0, 0};
+  for (int64_t i = 0; i < count; i += kLongestSum) {
+    const int64_t n = count - i < kLongestSum ? count - i : kLongestSum;
+    const Moments piece = moments_of_piece(x + i, d + i, centre, n);
+    total.dx += piece.dx;
+    total.d += piece.d;
+  }
+  return total;
 }
 
 // The same of one row in any layout.

@@ -7,15 +7,15 @@
 namespace gradood {
 namespace {
 
-// Adds Σ_c (scale_c Σ_t d x̂)² and Σ_c (Σ_t d)² of at most `kLanes · Vectors` adjacent channels c,
+// Σ_t d x̂ and Σ_t d of at most `kLanes · Vectors` adjacent channels into either half of `sums`,
 // with x̂ = (x − centre) · factor; centre and factor belong to the channel, or to the position t if
-// they are `by_position`. Without a centre, only the second sum is meant.
+// they are `by_position`. Without a centre, only the second half is meant.
 //
 // Registers: both sums of every channel. The rest streams.
 template <int Vectors>
-inline void add_columns(const Source& x, int64_t x_stride, const Source& d, int64_t d_stride,
+inline void sum_columns(const Source& x, int64_t x_stride, const Source& d, int64_t d_stride,
                         int64_t positions, int64_t width, const float* centre, const float* factor,
-                        bool by_position, double* weight, double* bias) {
+                        bool by_position, float* sums) {
   alignas(64) float x_buffer[kLanes * Vectors] = {}, d_buffer[kLanes * Vectors] = {};
   Vector dx[Vectors] = {}, total[Vectors] = {}, c[Vectors], f[Vectors];
   const bool full = width == kLanes * Vectors;
@@ -46,13 +46,36 @@ inline void add_columns(const Source& x, int64_t x_stride, const Source& d, int6
     }
   }
   for (int v = 0; v < Vectors; ++v) {
-    if (!by_position) dx[v] *= f[v];
-    float lanes[2 * kLanes];
-    store(lanes, dx[v]);
-    store(lanes + kLanes, total[v]);
-    const int64_t rest = width - v * kLanes, used = rest < kLanes ? rest : kLanes;
-    *weight += squares(lanes, used);
-    *bias += squares(lanes + kLanes, used);
+    store(sums + v * kLanes, by_position ? dx[v] : dx[v] * f[v]);
+    store(sums + (Vectors + v) * kLanes, total[v]);
+  }
+}
+
+// Adds the squares of both sums.
+template <int Vectors>
+inline void add_columns(const Source& x, int64_t x_stride, const Source& d, int64_t d_stride,
+                        int64_t positions, int64_t width, const float* centre, const float* factor,
+                        bool by_position, double* weight, double* bias) {
+  constexpr int kWidth = kLanes * Vectors;
+  float sums[2 * kWidth];
+  if (positions <= kLongestSum) {
+    sum_columns<Vectors>(x, x_stride, d, d_stride, positions, width, centre, factor, by_position,
+                         sums);
+    *weight += squares(sums, width);
+    *bias += squares(sums + kWidth, width);
+    return;
+  }
+  double total[2 * kWidth] = {};
+  for (int64_t t = 0; t < positions; t += kLongestSum) {
+    const int64_t count = positions - t < kLongestSum ? positions - t : kLongestSum;
+    const int64_t shift = by_position ? t : 0;
+    sum_columns<Vectors>(x.at(t * x_stride), x_stride, d.at(t * d_stride), d_stride, count, width,
+                         centre + shift, factor + shift, by_position, sums);
+    for (int i = 0; i < 2 * kWidth; ++i) total[i] += sums[i];
+  }
+  for (int64_t i = 0; i < width; ++i) {
+    *weight += total[i] * total[i];
+    *bias += total[kWidth + i] * total[kWidth + i];
   }
 }
 
@@ -307,12 +330,19 @@ bool layer_norm_backward(const Tensor& x, const Tensor& d, const float* scale, d
                          const Tensor& to, Result result, int64_t threads) {
   const int64_t rows = x.size[1], columns = x.size[2];
   const int64_t width = blocks_of_lanes(columns) * kLanes;
-  return for_each_sample(x.size[0], threads, 5 * width, [&](int64_t n, float* memory) {
+  const bool many = rows > kLongestSum;
+  return for_each_sample(x.size[0], threads, (many ? 9 : 5) * width, [&](int64_t n, float* memory) {
     float *x_row = memory, *d_row = memory + width, *normalised = memory + 2 * width;
     float *dx_sums = memory + 3 * width, *d_sums = memory + 4 * width;
-    std::memset(dx_sums, 0, 2 * width * sizeof(float));
+    double* total = reinterpret_cast<double*>(memory + 5 * width);  // of both, where rows are many
+    std::memset(dx_sums, 0, (many ? 6 : 2) * width * sizeof(float));
+    auto move_sums = [&] {
+      for (int64_t i = 0; i < 2 * width; ++i) total[i] += dx_sums[i];
+      std::memset(dx_sums, 0, 2 * width * sizeof(float));
+    };
     const Sink sink = sink_of(to, n);
     for (int64_t t = 0; t < rows; ++t) {
+      if (many && t % kLongestSum == 0) move_sums();
       const float* xs = row_of(x.sample(n).at(t * x.stride[1]), x.stride[2], columns, x_row);
       const float* ds = row_of(d.sample(n).at(t * d.stride[1]), d.stride[2], columns, d_row);
       const View row{{reinterpret_cast<const char*>(xs), Dtype::float32}, 0, 1};
@@ -320,7 +350,14 @@ bool layer_norm_backward(const Tensor& x, const Tensor& d, const float* scale, d
       backward_row(xs, ds, scale, s, columns, rms, normalised, dx_sums, d_sums,
                    sink.at(t * to.stride[1]));
     }
-    finish({squares(dx_sums, columns), squares(d_sums, columns)}, result, n);
+    if (!many) return finish({squares(dx_sums, columns), squares(d_sums, columns)}, result, n);
+    move_sums();
+    Moments norms{0, 0};
+    for (int64_t i = 0; i < columns; ++i) {
+      norms.dx += total[i] * total[i];
+      norms.d += total[width + i] * total[width + i];
+    }
+    finish(norms, result, n);
   });
 }
 

@@ -68,24 +68,25 @@ bool embedding(const int64_t* indices, const Tensor& d, int64_t padding, float* 
   int64_t slots = 2;
   while (slots < 2 * rows) slots *= 2;
   Arena size{nullptr};
-  for (int64_t floats : {2 * slots, 2 * rows, rows, columns, columns}) size.take(floats);
+  for (int64_t floats : {2 * slots, 2 * rows, rows, 2 * columns, columns}) size.take(floats);
   return for_each_sample(d.size[0], threads, size.used, [&](int64_t n, float* memory) {
     Arena arena{memory};
     int64_t* table = reinterpret_cast<int64_t*>(arena.take(2 * slots));
     int64_t* previous = reinterpret_cast<int64_t*>(arena.take(2 * rows));
     bool* last = reinterpret_cast<bool*>(arena.take(rows));
-    float *total = arena.take(columns), *buffer = arena.take(columns);
+    double* total = reinterpret_cast<double*>(arena.take(2 * columns));
+    float* buffer = arena.take(columns);
     const int64_t* index = indices + n * rows;
     link_equal(index, rows, table, slots, previous, last);
     double norm = 0;
     for (int64_t t = 0; t < rows; ++t) {
       if (!last[t] || index[t] == padding) continue;
-      std::memset(total, 0, columns * sizeof(float));
+      std::memset(total, 0, columns * sizeof(double));
       for (int64_t s = t; s >= 0; s = previous[s]) {
         const float* row = row_of(d.sample(n).at(s * d.stride[1]), d.stride[2], columns, buffer);
         for (int64_t q = 0; q < columns; ++q) total[q] += row[q];
       }
-      norm += squares(total, columns);
+      for (int64_t q = 0; q < columns; ++q) norm += total[q] * total[q];
     }
     result[n] = static_cast<float>(norm);
   });

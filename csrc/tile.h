@@ -50,8 +50,8 @@ struct Tile {
     each([](Vector& v, int) { v = Vector{}; });
   }
 
-  GRADOOD_INLINE void read(const float* from) {
-    each([=](Vector& v, int i) { v = load(from + i * kLanes); });
+  GRADOOD_INLINE void add(const float* from) {
+    each([=](Vector& v, int i) { v += load(from + i * kLanes); });
   }
 
   GRADOOD_INLINE void write(float* to) {

@@ -30,7 +30,8 @@ TilePlan::TilePlan(const Convolution& c)
         columns.push_back((i * channels + row) * pitch + shift);
   columns.insert(columns.end(), 3, x_rows * pitch);
   const int64_t parts = (x_exact ? 1 : 2) * x_rows + (d_exact ? 1 : 2) * d_rows;
-  const int64_t most = std::max<int64_t>(8 * kTileDepth, kChunkNumbers / parts);
+  const int64_t fitting = std::max<int64_t>(8 * kTileDepth, kChunkNumbers / parts);
+  const int64_t most = std::min(fitting, 4 * kLongestSum);
   const int64_t pieces = (depth + most - 1) / most;
   chunk = round_up((depth + pieces - 1) / pieces, kTileDepth);
 }

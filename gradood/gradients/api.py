@@ -113,6 +113,11 @@ def gradient_norms(
     would have to change to give sample n the label y. With a *confounding* label, by default all
     classes at once, the norms tell familiar inputs from anomalous ones.
 
+    In float32 every norm is within 1e-5 of the exact one, relative to itself, or within ten times
+    the largest error of a float32 loop over the same samples where that is larger; in float64
+    within 1e-9. Norms below 1e-10 of their sample's largest count as zero. Half-precision gradients
+    are summed in float32, so what is left is the rounding of the model's own passes.
+
     No gradient is ever stored: every operator's rule turns its input and the gradient of its output
     into N numbers while one backward pass runs. The model comes back as it was, and its results do
     not depend on the batch a sample was scored in. Works inside ``no_grad`` and ``inference_mode``.

@@ -28,10 +28,10 @@ from gradood.gradients.capture import (
 from gradood.gradients.picking import picked_evenly
 from gradood.gradients.plan import Forward, Plan, PlanError, Step
 from gradood.gradients.rules import Call
-from gradood.gradients.rules.broadcast import row_sqnorm
 from gradood.gradients.rules.linear import LinearCall, tokens
 from gradood.gradients.source import Source
 from gradood.gradients.survey import Use
+from gradood.ops.row_norms import row_sqnorm
 
 #: Called with a parameter's name, the call whose rule computes its norm, the call's input and
 #: output gradient, and what served it; see ``explain``.

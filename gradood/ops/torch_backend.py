@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gradood.ops import choice, reference
+from gradood.ops.row_norms import row_sqnorm
 
 NAME = "torch"
 TAKES_OVER = ("batch_norm_backward_sqnorm",)  # PyTorch's own of layer norm wastes nothing
@@ -46,7 +47,7 @@ def algorithm(op: str, *args: object) -> str:
 
 def bias_sqnorm(d: Tensor) -> Tensor:
     """See ``reference.bias_sqnorm``."""
-    return _row_sqnorm(_accumulate(d).sum(2))
+    return row_sqnorm(_accumulate(d).sum(2))
 
 
 def linear_sqnorm(x: Tensor, d: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
@@ -55,9 +56,9 @@ def linear_sqnorm(x: Tensor, d: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
     tokens, inputs, outputs = x.shape[1], x.shape[2], d.shape[2]
     kind = choice.linear(tokens, inputs, outputs)
     if kind == "outer":
-        bias_norm = _row_sqnorm(d[:, 0])
-        return _row_sqnorm(x[:, 0]) * bias_norm, bias_norm if bias else d.new_empty(0)
-    bias_norm = _row_sqnorm(d.sum(1)) if bias else d.new_empty(0)
+        bias_norm = row_sqnorm(d[:, 0])
+        return row_sqnorm(x[:, 0]) * bias_norm, bias_norm if bias else d.new_empty(0)
+    bias_norm = row_sqnorm(d.sum(1)) if bias else d.new_empty(0)
     match kind:
         case "gram":
             step = 2 * tokens * tokens
@@ -86,7 +87,7 @@ def conv_sqnorm(
             x = x.narrow(2 + i, 0, (size - 1) * s + 1)
             x = x[(slice(None),) * (2 + i) + (slice(None, None, s),)]
         return linear_sqnorm(x.flatten(2).transpose(1, 2), d.flatten(2).transpose(1, 2), bias)
-    bias_norm = _row_sqnorm(d.flatten(2).sum(2)) if bias else d.new_empty(0)
+    bias_norm = row_sqnorm(d.flatten(2).sum(2)) if bias else d.new_empty(0)
     outputs, taps = prod(d.shape[2:]), prod(kernel_size)
     geometry = (tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation))
     match kind:
@@ -111,7 +112,7 @@ def batch_norm_sqnorm(x: Tensor, d: Tensor, mean: Tensor, rstd: Tensor) -> tuple
 
     def moments(x: Tensor, d: Tensor) -> Tensor:
         centred = torch.sub(x, mean[:, None]).mul_(d)
-        return torch.stack([centred.sum(2).mul_(rstd).square_().sum(1), _row_sqnorm(d.sum(2))])
+        return torch.stack([centred.sum(2).mul_(rstd).square_().sum(1), row_sqnorm(d.sum(2))])
 
     return _pair(_chunked(moments, x[0].numel(), x, d))
 
@@ -133,7 +134,7 @@ def layer_norm_sqnorm(x: Tensor, d: Tensor, eps: float, rms: bool) -> tuple[Tens
             normalised = x * (x.square().mean(2, keepdim=True) + eps).rsqrt()
         else:
             normalised = functional.layer_norm(x, width, eps=eps)
-        return torch.stack([_row_sqnorm((normalised * d).sum(1)), _row_sqnorm(d.sum(1))])
+        return torch.stack([row_sqnorm((normalised * d).sum(1)), row_sqnorm(d.sum(1))])
 
     return _pair(_chunked(moments, 2 * x[0].numel(), x, d))
 
@@ -164,7 +165,7 @@ def group_norm_sqnorm(x: Tensor, d: Tensor, groups: int, eps: float) -> tuple[Te
     def moments(x: Tensor, d: Tensor) -> Tensor:
         grouped = x.reshape(x.shape[0], groups, -1)
         normalised = functional.layer_norm(grouped, grouped.shape[2:], eps=eps).view(x.shape)
-        return torch.stack([_row_sqnorm((normalised * d).sum(2)), _row_sqnorm(d.sum(2))])
+        return torch.stack([row_sqnorm((normalised * d).sum(2)), row_sqnorm(d.sum(2))])
 
     return _pair(_chunked(moments, 2 * x[0].numel(), x, d))
 
@@ -185,8 +186,10 @@ def embedding_sqnorm(indices: Tensor, d: Tensor, padding_idx: int) -> Tensor:
 
     def segments(slot: Tensor, d: Tensor) -> Tensor:
         total = torch.zeros(d.shape, dtype=d.dtype, device=d.device)
-        return _row_sqnorm(total.scatter_add_(1, slot[..., None].expand_as(d), d).flatten(1))
+        return row_sqnorm(total.scatter_add_(1, slot[..., None].expand_as(d), d).flatten(1))
 
+    if d.shape[1] > _LONGEST_SUM:
+        return _chunked(segments, d[0].numel(), slot, d.double()).to(d.dtype)
     return _chunked(segments, d[0].numel(), slot, d)
 
 
@@ -227,11 +230,6 @@ def _promote(x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
     return x.to(dtype), d.to(dtype)
 
 
-def _row_sqnorm(rows: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(rows, dim=1)
-    return norm.square_()
-
-
 def _pair(stacked: Tensor) -> tuple[Tensor, Tensor]:
     return stacked[0].clone(), stacked[1].clone()  # outputs of an operator must not share memory
 
@@ -252,12 +250,35 @@ def _chunked(function: Callable[..., Tensor], elements: int, *tensors: Tensor) -
 
 
 def _product_sqnorm(a: Tensor, b: Tensor) -> Tensor:
-    return _row_sqnorm(torch.bmm(a, b).flatten(1))
+    return row_sqnorm(torch.bmm(a, b).flatten(1))
+
+
+#: Rows of an embedding are added one after the other: so many of them in float32.
+_LONGEST_SUM = 1 << 14
+
+#: Where the gradients of single positions cancel, what is left is lost in the rounding of their
+#: inner products: below this share of the products' diagonal the gradient itself is formed.
+_LEAST = 0.05
+
+
+def _unless_cancelled(
+    products: Tensor, direct: Callable[[Tensor, Tensor], Tensor], x: Tensor, d: Tensor
+) -> Tensor:
+    """``Σ_ts`` of products ``[N, T, T]`` of inner products; ``direct(x, d)`` where they cancel."""
+    total = products.flatten(1).sum(1)
+    if products.device.type != "cpu":
+        return total  # asking would wait for the device
+    cancelled = total < _LEAST * products.diagonal(dim1=1, dim2=2).sum(1)
+    if cancelled.any():
+        for n in cancelled.nonzero()[:, 0].tolist():
+            total[n : n + 1] = direct(x[n : n + 1], d[n : n + 1])
+    return total
 
 
 def _gram(x: Tensor, d: Tensor) -> Tensor:
     inputs = torch.bmm(x, x.transpose(1, 2))
-    return inputs.mul_(torch.bmm(d, d.transpose(1, 2))).flatten(1).sum(1)
+    products = inputs.mul_(torch.bmm(d, d.transpose(1, 2)))
+    return _unless_cancelled(products, lambda a, b: _product_sqnorm(b.transpose(1, 2), a), x, d)
 
 
 def _pad_to_output(
@@ -307,7 +328,7 @@ def _direct(
     columns = columns.reshape(n * groups, -1, prod(output))
     d = d.reshape(n * groups, -1, prod(output))
     product = torch.bmm(d, columns.transpose(1, 2))
-    return _row_sqnorm(product.view(n, -1))
+    return row_sqnorm(product.view(n, -1))
 
 
 def _depthwise(
@@ -326,7 +347,7 @@ def _depthwise(
         planes = x.reshape(1, n * channels, *x.shape[2:])
         filters = d.reshape(-1, 1, *output)
         taps = torch.conv2d(planes, filters, stride=dilation, dilation=stride, groups=n * channels)
-        return _row_sqnorm(taps[..., : kernel_size[0], : kernel_size[1]].reshape(n, -1))
+        return row_sqnorm(taps[..., : kernel_size[0], : kernel_size[1]].reshape(n, -1))
     windows = _windows(x, output, kernel_size, stride, dilation)
     nd = len(kernel_size)
     windows = windows.permute(*range(2, 2 + nd), 0, 1, *range(2 + nd, 2 + 2 * nd))
@@ -370,4 +391,6 @@ def _shift_gram(
             shifted = inputs[(slice(None),) + window + window]
             total = shifted.clone() if total is None else total.add_(shifted)
     assert total is not None
-    return total.mul_(outputs).flatten(1).sum(1)
+    products = total.mul_(outputs).view(n, prod(output), prod(output))
+    geometry = (kernel_size, stride, padding, dilation, 1)
+    return _unless_cancelled(products, lambda a, b: _direct(a, b, *geometry), x, d)

@@ -11,7 +11,15 @@ def bce(logits, label):
     return functional.binary_cross_entropy_with_logits(logits, label, reduction="sum")
 
 
-def reference_norms(model, x, label=None, loss=bce):
+#: What is promised of a norm, relative to itself: see ``gradient_norms``.
+FLOAT64, FLOAT32 = 1e-9, 1e-5
+#: Where a float32 loop is itself further off, this many times its error.
+OF_THE_LOOP = 10
+#: Of a sample's largest norm; what is smaller counts as zero.
+NOTHING = 1e-10
+
+
+def reference_norms(model, x, label=None, loss=bce, dtype=torch.float64):
     """Squared gradient norms [N, L] by a loop that shares nothing with the library.
 
     Every sample runs on a fresh copy of the model, beside a copy of itself that the loss ignores:
@@ -19,18 +27,36 @@ def reference_norms(model, x, label=None, loss=bce):
     """
     rows = []
     for n in range(len(x)):
-        fresh = copy.deepcopy(model).double()
+        fresh = copy.deepcopy(model).to(dtype)
         for p in fresh.parameters():
             p.requires_grad_()
-        pair = x[[n, n]].double() if x.is_floating_point() else x[[n, n]]
+        pair = x[[n, n]].to(dtype) if x.is_floating_point() else x[[n, n]]
         out = fresh(pair)
         logits = getattr(out, "logits", out)[:1]
-        target = torch.ones_like(logits) if label is None else label[n : n + 1].double()
+        target = torch.ones_like(logits) if label is None else label[n : n + 1].to(dtype)
         gradients = torch.autograd.grad(
             loss(logits, target), list(fresh.parameters()), allow_unused=True
         )
-        rows.append([0.0 if g is None else float(g.square().sum()) for g in gradients])
+        rows.append([0.0 if g is None else float(g.double().square().sum()) for g in gradients])
     return torch.tensor(rows, dtype=torch.float64)
+
+
+def assert_as_promised(norms, model, x, label=None, loss=bce):
+    """Every norm is right, relative to itself, as ``gradient_norms`` promises."""
+    expected = reference_norms(model, x, label, loss)
+    scale = expected.clamp_min(NOTHING * expected.amax(1, keepdim=True))
+
+    def error(values):
+        return ((values.double() - expected).abs() / scale).amax(0).nan_to_num(torch.inf)
+
+    errors, promised = error(norms.values), FLOAT64
+    if next(model.parameters()).dtype == torch.float32:
+        promised = FLOAT32
+        if errors.max() > FLOAT32:
+            loop = error(reference_norms(model, x, label, loss, torch.float32))
+            promised = (OF_THE_LOOP * loop).clamp_min(FLOAT32)
+    worst = int(errors.argmax())
+    assert (errors <= promised).all(), f"{norms.names[worst]}: {float(errors[worst]):.2e}"
 
 
 def assert_norms(norms, expected, tolerance):

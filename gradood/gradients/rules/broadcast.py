@@ -16,6 +16,7 @@ from torch.nn import functional
 from gradood.gradients.axis import SampleAxis
 from gradood.gradients.rules.call import Call
 from gradood.gradients.source import is_source
+from gradood.ops.row_norms import row_sqnorm
 
 _TERMS = ("term", "other term")
 _FACTORS = ("factor", "second factor", "third factor", "fourth factor")
@@ -101,12 +102,6 @@ def sum_repeats(d: Tensor, shape: Sequence[int], dims: int, axis: SampleAxis) ->
     accumulate = torch.promote_types(d.dtype, torch.float32)
     d = d.sum(repeated, dtype=accumulate) if repeated else d.to(accumulate)
     return d.reshape(d.shape[0], *shape)
-
-
-def row_sqnorm(gradient: Tensor) -> Tensor:
-    """Squared norm of every sample's gradient, ``[N, …]`` to ``[N]``."""
-    norm: Tensor = torch.linalg.vector_norm(gradient.reshape(gradient.shape[0], -1), dim=1)
-    return norm.square()
 
 
 def _bind_sum(left: Any, right: Any, *, alpha: float = 1) -> Call | str:

@@ -19,9 +19,10 @@ from torch.nn import functional
 
 from gradood import ops
 from gradood.gradients.axis import SampleAxis
-from gradood.gradients.rules.broadcast import BroadcastCall, plain, row_sqnorm, sum_repeats
+from gradood.gradients.rules.broadcast import BroadcastCall, plain, sum_repeats
 from gradood.gradients.rules.call import Call
 from gradood.gradients.source import is_source
+from gradood.ops.row_norms import row_sqnorm
 
 Labels = Sequence[Hashable]
 
