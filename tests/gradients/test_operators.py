@@ -219,7 +219,7 @@ LIKE = {
 }
 
 #: Where values alone do not tell which copies belong to which sample.
-UNCLEAR = {"repeat over heads", "repeat_interleave over heads", "masked_scatter"}
+UNCLEAR = {"masked_scatter"}
 
 TABLE = {**POINTWISE, **CONTRACTIONS, **COPIES, **LIKE}
 
