@@ -60,6 +60,7 @@ class OperatorMode(TorchFunctionMode, ABC):
         self.count = 0
         #: The composites that run, outermost first.
         self._inside: list[Function] = []
+        self._saving = _saving_hooks()
 
     def __torch_function__(
         self, function: Function, types: Any, args: Any = (), kwargs: Any = None
@@ -78,7 +79,15 @@ class OperatorMode(TorchFunctionMode, ABC):
             finally:
                 self._inside.pop()
         self.count += 1
-        return self.visit(self.count, function, args, kwargs)
+        hooks = _saving_hooks()
+        if hooks == self._saving:
+            return self.visit(self.count, function, args, kwargs)
+        # A checkpoint would run its part of the model again, unseen: let autograd save tensors.
+        torch._C._autograd._pop_saved_tensors_default_hooks()
+        try:
+            return self.visit(self.count, function, args, kwargs)
+        finally:
+            torch._C._autograd._push_saved_tensors_default_hooks(*hooks)
 
     @abstractmethod
     def visit(self, position: int, function: Function, args: Any, kwargs: Any) -> Any:
@@ -94,7 +103,6 @@ class SourceMode(OperatorMode):
         self._selected = frozenset(parameters)
         self._values = {id(p): plain_value(p) for p in parameters.values()}
         self._sources: dict[int, Source] = {}
-        self._saving = _saving_hooks()
 
     def name(self, value: object) -> str | None:
         """The name of a value that is itself a parameter that was selected."""
@@ -123,12 +131,10 @@ class SourceMode(OperatorMode):
         """Refuse an operator whose parameters are differentiated elsewhere as well.
 
         Raises:
-            PlanError: it runs under ``torch.func``, or in a checkpoint, which will run it again.
+            PlanError: it runs under ``torch.func``.
         """
         if torch._C._functorch.peek_interpreter_stack() is not None:
             raise PlanError("the model transforms a function of its parameters with torch.func")
-        if _saving_hooks() != self._saving:
-            raise PlanError("the model recomputes or moves what autograd saves (a checkpoint)")
 
     def call_plain(self, function: Function, args: Any, kwargs: Any) -> Any:
         """Make a call with plain tensors for parameters, as the model's values."""

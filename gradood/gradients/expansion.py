@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import Parameter, functional
 from torch.overrides import handle_torch_function
 
+from gradood.errors import ModelError
 from gradood.gradients import recurrent
 from gradood.gradients.rules import RULES
 from gradood.gradients.rules.copies import written
@@ -60,6 +61,18 @@ def _attention(
 
 def _always(body: Function) -> Callable[..., Function | None]:
     return lambda *_, **__: body
+
+
+def _likeness(place: int, function: Function) -> Callable[..., Function | None]:
+    """For operators that read no more than shape and type of the argument in ``place``."""
+
+    def body(*args: Any, **kwargs: Any) -> Any:
+        return function(*args[:place], args[place].detach(), *args[place + 1 :], **kwargs)
+
+    def choose(*args: Any, **kwargs: Any) -> Function | None:
+        return body if len(args) > place and isinstance(args[place], Parameter) else None
+
+    return choose
 
 
 def _set_item(target: Tensor, index: Any, value: Any) -> Tensor:
@@ -112,9 +125,99 @@ def _bilinear(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None = None) 
     return out if bias is None else out + bias
 
 
+def _embedding_body(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: Any = None,
+    max_norm: float | None = None,
+    *_: Any,
+    **__: Any,
+) -> None:
+    _refuse_renormalisation(max_norm)
+
+
+def _refuse_renormalisation(max_norm: float | None) -> None:
+    """Before the weight is changed.
+
+    Raises:
+        ModelError: it would be.
+    """
+    if max_norm is not None:
+        raise ModelError(
+            "Embedding(max_norm=…) rewrites its weight in every forward pass; renormalise the "
+            "weight once and set max_norm=None"
+        )
+
+
+def _bag_body(
+    input: Tensor,
+    weight: Tensor,
+    offsets: Any = None,
+    max_norm: float | None = None,
+    *_: Any,
+    **__: Any,
+) -> Function:
+    _refuse_renormalisation(max_norm)
+    return _bag
+
+
+def _bag(
+    input: Tensor,
+    weight: Tensor,
+    offsets: Tensor | None = None,
+    max_norm: None = None,
+    norm_type: float = 2,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> Tensor:
+    """Look up ``[N, T]`` rows, bags filled up to one length, and reduce them."""
+    if input.dtype not in (torch.int32, torch.int64):  # some versions take them exchanged
+        input, weight = weight, input
+    kept = torch.ones_like(input, dtype=torch.bool)
+    if offsets is not None:
+        ends = (
+            offsets[1:] if include_last_offset else offsets.new_tensor([*offsets[1:], len(input)])
+        )
+        starts = offsets[: len(ends)]
+        lengths = ends - starts
+        steps = torch.arange(int(lengths.max()) if len(lengths) else 0, device=input.device)
+        places = (starts[:, None] + steps).clamp(max=max(0, len(input) - 1))
+        kept = steps < lengths[:, None]
+        input = input[places]
+        if per_sample_weights is not None:
+            per_sample_weights = per_sample_weights[places]
+    if padding_idx is not None:
+        kept = kept & (input != padding_idx % len(weight))
+    rows = functional.embedding(input, weight, scale_grad_by_freq=scale_grad_by_freq)
+    if mode == "max":
+        filled = rows.masked_fill(~kept[..., None], -torch.inf).max(1).values
+        return filled.masked_fill(~kept.any(1)[:, None], 0.0)
+    scale = kept.to(rows.dtype)
+    if per_sample_weights is not None:
+        scale = scale * per_sample_weights
+    total = (rows * scale[..., None]).sum(1)
+    return total if mode == "sum" else total / kept.sum(1)[:, None].clamp(min=1)
+
+
 _BODIES: dict[Function, Callable[..., Function | None]] = {
     functional.scaled_dot_product_attention: _attention_body,
     Tensor.__setitem__: _always(_set_item),
+    **{
+        function: _likeness(1, function)
+        for function in (Tensor.to, Tensor.type_as, Tensor.expand_as, Tensor.view_as)
+    },
+    **{
+        getattr(owner, name): _likeness(0, getattr(owner, name))
+        for kind in ("zeros", "ones", "empty", "full", "rand", "randn")
+        for owner, name in ((Tensor, f"new_{kind}"), (torch, f"{kind}_like"))
+        if hasattr(owner, name)
+    },
+    functional.embedding: _embedding_body,
+    functional.embedding_bag: _bag_body,
     torch.einsum: _einsum_body,
     **dict.fromkeys((torch.chain_matmul, torch.linalg.multi_dot), _always(_chain)),
     functional.bilinear: _always(_bilinear),

@@ -209,10 +209,19 @@ def fill(x, p, q):
     return torch.tanh(y) * x
 
 
-#: Where values alone do not tell which copies belong to which sample.
-UNCLEAR = {"repeat over heads", "repeat_interleave over heads", "masked_scatter"}
+#: Operators that read no more of a parameter than its shape or its type.
+LIKE = {
+    "to": (ROWS, [(6,)], lambda x, p: x.round().to(p) + p),
+    "type_as": (ROWS, [(6,)], lambda x, p: x.type_as(p) * p),
+    "new_zeros": (ROWS, [(6,)], lambda x, p: p.new_zeros(len(x), 6) + p + x),
+    "zeros_like": (ROWS, [(1, 6)], lambda x, p: torch.zeros_like(p).expand(len(x), -1) + p * x),
+    "expand_as": (ROWS, [(5, 6)], lambda x, p: x[:, None].expand_as(p.expand(len(x), -1, -1)) + p),
+}
 
-TABLE = {**POINTWISE, **CONTRACTIONS, **COPIES}
+#: Where values alone do not tell which copies belong to which sample.
+UNCLEAR = {"masked_scatter"}
+
+TABLE = {**POINTWISE, **CONTRACTIONS, **COPIES, **LIKE}
 
 
 def build(name):

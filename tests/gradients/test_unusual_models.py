@@ -496,3 +496,23 @@ def test_a_checkpoint_switched_on_between_calls_is_seen():
     for model.recompute in (False, True, False):
         norms = gradood.gradient_norms(model, x.double())
         assert_norms(norms, reference_norms(model, x), 1e-9)
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("keep", [False, True])
+def test_what_autograd_saves_in_another_way_needs_no_fallback(keep, hidden):
+    def part(m, y):
+        y = torch.tanh(m.b(torch.tanh(y)))
+        return _Scale.apply(y, torch.ones(5).to(y)) if hidden else y
+
+    def forward(m, x):
+        if not keep:
+            return m.out(checkpoint(part, m, m.a(x), use_reentrant=False))
+        with torch.autograd.graph.save_on_cpu():
+            return m.out(part(m, m.a(x)))
+
+    model, x = two_layers(forward, b=nn.Linear(5, 5))
+    model, x = model.eval().double(), x.double()
+    assert_norms(gradood.gradient_norms(model, x), reference_norms(model, x), 1e-9)
+    explanation = gradood.explain(model, x)
+    assert (hidden and not keep) or not explanation.fallbacks, explanation

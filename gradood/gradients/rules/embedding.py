@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from gradood import ops
-from gradood.errors import ModelError
 from gradood.gradients.rules.call import Call
 from gradood.gradients.rules.copies import CopyCall
 from gradood.gradients.source import is_source
@@ -56,11 +55,6 @@ class EmbeddingCall(Call):
         scale_grad_by_freq: bool = False,
         sparse: bool = False,
     ) -> Call | str:
-        if max_norm is not None:
-            raise ModelError(
-                "Embedding(max_norm=…) rewrites its weight in every forward pass; renormalise the "
-                "weight once and set max_norm=None"
-            )
         if padding_idx is None:
             padding_idx = -1
         elif padding_idx < 0:
