@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tests.gradients.oracle import randomise
 from tests.suites.configurations import small
 from tests.suites.entry import Case, Entry, seed
-from tests.suites.judge import logits_of
+from tests.suites.oracle import logits_of
 
 #: The case's name, the model and its batch.
 Made = tuple[str, nn.Module, Tensor]
