@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from gradood.errors import ModelError
+
 _MARK = "_gradood_source"
 _NAME = "_gradood_parameter"
 
@@ -90,20 +92,39 @@ class Source:
         return value, cls(value, live, region)
 
     def pull_back(self, gradient: Tensor, name: str) -> Tensor:
-        """Turn per-sample gradients ``[N, …]`` of the value into those of a parameter."""
+        """Turn per-sample gradients ``[N, …]`` of the value into those of a parameter.
+
+        Raises:
+            ModelError: autograd cannot.
+        """
         leaf = self.leaves[name]
         if self.live is leaf:
             return gradient
         gradient = gradient.to(self.live.dtype)
-        options = {"retain_graph": True, "allow_unused": True}
         try:
-            pulled = torch.autograd.grad(
-                self.live, [leaf], gradient, is_grads_batched=True, **options
-            )[0]
+            pulled = self._pulled(leaf, gradient, True)
         except RuntimeError:  # an operator without a batching rule: one sample at a time
-            rows = [torch.autograd.grad(self.live, [leaf], g, **options)[0] for g in gradient]
+            try:
+                # Copies: some operators ask for an alignment that a row of a batch may lack.
+                rows = [self._pulled(leaf, g.clone(), False) for g in gradient]
+            except RuntimeError as error:
+                raise ModelError(
+                    f"autograd cannot differentiate what the model makes of {name}: {error}"
+                ) from error
             pulled = None if rows[0] is None else torch.stack(rows)
         return gradient.new_zeros(len(gradient), *leaf.shape) if pulled is None else pulled
+
+    def _pulled(self, leaf: Tensor, gradient: Tensor, batched: bool) -> Any:
+        (pulled,) = torch.autograd.grad(
+            self.live,
+            [leaf],
+            gradient,
+            retain_graph=True,
+            allow_unused=True,
+            is_grads_batched=batched,
+        )
+        sparse = pulled is not None and pulled.layout is not torch.strided
+        return pulled.to_dense() if sparse else pulled
 
 
 def derived_source(tensor: Tensor) -> Source | None:

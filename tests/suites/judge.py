@@ -10,23 +10,28 @@ from __future__ import annotations
 import contextlib
 import copy
 import signal
-import traceback
 import warnings
 from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 import gradood
 from gradood.errors import GradoodError
-
-#: Elementwise relative error of a squared norm.
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
-#: How often the float32 loop's own error a float32 norm may be off, where that is more.
-LOOP_ERRORS = 10
-#: Norms below this share of the largest are rounding of zero.
-ZERO = {torch.float64: 1e-24, torch.float32: 1e-11}
+from tests.suites.oracle import (
+    LOOP_ERRORS,
+    LOOSE,
+    TOLERANCE,
+    NoOracle,
+    computes_in_float32,
+    line_of,
+    loop,
+    same,
+    settle,
+    uncertainty,
+    where,
+    worst,
+)
 
 #: Outcomes that are as they should be.
 RIGHT = ("exact", "refused", "no oracle")
@@ -71,10 +76,6 @@ class Fault(Exception):
     """The promise is broken; ``args`` are the outcome and the reason."""
 
 
-class NoOracle(Exception):
-    """Nothing can be compared, for the reason in ``args``."""
-
-
 class TimeLimit(BaseException):
     """A row took too long; no ``Exception``, so that no code under test swallows it."""
 
@@ -95,14 +96,18 @@ def limited(seconds: int):
         signal.signal(signal.SIGALRM, before)
 
 
-def judge(row: Row, model: nn.Module, x: Tensor, seconds: int = 60, float32: bool = True) -> Row:
-    """Fill in ``row`` for a float64 model in evaluation mode and a batch of three or more."""
+def judge(row: Row, model: nn.Module, x: Tensor, seconds: int = 60, alone: bool = False) -> Row:
+    """Fill in ``row`` for a model in evaluation mode and a batch of two or more.
+
+    A float64 model is judged in float64 and in float32. ``alone`` says that it is a float32 model
+    that does not run in float64: two float32 computations are compared.
+    """
     try:
         with limited(seconds), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             row.parameters = len(list(model.parameters()))
             row.elements = sum(p.numel() for p in model.parameters())
-            _judge(row, model, x, float32)
+            _judge(row, model, x, alone)
     except Fault as fault:
         row.outcome, row.reason = fault.args
     except NoOracle as none:
@@ -112,8 +117,8 @@ def judge(row: Row, model: nn.Module, x: Tensor, seconds: int = 60, float32: boo
     return row
 
 
-def _judge(row: Row, model: nn.Module, x: Tensor, float32: bool) -> None:
-    right = settle(model, x)
+def _judge(row: Row, model: nn.Module, x: Tensor, alone: bool) -> None:
+    right = settle(model, x, LOOSE if alone else 1e-7)
     before = copy.deepcopy(model.state_dict())
     given = x.clone()
     try:
@@ -121,155 +126,37 @@ def _judge(row: Row, model: nn.Module, x: Tensor, float32: bool) -> None:
         found = gradood.gradient_norms(model, x)
     except GradoodError as error:
         if isinstance(right, str):
-            row.outcome, row.reason = "refused", f"{right}: {_line(error)}"
+            row.outcome, row.reason = "refused", f"{right}: {line_of(error)}"
             return
-        raise Fault("wrong error", _line(error)) from error
+        raise Fault("wrong error", line_of(error)) from error
     except Exception as error:
-        raise Fault("exception", _where(error)) from error
+        raise Fault("exception", where(error)) from error
     _check_unchanged(model, before, x, given)
     if isinstance(right, str):
         raise Fault("no error", right)
-    row.error = worst(found.values, right, torch.float64)
-    if row.error > TOLERANCE[torch.float64]:
-        _compare_again(row, model, x, found, right)
     _explain(row, model, x)
-    if float32:
+    if alone:
+        row.error32 = worst(found.values, right, torch.float32)
+        if row.error32 > LOOSE:
+            raise Fault("mismatch in float32", f"error {row.error32:.1e}, the loop is float32 too")
+    else:
+        row.error = worst(found.values, right, torch.float64)
+        if row.error > TOLERANCE[torch.float64]:
+            _compare_again(row, model, x, found, right)
         _judge_float32(row, model, x, right)
     row.outcome = "exact"
-
-
-def settle(model: nn.Module, x: Tensor) -> Tensor | str:
-    """The norms ``[N, L]``, or why there are none and an error is right.
-
-    Raises:
-        NoOracle: the model cannot be run, or draws random numbers.
-    """
-    try:
-        torch.manual_seed(1)
-        given = x.clone()
-        batch = logits_of(_copy(model)(given))
-        torch.manual_seed(2)
-        again = logits_of(_copy(model)(x.clone()))
-    except Exception as error:
-        raise NoOracle(f"the model raises {_where(error)}") from error
-    if not _same(given, x):
-        raise NoOracle("the model writes to its input")
-    if x.is_floating_point() and not bool(x.isfinite().all()):
-        return "the batch is not finite"
-    if not torch.equal(batch.nan_to_num(), again.nan_to_num()):
-        raise NoOracle("the model draws random numbers")
-    if not bool(batch.isfinite().all()):
-        return "the logits are not finite"
-    if not batch.requires_grad:
-        return "no gradient reaches a parameter"
-    try:
-        norms, alone = loop(model, x)
-    except Exception as error:
-        return f"one sample does not run ({_where(error)})"
-    if worst(alone, batch.detach(), torch.float64) > 1e-7 and not torch.allclose(
-        alone, batch.detach(), 1e-9, 1e-10
-    ):
-        return "the samples influence one another"
-    if x.is_floating_point() and _gradients_mix(model, x):
-        if worst(loop(model, x, pair=False)[0], norms, torch.float64) > 1e-7:
-            raise NoOracle("a sample alone has another gradient than beside its copy")
-        return "the gradients of the samples influence one another"
-    if not bool(norms.isfinite().all()):
-        return "the gradients are not finite"
-    return norms
-
-
-def loop(model: nn.Module, x: Tensor, pair: bool = True) -> tuple[Tensor, Tensor]:
-    """Squared norms ``[N, L]`` and logits ``[N, C]``, one sample at a time.
-
-    Every sample runs beside a copy of itself that the loss ignores: the batch norm backward of
-    PyTorch 2.14 is wrong for a batch of one.
-    """
-    rows, alone = [], []
-    for n in range(len(x)):
-        fresh = _copy(model)
-        parameters = [p.requires_grad_() for p in fresh.parameters()]
-        logits = logits_of(fresh(x[[n, n] if pair else [n]].clone()))[:1]
-        loss = functional.binary_cross_entropy_with_logits(
-            logits, torch.ones_like(logits), reduction="sum"
-        )
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        rows.append([0.0 if g is None else float(_square(g)) for g in gradients])
-        alone.append(logits.detach())
-    return torch.tensor(rows, dtype=torch.float64), torch.cat(alone)
-
-
-def _square(gradient: Tensor) -> Tensor:
-    if gradient.is_sparse:
-        gradient = gradient.to_dense()
-    return gradient.double().square().sum()
-
-
-def worst(found: Tensor, right: Tensor, dtype: torch.dtype) -> float:
-    """The largest elementwise relative error."""
-    if found.numel() == 0 or found.shape != right.shape:
-        return 0.0 if found.shape == right.shape else float("inf")
-    floor = ZERO[dtype] * float(right.abs().max()) + 1e-300
-    errors = (found.double() - right.double()).abs() / right.double().abs().clamp_min(floor)
-    return float(errors.nan_to_num(float("inf"), float("inf")).max())
-
-
-def logits_of(out: object) -> Tensor:
-    """A tensor, or the ``logits`` of an output object."""
-    return out if isinstance(out, Tensor) else out.logits
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model)
-
-
-def _gradients_mix(model: nn.Module, x: Tensor) -> bool:
-    """Whether the logits of a sample have a gradient at another sample."""
-    model, x = _copy(model), x.clone().requires_grad_()
-    try:
-        logits = logits_of(model(x * 1.0))
-        if not logits.requires_grad:
-            return False
-        weights = torch.linspace(1, 2, logits.shape[1]).to(logits)
-        for n in range(len(x)):
-            (g,) = torch.autograd.grad(
-                (logits[n] * weights).sum(), x, retain_graph=True, allow_unused=True
-            )
-            if g is None:
-                continue
-            others = g.abs().flatten(1).nan_to_num().sum(1)
-            own = float(others[n])
-            others[n] = 0
-            if float(others.max()) > 1e-12 * own:
-                return True
-    except RuntimeError:
-        pass  # no gradient at the input: the values have been compared
-    return False
 
 
 def _compare_again(
     row: Row, model: nn.Module, x: Tensor, found: gradood.GradientNorms, right: Tensor
 ) -> None:
     """Allow what the oracle itself is uncertain about; else it is a mismatch."""
-    noise = 0.0
-    try:
-        noise = worst(loop(model, x, pair=False)[0], right, torch.float64)
-    except Exception:
-        noise = 0.0
-    for seed in range(3):
-        # A change of the last bit of every weight shows the condition of the gradient.
-        nudged = _copy(model)
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for p in nudged.parameters():
-                bits = torch.randint(-1, 2, p.shape, generator=generator)
-                p.mul_(1 + 2.3e-16 * bits.to(p))
-        with contextlib.suppress(Exception):
-            noise = max(noise, worst(loop(nudged, x)[0], right, torch.float64))
+    if row.error <= TOLERANCE[torch.float32] and computes_in_float32(model, x):
+        return
+    noise = uncertainty(model, x, right)
     if row.error > LOOP_ERRORS * noise:
         scale = right.abs().amax(0).clamp_min(1e-300)
         column = int(((found.values.double() - right).abs() / scale).amax(0).argmax())
-        row.fallbacks = _fallbacks(model, x)[0]
         raise Fault(
             "mismatch",
             f"{found.names[column]}: got {_few(found.values[:, column])}, "
@@ -278,11 +165,11 @@ def _compare_again(
 
 
 def _judge_float32(row: Row, double: nn.Module, wide: Tensor, exact: Tensor) -> None:
-    model = _copy(double).float()
+    model = copy.deepcopy(double).float()
     x = wide.float() if wide.is_floating_point() else wide
     with contextlib.suppress(Exception):
         single = loop(model, x)[0]
-        rounded = _copy(model).double()
+        rounded = copy.deepcopy(model).double()
         pairs = [*zip(rounded.state_dict().values(), double.state_dict().values(), strict=True)]
         if not all(torch.equal(a, b) for a, b in [*pairs, (x.to(wide), wide)]):
             exact = loop(rounded, x.to(wide))[0]
@@ -292,9 +179,9 @@ def _judge_float32(row: Row, double: nn.Module, wide: Tensor, exact: Tensor) -> 
     try:
         found = gradood.gradient_norms(model, x).values
     except GradoodError as error:
-        raise Fault("wrong error", f"float32: {_line(error)}") from error
+        raise Fault("wrong error", f"float32: {line_of(error)}") from error
     except Exception as error:
-        raise Fault("exception", f"float32: {_where(error)}") from error
+        raise Fault("exception", f"float32: {where(error)}") from error
     row.error32 = worst(found, exact, torch.float32)
     if row.error32 > max(TOLERANCE[torch.float32], LOOP_ERRORS * row.loop32):
         raise Fault(
@@ -304,24 +191,18 @@ def _judge_float32(row: Row, double: nn.Module, wide: Tensor, exact: Tensor) -> 
 
 
 def _check_unchanged(model: nn.Module, before: dict[str, Tensor], x: Tensor, given: Tensor) -> None:
-    if not _same(x, given):
+    if not same(x, given):
         raise Fault("changed", "the input was written to")
     for name, value in model.state_dict().items():
-        if isinstance(value, Tensor) and not _same(value, before[name]):
+        if isinstance(value, Tensor) and not same(value, before[name]):
             raise Fault("changed", f"{name} was written to")
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    if a.is_floating_point():
-        a, b = a.nan_to_num(), b.nan_to_num()
-    return torch.equal(a, b)
 
 
 def _explain(row: Row, model: nn.Module, x: Tensor) -> None:
     try:
         row.fallbacks, row.fallback_elements = _fallbacks(model, x)
     except Exception as error:
-        raise Fault("exception", f"explain: {_where(error)}") from error
+        raise Fault("exception", f"explain: {where(error)}") from error
 
 
 def _fallbacks(model: nn.Module, x: Tensor) -> tuple[list[str], int]:
@@ -333,15 +214,3 @@ def _fallbacks(model: nn.Module, x: Tensor) -> tuple[list[str], int]:
 
 def _few(values: Tensor) -> str:
     return "[" + ", ".join(f"{v:.6g}" for v in values[:3].tolist()) + "]"
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:200]
-
-
-def _where(error: BaseException) -> str:
-    """Type and message of an error, and the last line of the package that it passed."""
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = [f for f in frames if "gradood" in f.filename and "tests" not in f.filename]
-    at = f" at {ours[-1].filename.rpartition('/')[2]}:{ours[-1].name}" if ours else ""
-    return f"{type(error).__name__}{at}: {_line(error)}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,7 +15,10 @@ from torch import Tensor, nn
 from tests.gradients.oracle import randomise
 from tests.suites.configurations import small
 from tests.suites.entry import Case, Entry, seed
+from tests.suites.oracle import logits_of
 
+#: The case's name, the model and its batch.
+Made = tuple[str, nn.Module, Tensor]
 #: Parameters of the largest model that runs.
 MOST = 60_000_000
 SAMPLES = 2
@@ -27,17 +32,27 @@ SIZES = (
 )
 
 
-def _entry(package: str, name: str, build: Callable[[], tuple[nn.Module, Tensor]]) -> Entry:
+def _entry(package: str, name: str, build: Callable[[], Iterator[Made]]) -> Entry:
     def cases() -> Iterator[Case]:
         seed(0)
-        model, x = build()
-        count = sum(p.numel() for p in model.parameters())
-        if count > MOST:
-            raise ValueError(f"{count / 1e6:.0f} M parameters in the smallest of the family")
-        model = randomise(model).eval().double()
-        yield Case("", model, x.double() if x.is_floating_point() else x)
+        for case, model, x in build():
+            count = sum(p.numel() for p in model.parameters())
+            if count > MOST:
+                raise ValueError(f"{count / 1e6:.0f} M parameters in the smallest of the family")
+            yield _cased(case, randomise(model).eval(), x)
 
     return Entry(package, name, cases, seconds=SECONDS)
+
+
+def _cased(name: str, model: nn.Module, x: Tensor) -> Case:
+    """In float64, or in float32 where that does not run or has other than finite logits."""
+    wide = x.double() if x.is_floating_point() else x
+    try:
+        with torch.no_grad():
+            fits = bool(logits_of(copy.deepcopy(model).double()(wide)).isfinite().all())
+    except (RuntimeError, TypeError):
+        fits = False
+    return Case(name, model.double(), wide) if fits else Case(f"{name} float32".strip(), model, x)
 
 
 def of_timm() -> list[Entry]:
@@ -64,18 +79,14 @@ def _size(name: str) -> tuple[Any, ...]:
     return word, numbers[:1] or [0], len(name), name
 
 
-def _smallest_of_timm(names: list[str]) -> tuple[nn.Module, Tensor]:
+def _smallest_of_timm(names: list[str]) -> Iterator[Made]:
     import timm
 
-    for name in names[:6]:
-        with torch.device("meta"):
-            count = sum(p.numel() for p in timm.create_model(name, num_classes=5).parameters())
-        if count <= MOST:
-            break
+    name, options = _below_most(names)
     for side in SIDES:
-        for options in ({}, {"img_size": side}):
+        for size in ({}, {"img_size": side}):
             try:
-                model = timm.create_model(name, num_classes=5, **options).eval()
+                model = timm.create_model(name, num_classes=5, **options, **size).eval()
                 x = torch.randn(SAMPLES, 3, side, side)
                 with torch.no_grad():
                     finite = bool(model(x).isfinite().all())
@@ -83,8 +94,22 @@ def _smallest_of_timm(names: list[str]) -> tuple[nn.Module, Tensor]:
                 continue
             if finite:
                 # Some keep what they made in a forward pass: begin anew.
-                return timm.create_model(name, num_classes=5, **options), x
+                yield name, timm.create_model(name, num_classes=5, **options, **size), x
+                return
     raise ValueError(f"{name} takes pictures of none of these sides: {SIDES}")
+
+
+def _below_most(names: list[str]) -> tuple[str, dict[str, Any]]:
+    """The first of some names with few enough parameters, or the first with fewer blocks."""
+    import timm
+
+    for options in ({}, {"depth": 2}):
+        for name in names[:6]:
+            with torch.device("meta"), contextlib.suppress(TypeError):
+                model = timm.create_model(name, num_classes=5, **options)
+                if sum(p.numel() for p in model.parameters()) <= MOST:
+                    return name, options
+    return names[0], {}
 
 
 def of_torchvision() -> list[Entry]:
@@ -105,7 +130,7 @@ def _number(name: str) -> tuple[int, int]:
     return int((re.findall(r"\d+", name) or ["0"])[0]), len(name)
 
 
-def _made_by_torchvision(name: str) -> tuple[nn.Module, Tensor]:
+def _made_by_torchvision(name: str) -> Iterator[Made]:
     from torchvision import models
 
     side = {"inception_v3": 96}.get(name, 64)
@@ -116,7 +141,7 @@ def _made_by_torchvision(name: str) -> tuple[nn.Module, Tensor]:
         options["input_size"] = (side := 224, 224)
     if name in ("googlenet", "inception_v3"):
         options |= {"init_weights": False, "aux_logits": False}
-    return models.get_model(name, **options), torch.randn(SAMPLES, 3, side, side)
+    yield name, models.get_model(name, **options), torch.randn(SAMPLES, 3, side, side)
 
 
 def of_transformers() -> list[Entry]:
@@ -133,7 +158,7 @@ def of_transformers() -> list[Entry]:
     ]
 
 
-def _made_by_transformers(kind: str, family: str) -> tuple[nn.Module, Tensor]:
+def _made_by_transformers(kind: str, family: str) -> Iterator[Made]:
     import transformers
 
     auto = {
@@ -142,17 +167,20 @@ def _made_by_transformers(kind: str, family: str) -> tuple[nn.Module, Tensor]:
     }[kind]
     config = small(family)
     config.architectures = []
-    try:  # PyTorch's grouped products take no float64
-        model = auto.from_config(config, experts_implementation="eager")
-    except (TypeError, ValueError):
-        model = auto.from_config(config)
-    if kind == "text":
-        return model, _tokens(config)
+    x = _tokens(config) if kind == "text" else _pictures(family, config)
+    model = auto.from_config(config)
+    yield "", model, x
+    if any("experts" in name for name, _ in model.named_modules()):
+        # As it comes, experts run in grouped products, which take no float64.
+        yield "eager experts", auto.from_config(config, experts_implementation="eager"), x
+
+
+def _pictures(family: str, config: Any) -> Tensor:
     if family == "imagegpt":  # pictures of colours from a list
-        return model, torch.randint(0, 90, (SAMPLES, 12))
+        return torch.randint(0, 90, (SAMPLES, 12))
     side = getattr(config, "image_size", 64) or 64
     side = side if isinstance(side, int) else side[0]
-    return model, torch.randn(SAMPLES, getattr(config, "num_channels", 3), side, side)
+    return torch.randn(SAMPLES, getattr(config, "num_channels", 3), side, side)
 
 
 def _tokens(config: Any) -> Tensor:

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten
 from tests.gradients.oracle import randomise
 from tests.suites.classifier import SAMPLES, Classifier, Layout
 from tests.suites.entry import Case, Entry, seed, spread
-from tests.suites.judge import settle
+from tests.suites.oracle import settle
 
 #: Inputs of each module, spread over its list: a loss has 865, a module with parameters up to 54.
 INPUTS = 60

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from tests.suites.classifier import SAMPLES, Classifier, Layout, outputs
 from tests.suites.entry import Case, Entry, seed, spread
-from tests.suites.judge import settle
+from tests.suites.oracle import settle
 
 #: Samples of each operator's own inputs, spread over its list.
 INPUTS = 4

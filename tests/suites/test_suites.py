@@ -5,12 +5,9 @@ BackPACK's, every ``OPERATORS``-th operator and some models.
 """
 
 import os
+import warnings
 
 import pytest
-
-from tests.suites.command import SUITES, rows
-from tests.suites.entry import Entry
-from tests.suites.listed import listed
 
 #: Every so manieth operator is in the sample.
 OPERATORS = 8
@@ -22,8 +19,23 @@ MODELS = {
 }
 
 
-def chosen() -> list[Entry]:
+def pytest_generate_tests(metafunc):
+    """By the packages' own lists, which take seconds to load: only where slow tests run."""
+    if metafunc.config.getoption("markexpr") == "not slow":
+        entries = []
+    else:
+        for package in ("expecttest", "opacus", "torchvision", "timm", "transformers"):
+            pytest.importorskip(package)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            entries = chosen()
+    metafunc.parametrize("entry", entries, ids=lambda entry: entry.id)
+
+
+def chosen():
     """The entries of this run."""
+    from tests.suites.command import SUITES
+
     entries = [entry for suite in SUITES.values() for entry in suite()]
     if os.environ.get("GRADOOD_SUITES", "whole") == "whole":
         return entries
@@ -34,7 +46,9 @@ def chosen() -> list[Entry]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(0)  # every row has a limit of its own
-@pytest.mark.parametrize("entry", chosen(), ids=lambda entry: entry.id)
 def test_exact_or_refused_rightly(entry):
+    from tests.suites.command import rows
+    from tests.suites.listed import listed
+
     found = list(rows(entry))
     assert [f"{r.name}: {r.outcome}, {r.reason}" for r in found if not (r.right or listed(r))] == []

@@ -1,0 +1,51 @@
+"""Tensors that a model makes of its parameters by operators that autograd has trouble with."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import gradood
+from gradood.errors import ModelError
+from tests.gradients.oracle import assert_norms, reference_norms
+
+HEAD = torch.linspace(-1, 1, 75, dtype=torch.float64).sin().view(25, 3)
+
+
+class Made(nn.Module):
+    """What ``make`` makes of a parameter, times the batch, is summed up to three logits."""
+
+    def __init__(self, make, weight):
+        super().__init__()
+        self.make, self.weight = make, nn.Parameter(weight)
+
+    def forward(self, x):
+        made = self.make(self.weight).flatten()
+        return (x[:, : made.numel()] * made) @ HEAD[: made.numel()]
+
+
+def eigenvalues(weight):
+    """Complex numbers in an odd number of real ones: every other row of a batch lies askew."""
+    values, vectors = torch.linalg.eig(weight)
+    return torch.cat([torch.view_as_real(values).flatten(), vectors.abs().flatten()])
+
+
+def rows(weight):
+    return functional.embedding_bag(
+        torch.tensor([[0, 1], [2, 0], [1, 1]]), weight, sparse=True, mode="sum"
+    )
+
+
+@pytest.mark.parametrize("make", [eigenvalues, rows])
+def test_gradients_of_derived_tensors_are_pulled_back_one_by_one(make):
+    torch.manual_seed(0)
+    model = Made(make, torch.randn(3, 3, dtype=torch.float64)).eval()
+    x = torch.randn(5, 25, dtype=torch.float64)
+    assert_norms(gradood.gradient_norms(model, x), reference_norms(model, x), 1e-9)
+    assert not gradood.explain(model, x).fallbacks
+
+
+def test_what_autograd_cannot_differentiate_is_an_error_that_says_so():
+    model = Made(lambda w: (w + 2).acosh_(), torch.rand(3, 3, dtype=torch.float64)).eval()
+    with pytest.raises(ModelError, match="cannot differentiate .* weight.*acosh"):
+        gradood.gradient_norms(model, torch.randn(5, 25, dtype=torch.float64))
