@@ -12,8 +12,9 @@ from gradood.errors import InputError
 Norm: TypeAlias = Literal["linf", "l2"]
 Limits: TypeAlias = "tuple[float, float] | None"
 
-#: Relative error of rounding a number to float32.
-_ROUNDING = 2.0**-24
+#: By how much distances stay below epsilon, as a share of it: a distance that is computed in
+#: float32 may be rounded up.
+_MARGIN = 2.0**-22
 _BISECTIONS = 20
 
 
@@ -21,7 +22,7 @@ class Ball:
     """All y with ``‖y − x_n‖ ≤ epsilon_n`` and ``low ≤ y ≤ high``, for each of n centres.
 
     Args:
-        centres: float32 or float64 ``[n, ...]``, within the limits.
+        centres: Floating point ``[n, ...]``, within the limits; points have the same dtype.
         norm: "linf" or "l2".
         epsilon: float64 ``[n]``, at least 0.
         limits: (low, high), or None for none.
@@ -33,11 +34,7 @@ class Ball:
         self.norm = norm
         self.epsilon = self._of_inputs(epsilon)
         self._limits = limits
-        # float32 cannot hold every point of the ball: distances stay below epsilon after rounding.
-        slack = _ROUNDING * (self._length(self.centres) + self.epsilon)
-        if norm == "linf":
-            slack = _ROUNDING * (self.centres.double().abs() + self.epsilon)
-        self._reach = (self.epsilon - slack).clamp_min(0)
+        self._reach = self.epsilon * (1 - _MARGIN)
 
     def project(self, points: Tensor) -> Tensor:
         """The nearest points ``[n, ...]`` of the balls.
@@ -50,7 +47,7 @@ class Ball:
             offset = offset.clamp(-self._reach, self._reach)
         else:
             offset = self._shorten(offset)
-        return self._limited((self.centres + offset).to(self.centres.dtype))
+        return self._limited(self._rounded(offset))
 
     def ascend(self, points: Tensor, gradient: Tensor, size: Tensor | float) -> Tensor:
         """Points moved by ``size`` (``[n]``, or one for all) in the steepest direction, projected.
@@ -102,6 +99,13 @@ class Ball:
 
     def _length(self, offset: Tensor) -> Tensor:
         return self._of_inputs(torch.linalg.vector_norm(offset.double().flatten(1), dim=1))
+
+    def _rounded(self, offset: Tensor) -> Tensor:
+        """``centres + offset`` in the dtype of the centres, rounded towards them: still inside."""
+        centres = self.centres.double()
+        points = (centres + offset).to(self.centres.dtype)
+        further = (points.double() - centres).abs() > offset.abs()
+        return torch.where(further, torch.nextafter(points, self.centres), points)
 
     def _limited(self, points: Tensor) -> Tensor:
         return points if self._limits is None else points.clamp(*self._limits)

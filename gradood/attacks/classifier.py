@@ -13,7 +13,7 @@ from gradood.attacks.ball import Limits, Norm, make_ball
 from gradood.attacks.iterative import Adversarial, check_classified, outcome
 from gradood.attacks.search import Budget, Expectation, search
 from gradood.errors import InputError
-from gradood.gradients.validation import logits_of
+from gradood.gradients.validation import class_logits
 from gradood.smoothing.inference import fingerprint
 
 LOSSES = ("cross_entropy", "margin", "probability")
@@ -63,17 +63,16 @@ def apgd(
 
     Raises:
         InputError: An argument is out of range.
-        ModelError: A part of the model is in training mode.
+        ModelError: A part of the model is in training mode, or it makes NaN or Inf of ``x``.
         CheckpointError: ``state`` belongs to another run.
     """
     if loss not in LOSSES:
         raise InputError(f"loss = {loss!r}; expected one of {', '.join(LOSSES)}")
     ball = make_ball(x, norm, epsilon, limits)
-    check_classified(model, x, labels)
+    check_classified(model, x, labels, batch_size)
 
     def objective(points: Tensor, rows: Tensor) -> Tensor:
-        logits = logits_of(model(points), len(points)).double()
-        return _loss(logits, labels[rows], loss)
+        return _loss(class_logits(model, points).double(), labels[rows], loss)
 
     identity: dict[str, Any] = {"model": fingerprint(model), "loss": loss, "limits": limits}
     identity["labels"] = labels.tolist()

@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy
 from gradood.attacks.ball import Ball, Norm, make_ball
 from gradood.attacks.search import random_points
 from gradood.errors import InputError
-from gradood.gradients.validation import require_eval
+from gradood.gradients.decision import not_finite_rows
+from gradood.gradients.validation import class_logits, require_eval, unusable_rows
 
 
 class Adversarial(NamedTuple):
@@ -21,7 +22,8 @@ class Adversarial(NamedTuple):
         images: ``[N, ...]`` in [0, 1], within epsilon of the originals in every pixel.
         rounded: ``images`` rounded to the 256 levels that an image file can hold; up to 1/510
             further from the originals.
-        success: ``[N]`` bool, the prediction on ``images`` is not the label.
+        success: ``[N]`` bool, the prediction on ``images`` is not the label; logits with NaN or Inf
+            predict nothing.
         success_rounded: ``[N]`` bool, the same on ``rounded``.
     """
 
@@ -77,7 +79,7 @@ def least_likely(
     Arguments, results and errors as in ``pgd``; success is any class but the label.
     """
     ball = make_ball(x, norm, epsilon, (0.0, 1.0))
-    check_classified(model, x, labels)
+    check_classified(model, x, labels, batch_size)
     goals = _logits(model, x, batch_size).argmin(1) if len(x) else labels
     images = _climb(model, x, goals, ball, steps, -_step(step_size, epsilon), batch_size)
     return outcome(model, images, labels, batch_size)
@@ -90,7 +92,7 @@ def negation(model: nn.Module, x: Tensor, labels: Tensor, *, batch_size: int = 2
     Recognizing Negative Images", 2017. Arguments, results and errors as in ``pgd``.
     """
     make_ball(x, "linf", 0.0, (0.0, 1.0))
-    check_classified(model, x, labels)
+    check_classified(model, x, labels, batch_size)
     return outcome(model, 1 - x, labels, batch_size)
 
 
@@ -117,7 +119,8 @@ def pgd(
     Args:
         model: Classifier in eval mode, differentiable; its parameters and ``.grad`` are untouched.
         x: float images ``[N, ...]`` in [0, 1], on the model's device.
-        labels: int64 ``[N]``, the classes to move away from.
+        labels: int64 ``[N]``, the classes to move away from; of a model with one logit 1 where it
+            is positive, else 0.
         epsilon: Radius, in pixel units of [0, 1].
         norm: "linf" or "l2".
         steps: Gradient steps.
@@ -130,12 +133,12 @@ def pgd(
         The attacked images and their success, all ``[N]`` images whether successful or not.
 
     Raises:
-        InputError: ``x`` is not float in [0, 1], ``labels`` are not int64 ``[N]``, or ``epsilon``
-            is negative.
-        ModelError: A part of the model is in training mode.
+        InputError: ``x`` is not float in [0, 1], ``labels`` are not int64 ``[N]`` or no classes of
+            the model, or ``epsilon`` is negative.
+        ModelError: A part of the model is in training mode, or it makes NaN or Inf of ``x``.
     """
     ball = make_ball(x, norm, epsilon, (0.0, 1.0))
-    check_classified(model, x, labels)
+    check_classified(model, x, labels, batch_size)
     start = random_points(ball, torch.arange(len(x)), seed) if random_start else x
     images = _climb(model, start, labels, ball, steps, _step(step_size, epsilon), batch_size)
     return outcome(model, images, labels, batch_size)
@@ -153,25 +156,41 @@ def rounded_to_levels(images: Tensor) -> Tensor:
 def outcome(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int) -> Adversarial:
     """Which images the classifier gets wrong, as they are and rounded."""
     rounded = rounded_to_levels(images)
-    wrong = (
-        _logits(model, points, batch_size).argmax(1) != labels if len(points) else labels.bool()
-        for points in (images, rounded)
-    )
+    wrong = (_wrong(model, points, labels, batch_size) for points in (images, rounded))
     return Adversarial(images, rounded, *wrong)
 
 
-def check_classified(model: nn.Module, x: Tensor, labels: Tensor) -> None:
-    """Refuse labels that do not fit ``x``, and a model that is not in eval mode.
+def _wrong(model: nn.Module, points: Tensor, labels: Tensor, batch_size: int) -> Tensor:
+    """Where the classifier does not give the label; logits that are not finite give none."""
+    if not len(points):
+        return labels.bool()
+    logits = _logits(model, points, batch_size)
+    return (logits.argmax(1) != labels) | not_finite_rows(logits)
+
+
+def check_classified(model: nn.Module, x: Tensor, labels: Tensor, batch_size: int) -> None:
+    """Refuse labels that do not fit ``x``, and a model that does not classify it.
 
     Raises:
-        InputError: The labels are not int64 ``[N]``.
-        ModelError: A part of the model is in training mode.
+        InputError: The labels are not int64 ``[N]``, or name no class of the model.
+        ModelError: A part of the model is in training mode, or it makes NaN or Inf of ``x``.
     """
     if labels.shape != x.shape[:1] or labels.dtype != torch.int64:
         raise InputError(
             f"labels must be int64 [{len(x)}], got {labels.dtype} {list(labels.shape)}"
         )
     require_eval(model)
+    if not len(x):
+        return
+    logits = _logits(model, x, batch_size)
+    unusable_rows([logits], None, "raise")
+    classes = logits.shape[1]
+    outside = labels[(labels < 0) | (labels >= classes)]
+    if len(outside):
+        raise InputError(
+            f"{len(outside)} of {len(labels)} labels are none of the model's classes 0 to "
+            f"{classes - 1}, the first {int(outside[0])}; leave out inputs without a label"
+        )
 
 
 def _climb(
@@ -193,7 +212,8 @@ def _climb(
                 with torch.enable_grad():
                     # In float64, because softmax − 1 of a confident prediction is 0 in float32,
                     # and the sign of the gradient with it.
-                    loss = cross_entropy(model(images).double(), classes, reduction="sum")
+                    logits = class_logits(model, images).double()
+                    loss = cross_entropy(logits, classes, reduction="sum")
                     (gradient,) = torch.autograd.grad(loss, images)
                 images = inner.ascend(images.detach(), gradient, step)
             parts.append(images)
@@ -202,4 +222,4 @@ def _climb(
 
 @torch.no_grad()
 def _logits(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
-    return torch.cat([model(batch) for batch in torch.split(x, batch_size)])
+    return torch.cat([class_logits(model, batch) for batch in torch.split(x, batch_size)])

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from gradood.attacks.ball import make_ball
 from gradood.attacks.iterative import Adversarial, check_classified, outcome
 from gradood.errors import InputError
+from gradood.gradients.validation import class_logits
 
 
 def carlini_wagner(
@@ -82,12 +83,24 @@ def deepfool(
     return _run(attack, model, x, labels, batch_size)
 
 
+class _Classes(nn.Module):
+    """A model as a function from images to the logits ``[N, C]`` of two or more classes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, C]``."""
+        return class_logits(self.model, x)
+
+
 def _run(attack: Any, model: nn.Module, x: Tensor, labels: Tensor, batch_size: int) -> Adversarial:
     make_ball(x, "l2", 0.0, (0.0, 1.0))
-    check_classified(model, x, labels)
+    check_classified(model, x, labels, batch_size)
     with torch.inference_mode(False), torch.enable_grad():
         # A frozen copy: foolbox would add to the parameters' gradients.
-        frozen = copy.deepcopy(model).requires_grad_(False)
+        frozen = _Classes(copy.deepcopy(model)).requires_grad_(False).eval()
         wrapped = _foolbox().PyTorchModel(frozen, bounds=(0, 1), device=x.device)
         parts = []
         for images, classes in zip(x.split(batch_size), labels.split(batch_size), strict=True):

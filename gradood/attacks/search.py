@@ -224,5 +224,6 @@ def _digest(*tensors: Tensor) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for tensor in tensors:
         digest.update(str(list(tensor.shape)).encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)  # NumPy lacks bfloat16
+        digest.update(raw.numpy().tobytes())
     return digest.hexdigest()

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from gradood.detectors.base import Detector
 from gradood.gradients import GradientNorms
-from gradood.gradients.decision import as_classes, class_logits, not_finite_rows
-from gradood.gradients.validation import not_finite, require_eval
+from gradood.gradients.decision import as_classes, not_finite_rows
+from gradood.gradients.validation import class_logits, not_finite, require_eval
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -60,7 +60,7 @@ class LogitDetector(Detector):
 
     def _forward(self, batch: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits ``[n, C]``, and penultimate features ``[n, F]`` if they are needed."""
-        return class_logits(self.model(batch), len(batch)), None
+        return class_logits(self.model, batch), None
 
 
 class MaxSoftmax(LogitDetector):

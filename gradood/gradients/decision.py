@@ -9,8 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradood.gradients.validation import logits_of
-
 
 def as_classes(logits: Tensor) -> Tensor:
     """Logits ``[N, C]``, C ≥ 2, whose softmax and argmax are those of a classifier.
@@ -23,11 +21,6 @@ def as_classes(logits: Tensor) -> Tensor:
 def predicted(logits: Tensor) -> Tensor:
     """The class ``[N]`` that each row of logits ``[N, C]`` stands for; of one logit its sign."""
     return as_classes(logits).argmax(1)
-
-
-def class_logits(out: object, samples: int) -> Tensor:
-    """``as_classes`` of what a model returned for so many samples; raises as ``logits_of``."""
-    return as_classes(logits_of(out, samples))
 
 
 def not_finite_rows(*tensors: Tensor | None) -> Tensor:

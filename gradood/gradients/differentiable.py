@@ -21,6 +21,7 @@ from gradood.gradients.validation import (
     Selection,
     as_labels,
     as_losses,
+    call_model,
     check_arguments,
     logits_of,
     select_parameters,
@@ -71,9 +72,11 @@ def differentiable_norms(
     with torch.inference_mode(False), locked(model) as known, sdpa_kernel(SDPBackend.MATH):
         chosen = select_parameters(model, parameters, known)
         with LastLinear() as seen:
-            logits = logits_of(model(x), len(x))
-        pairs = [(target(y, logits.detach()), one) for y, one in zip(labels, losses, strict=True)]
-        gradients = [logit_gradient(logits, *pair) for pair in pairs]
+            logits = logits_of(call_model(model, x), len(x))
+        gradients = [
+            logit_gradient(logits, target(label, logits.detach(), loss), loss)
+            for label, loss in zip(labels, losses, strict=True)
+        ]
         norms = _norms(model, x, chosen, gradients) if chosen and len(x) else [{} for _ in labels]
     dtype = torch.promote_types(logits.dtype, torch.float32)
     columns = [by_name[name].to(dtype) for by_name in norms for name in by_name]

@@ -7,8 +7,11 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from gradood.errors import InputError
+from gradood.gradients.decision import as_classes
 
 LOSSES = ("bce", "bce_softmax", "ce", "logit")
+#: Those of the softmax: of one logit they read the two classes that its sigmoid decides between.
+_SOFTMAX = ("bce_softmax", "ce")
 _NAMES = (
     '"all_hot", "zero_hot", "k_hot:K", "top_k_hot:K", "one_hot:c", "predicted", "uniform", '
     "or a Tensor [C] or [N, C]"
@@ -17,15 +20,22 @@ _NAMES = (
 Label = str | Tensor
 
 
-def target(label: Label, logits: Tensor) -> Tensor:
+def target(label: Label, logits: Tensor, loss: str) -> Tensor:
     """Return the label as a float64 target ``[N, C]`` for ``logits`` ``[N, C]``.
 
-    ``k_hot:K`` draws one set of K classes from a fixed seed (``k_hot:K:SEED`` chooses another), the
-    same for every sample, so that a result does not depend on the batch it was computed in.
+    For a loss of the softmax of one logit it is ``[N, 2]``, and a given one is the probability of
+    class 1. ``k_hot:K`` draws one set of K classes from a fixed seed (``k_hot:K:SEED`` chooses
+    another), the same for every sample, so that a result does not depend on the batch it was
+    computed in.
     """
     samples, classes = logits.shape
     if isinstance(label, Tensor):
-        return _given(label, samples, classes).to(logits.device, torch.float64).expand_as(logits)
+        given = _given(label, samples, classes).to(logits.device, torch.float64).expand_as(logits)
+        two = classes == 1 and loss in _SOFTMAX
+        return torch.cat([1 - given, given], 1) if two else given
+    if loss in _SOFTMAX:
+        logits = as_classes(logits)
+        classes = logits.shape[1]
     name, _, argument = label.partition(":")
     hot = torch.zeros(samples, classes, dtype=torch.float64, device=logits.device)
     match name, argument:
@@ -35,6 +45,8 @@ def target(label: Label, logits: Tensor) -> Tensor:
             return hot
         case "uniform", "":
             return hot + 1 / classes
+        case "predicted", "" if classes == 1:
+            return (logits > 0).to(hot) if loss == "bce" else hot + 1
         case "predicted", "":
             return one_hot(logits.argmax(1), classes).to(hot)
         case "one_hot", _:
@@ -56,7 +68,7 @@ def loss_gradient(logits: Tensor, label: Label, loss: str) -> Tensor:
     """``logit_gradient`` for a label that may have a name, detached."""
     if isinstance(label, str) and (label, loss) == ("all_hot", "bce"):
         return (-logits.detach().double()).sigmoid_().neg_()  # the same, in fewer steps
-    return logit_gradient(logits.detach(), target(label, logits), loss)
+    return logit_gradient(logits.detach(), target(label, logits, loss), loss)
 
 
 def logit_gradient(logits: Tensor, label: Tensor, loss: str) -> Tensor:
@@ -70,6 +82,7 @@ def logit_gradient(logits: Tensor, label: Tensor, loss: str) -> Tensor:
       ``w = (1 − y) p / (1 − p) − y``;
     * ``logit``: ``Σ_c y_c z_c`` has ``y``.
 
+    One logit z has the softmax of −z/2 and z/2, and half the difference of their gradients.
     Written so that nothing cancels: a confident prediction has a tiny gradient, not a zero one.
     Differentiable in z.
     """
@@ -78,6 +91,9 @@ def logit_gradient(logits: Tensor, label: Tensor, loss: str) -> Tensor:
         return label
     if loss == "bce":
         return (1 - label) * z.sigmoid() - label * (-z).sigmoid()
+    if z.shape[1] == 1:
+        both = logit_gradient(as_classes(z), label, loss)
+        return (both[:, 1:] - both[:, :1]) / 2
     p = z.softmax(1)
     rest = _complement(p)
     if loss == "ce":

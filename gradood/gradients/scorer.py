@@ -27,7 +27,7 @@ from gradood.gradients.penultimate import LastLinear
 from gradood.gradients.plan import Plan, PlanError, make_plan, reason_of
 from gradood.gradients.probe import require_grad
 from gradood.gradients.state import kept, observed
-from gradood.gradients.validation import explain_dtype, logits_of
+from gradood.gradients.validation import call_model, logits_of
 
 _LOG = logging.getLogger("gradood")
 
@@ -154,13 +154,7 @@ class Scorer:
 
     def forward(self, x: Tensor) -> Tensor:
         """The model's logits, checked."""
-        try:
-            out = self.model(x)
-        except RuntimeError as error:
-            if "type" in str(error):
-                explain_dtype(x, error)
-            raise
-        return logits_of(out, x.shape[0])
+        return logits_of(call_model(self.model, x), x.shape[0])
 
     def describe(self, x: Tensor) -> tuple[Any, ...]:
         """What a plan depends on."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from gradood.errors import InputError, ModelError
+from gradood.gradients.decision import as_classes
 from gradood.gradients.labels import LOSSES, Label
 from gradood.gradients.outline import Outline
 
@@ -59,6 +60,30 @@ def _select(model: nn.Module, selection: Selection) -> dict[str, Parameter]:
     return chosen
 
 
+def call_model(model: nn.Module, x: Tensor) -> object:
+    """What ``model`` returns for a batch: every part of the package calls models here.
+
+    Raises:
+        InputError: the batch has a dtype that the model does not take.
+    """
+    try:
+        return model(x)
+    except RuntimeError as error:
+        if "type" in str(error):
+            _explain_dtype(model, x, error)
+        raise
+
+
+def class_logits(model: nn.Module, x: Tensor) -> Tensor:
+    """The logits ``[N, C]``, C ≥ 2, that decide between classes; of one logit those of its sigmoid.
+
+    Raises:
+        InputError: as ``call_model``.
+        ModelError: as ``logits_of``.
+    """
+    return as_classes(logits_of(call_model(model, x), len(x)))
+
+
 def logits_of(out: object, samples: int) -> Tensor:
     """The logits in a model's output: a tensor, or the ``logits`` of an object or mapping.
 
@@ -66,7 +91,12 @@ def logits_of(out: object, samples: int) -> Tensor:
         ModelError: there are none, or they are not ``[samples, C]``.
     """
     if isinstance(out, Mapping):
-        out = out.get("logits")
+        if "logits" not in out:
+            raise ModelError(
+                f"the model returned a {type(out).__name__} with {', '.join(map(repr, out))}, and "
+                'no "logits"; wrap it in a module that returns the logits'
+            )
+        out = out["logits"]
     elif not isinstance(out, Tensor):
         out = getattr(out, "logits", out)
     if not isinstance(out, Tensor):
@@ -182,8 +212,14 @@ def require_eval(model: nn.Module) -> None:
         raise ModelError("the model is in training mode; call model.eval() first")
 
 
-def explain_dtype(x: Tensor, error: Exception) -> None:
-    """Say what integer inputs lack where a model wants floating point."""
+def _explain_dtype(model: nn.Module, x: Tensor, error: Exception) -> None:
+    """Say what a batch lacks that has not the dtype that a model wants."""
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    if x.is_floating_point() and len(dtypes) == 1 and x.dtype not in dtypes:
+        (wanted,) = dtypes
+        raise InputError(
+            f"x is {x.dtype}, and the model's parameters are {wanted}; pass x.to({wanted})"
+        ) from error
     if not x.is_floating_point():
         raise InputError(
             f"x is {x.dtype}, and the model expects floating point; for images in 0…255 pass "

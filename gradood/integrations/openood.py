@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gradood.detectors import ConfoundingDetector, Detector
 from gradood.errors import InputError
-from gradood.gradients.validation import logits_of
+from gradood.gradients.validation import class_logits
 
 
 def openood_postprocessor(make: Callable[[nn.Module], Detector]) -> Any:
@@ -76,7 +76,7 @@ class Postprocessor:
         if self._detector is None:
             raise InputError("setup(net, id_loader_dict, ood_loader_dict) has not been called")
         with torch.no_grad():
-            logits = logits_of(net(data), len(data))
+            logits = class_logits(net, data)
         return logits.argmax(1), -self._detector.score(data)
 
     def inference(

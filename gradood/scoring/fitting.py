@@ -25,6 +25,7 @@ from gradood.detectors.presets import PRESETS
 from gradood.errors import InputError
 from gradood.gradients import GradientNorms
 from gradood.scoring.programs import refuse_script
+from gradood.scoring.scores import require_finite
 from gradood.scoring.stream import Stream
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def calibrate(
     """Set the threshold by normal inputs that ``fit`` has not seen; returns how many."""
     scores = [
         _advanced(batch.results[0], batch.ids, advance)
-        for batch in stream(lambda x: (detector.score(x),)).run(held_out)
+        for batch in stream(lambda x: (require_finite(detector.score(x)),)).run(held_out)
         if batch.results
     ]
     if not scores:
@@ -158,6 +159,7 @@ def _norms(
     def compute(batch: Tensor) -> tuple[Tensor, ...]:
         nonlocal last
         last = detector.norms(batch)
+        require_finite(last.values)
         return tuple(last.tensors.values())
 
     parts = [

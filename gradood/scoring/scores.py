@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from contextlib import suppress
 
 from torch import Tensor
 
 from gradood.detectors import Detector, NormDetector
-from gradood.errors import NotFittedError
+from gradood.errors import InputError, NotFittedError
 from gradood.scoring.stream import Batch
 
 
@@ -34,12 +33,12 @@ class Scorer:
     def __call__(self, batch: Tensor) -> Sequence[Tensor]:
         """Scores ``[n]``, and deviations and numbers ``[n, layers]`` of the layers that reacted."""
         if self._layers == 0 or not isinstance(self.detector, NormDetector):
-            return (self.detector.score(batch),)
+            return (require_finite(self.detector.score(batch)),)
         norms = self.detector.norms(batch)
         self._names = [json.dumps(name) for name in norms.names]
         deviations = self.detector.deviations(norms)
         most = deviations.abs().topk(min(self._layers, deviations.shape[1])).indices
-        return self.detector.score(norms), deviations.gather(1, most), most
+        return require_finite(self.detector.score(norms)), deviations.gather(1, most), most
 
     def lines(self, batch: Batch) -> list[str]:
         """One JSON object an input: id, score, decision, layers and error."""
@@ -55,8 +54,6 @@ class Scorer:
     def _scored(
         self, name: str, score: float, deviations: Sequence[float] = (), most: Sequence[int] = ()
     ) -> str:
-        if not math.isfinite(score):
-            return _line(name, None, None, "", "its score is not finite")
         decision = None
         if self._threshold is not None:
             decision = 1 if score > self._threshold else -1
@@ -65,6 +62,17 @@ class Scorer:
             for i, z in zip(most, deviations, strict=True)
         )
         return _line(name, score, decision, layers, None)
+
+
+def require_finite(values: Tensor) -> Tensor:
+    """``values`` ``[n, …]``; a stream blames the inputs of which they are not finite.
+
+    Raises:
+        InputError: There are some.
+    """
+    if not bool(values.isfinite().all()):
+        raise InputError("its score is not finite: the model makes NaN or Inf of it")
+    return values
 
 
 def _line(

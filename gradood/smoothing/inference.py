@@ -16,6 +16,8 @@ from torch.nn.utils import fuse_conv_bn_eval, fuse_linear_bn_eval
 from gradood.detectors import Detector
 from gradood.errors import InputError, ModelError
 from gradood.gradients.cuda_graph import Captured, capture, check_device
+from gradood.gradients.decision import as_classes
+from gradood.gradients.validation import logits_of
 from gradood.smoothing.settings import DTYPES, Smoothing
 
 #: A detector, or anything that maps inputs ``[N, ...]`` to scores ``[N]``.
@@ -90,21 +92,28 @@ class Certified:
             )
 
     def _checked(self, result: Any, rows: int) -> Tensor:
-        values = getattr(result, "logits", result)
-        expected = "[N]" if self._outputs == 1 else "[N, C]"
-        if not isinstance(values, Tensor):
-            raise ModelError(f"the result is {type(result).__name__}; expected a Tensor {expected}")
-        if self._outputs == 1 and values.dim() == 2 and values.shape[1] == 1:
-            values = values[:, 0]
-        if values.dim() != self._outputs or values.shape[0] != rows:
-            raise ModelError(
-                f"the result for {rows} inputs has shape {list(values.shape)}; expected {expected}"
-            )
+        values = (
+            as_classes(logits_of(result, rows)) if self._outputs == 2 else _scores(result, rows)
+        )
         width = values.shape[-1] if self._outputs == 2 else 0
         if self._width not in (None, width):
             raise ModelError(f"the model had {self._width} outputs before, and now has {width}")
         self._width = width
         return values.float() if values.dtype != torch.float64 else values
+
+
+def _scores(result: Any, rows: int) -> Tensor:
+    """Scores ``[N]`` that a callable returned as ``[N]`` or ``[N, 1]``."""
+    values = getattr(result, "logits", result)
+    if not isinstance(values, Tensor):
+        raise ModelError(f"the result is {type(result).__name__}; expected a Tensor [N]")
+    if values.dim() == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.shape != (rows,):
+        raise ModelError(
+            f"the result for {rows} inputs has shape {list(values.shape)}; expected [N]"
+        )
+    return values
 
 
 def prepared(model: nn.Module, settings: Smoothing) -> Callable[[Tensor], Any]:

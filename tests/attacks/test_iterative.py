@@ -1,8 +1,10 @@
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from gradood.attacks import fgsm, pgd
+from gradood.attacks import apgd, bim, carlini_wagner, deepfool, fgsm, least_likely, negation, pgd
 from gradood.data import embedded_classifier, embedded_images, embedded_labels
 from gradood.errors import InputError, ModelError
 
@@ -124,3 +126,29 @@ def test_rounding_can_undo_an_attack():
     result = fgsm(model, torch.tensor([[128 / 255]]), torch.tensor([0]), epsilon=0.4 / 255)
     assert result.success.tolist() == [True]
     assert result.success_rounded.tolist() == [False]
+
+
+@pytest.mark.parametrize("label", [-100, -1, 10, 1 << 40])
+def test_a_label_that_names_no_class_is_refused(label, model, known):
+    x, labels = known
+    labels = labels.clone()
+    labels[3] = label
+    for attack in (fgsm, pgd, bim, least_likely, negation, apgd, deepfool, carlini_wagner):
+        with pytest.raises(InputError, match=f"classes 0 to 9, the first {label}"):
+            attack(model, x, labels)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_the_model_makes_nan_or_inf_of_is_no_prediction(value):
+    class Breaks(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).masked_fill(x[:, :1] > 0.9, value)
+
+    model = Breaks(4, 2).eval()
+    x, labels = torch.full((3, 4), 0.5), torch.zeros(3, dtype=torch.int64)
+    found = negation(model, torch.full((3, 4), 0.05), labels)  # 1 - x breaks the model
+    assert found.success.all() and found.success_rounded.all()
+    x[1] = 0.95
+    for attack in (fgsm, pgd, apgd, negation):
+        with pytest.raises(ModelError, match=r"1 of 3 rows \(1\)"):
+            attack(model, x, labels)
