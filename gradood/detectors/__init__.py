@@ -10,10 +10,13 @@ from gradood.detectors.head import ExGrad, GradNorm
 from gradood.detectors.knn import GradientKNN
 from gradood.detectors.mahalanobis import GradientMahalanobis
 from gradood.detectors.norm_detector import NormDetector
+from gradood.detectors.novelty import Novelty
+from gradood.detectors.parts import PARTS, Part, vector_part
 from gradood.detectors.threshold import conservative_threshold
 from gradood.detectors.uncertainty import GradUncertainty
 
 __all__ = [
+    "PARTS",
     "ConfoundingDetector",
     "Detector",
     "Energy",
@@ -26,6 +29,9 @@ __all__ = [
     "GradientMahalanobis",
     "MaxSoftmax",
     "NormDetector",
+    "Novelty",
+    "Part",
     "conservative_threshold",
     "load",
+    "vector_part",
 ]

@@ -76,6 +76,11 @@ class Detector(ABC):
         """Keyword arguments that construct this detector again."""
         return {"nan_policy": self.nan_policy, "batch_size": self.batch_size}
 
+    @classmethod
+    def _of_earlier_version(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """The settings in a file, as this version names them."""
+        return settings
+
     def _restore(self, learned: dict[str, Tensor]) -> None:
         """Take over what another detector with the same settings learned."""
         self._learned = learned

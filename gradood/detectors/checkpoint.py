@@ -149,7 +149,8 @@ def _rebuild(
         given = {own: name for name, own in names.items()}
         chosen = settings["parameters"]
         settings["parameters"] = [given.get(n) or given.get(plain_name(n), n) for n in chosen]
-    detector = classes[header["class"]](model, **settings)
+    kind = classes[header["class"]]
+    detector = kind(model, **kind._of_earlier_version(settings))
     if state.keys() != detector.LEARNED:
         raise CheckpointError(
             f"{path} is damaged: it holds {sorted(state)}, expected {sorted(detector.LEARNED)}"

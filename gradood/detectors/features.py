@@ -47,6 +47,11 @@ def require_finite(features: Tensor, what: str) -> None:
         )
 
 
+def _rounding(mean: Tensor) -> Tensor:
+    """By how much features of this mean differ without meaning it."""
+    return (_ROUNDING * mean.abs()).clamp_min(CONSTANT)
+
+
 class Standardiser(NamedTuple):
     """``z = (f - mean) / std`` over the features that vary on normal data.
 
@@ -74,14 +79,13 @@ class Standardiser(NamedTuple):
             )
         require_finite(features, "normal inputs")
         std, mean = torch.std_mean(features.double(), 0)
-        rounding = (_ROUNDING * mean.abs()).clamp_min(CONSTANT)
-        kept = std > rounding
+        kept = std > _rounding(mean)
         if not kept.any():
             raise InputError(
                 "no gradient norm or feature differs between the normal inputs, so there is "
                 "nothing to learn; are they all the same input?"
             )
-        different = _count_different(features, rounding, fewest)
+        different = count_different(features, fewest)
         if different < fewest:
             raise InputError(
                 f"only {different} of the {len(features)} normal inputs differ, and the others "
@@ -94,9 +98,9 @@ class Standardiser(NamedTuple):
         return (features[:, self.kept] - self.mean) / self.std
 
 
-def _count_different(features: Tensor, rounding: Tensor, enough: int) -> int:
+def count_different(features: Tensor, enough: int) -> int:
     """How many rows differ from one another by more than rounding; counts up to ``enough``."""
-    count = 0
+    count, rounding = 0, _rounding(features.double().mean(0))
     while len(features) and count < enough:
         features = features[((features - features[0]).abs() > rounding).any(1)]
         count += 1

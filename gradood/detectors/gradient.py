@@ -1,21 +1,25 @@
-"""``GradientDetector``: several measures of novelty from one pass, fused; three presets."""
+"""``GradientDetector``: several measures of novelty from one pass, fused."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from gradood.detectors.features import Standardiser
+from gradood.detectors.features import count_different
+from gradood.detectors.fusion import agreement_weights, fit_part, score_part, tells
 from gradood.detectors.norm_detector import NormDetector
 from gradood.detectors.novelty import Learned
-from gradood.detectors.presets import PRESETS, Part
+from gradood.detectors.parts import EVERY, Label, Part, expanded, part_named
+from gradood.detectors.presets import EARLIER, PRESETS
 from gradood.errors import InputError
-from gradood.gradients import GradientNorms, gradient_norms
-from gradood.gradients.decision import predicted
+from gradood.gradients import GradientNorms, differentiable_norms, forward_norms, gradient_norms
+from gradood.gradients.decision import not_finite_rows
+from gradood.gradients.validation import not_finite
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -24,166 +28,270 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("gradood")
 
-#: Normal inputs from which the presets are good detectors (``benchmarks/results/experiments.md``).
+#: Normal inputs from which the presets are good detectors (``benchmarks/results/cifar.md``).
 FEW = 200
-#: Of so many normal inputs, one standardises the scores of the measures that the others fit.
-_HELD_BACK = 5
 #: Normal inputs that differ, at least, of which four are held back: the deviation of fewer scores
 #: may be next to nothing by accident.
 FEWEST = 20
-#: Scores that deviate by less than so many times their rounding say nothing.
-_ROUNDINGS = 10
+_WEIGHTINGS = ("agreement", "equal")
 
 
 class GradientDetector(NormDetector):
-    """Mean of several standardised measures of novelty; needs no anomalies.
+    """Weighted mean of standardised measures of novelty; needs no anomalies.
 
-    ``score = mean_i (s_i - m_i) / σ_i``: s_i says how unlike those of normal inputs the vectors of
-    an input are; m_i and σ_i are its mean and standard deviation on every fifth normal input, which
-    the measure is not fitted on. The vectors are log squared gradient norms and, beside them,
-    penultimate features (logits for ``"best"``), both from the same pass through the model. A
-    measure that is the same for all normal inputs, up to rounding, is left out.
+    ``score = Σ_i w_i (s_i - m_i) / σ_i``: the part s_i says how unlike normal inputs an input is;
+    m_i and σ_i are its mean and standard deviation on every fifth normal input, which the part is
+    not fitted on, and w_i its weight by how well the parts agree there (``agreement_weights``). A
+    part counts from m_i - 2 σ_i on: it may call an input normal, not more than that.
 
-    * ``"fast"``: one backward pass, norms under the all-hot label.
-    * ``"adversarial"``: two, norms of the largest logit's gradient and of half of the logits' sum,
-      alone and in one vector with the features; better on attacked inputs, worse on others.
-    * ``"best"``: one backward pass a class, norms of every logit's own gradient.
+    All parts read one pass through the model. A part that the model or the normal inputs do not
+    allow (no penultimate features, too few inputs a class), or that is the same for all normal
+    inputs, up to rounding, is left out; the log says which.
+
+    * ``"forward"``: no backward pass. Mean and power of the channels of every normalisation layer,
+      direction and relative Mahalanobis distance of the penultimate features, energy.
+    * ``"fast"``: one backward pass; gradient norms under the all-hot label beside these.
+    * ``"adversarial"``: one backward pass; channels, norms of the gradient of half of the logits'
+      sum, and these and the features in one vector: better on attacked inputs, worse on others.
+    * ``"best"``: one backward pass a class; norms of every logit's own gradient beside those of
+      ``"forward"``.
 
     Args:
-        model: Classifier in eval mode; its last layer is linear.
-        preset: ``"fast"``, ``"adversarial"`` or ``"best"``.
+        model: Classifier in eval mode.
+        preset: ``"forward"``, ``"fast"``, ``"adversarial"`` or ``"best"``.
+        parts: Parts, or names of parts, in place of a preset's: see ``gradood.detectors.PARTS``.
+        weighting: ``"agreement"``, or ``"equal"`` for the plain mean, without the floors.
         parameters: Which parameters to use, the last layer's among them: None for all, names, glob
-            patterns or a predicate.
+            patterns or a predicate. Layers without any of them are not read.
         **options: As in ``Detector``.
 
     Raises:
-        InputError: There is no such preset.
+        InputError: There is no such preset, part or weighting.
 
     Example:
         >>> detector = gradood.GradientDetector(model).fit(normal)
         >>> scores = detector.score(images)
+        >>> own = gradood.GradientDetector(model, parts=["layers", "energy"]).fit(normal)
     """
 
-    FITTED_ON = "0.kept"
-
     def __init__(
-        self, model: nn.Module, preset: str = "fast", *, parameters: Any = None, **options: Any
+        self,
+        model: nn.Module,
+        preset: str | None = "fast",
+        *,
+        parts: Sequence[str | Part] | None = None,
+        weighting: str = "agreement",
+        parameters: Any = None,
+        **options: Any,
     ) -> None:
-        if preset not in PRESETS:
-            raise InputError(f"preset = {preset!r}; expected one of {', '.join(PRESETS)}")
         super().__init__(model, label=None, parameters=parameters, **options)
-        self.preset = preset
-        self._parts = PRESETS[preset].parts
-        self.LEARNED = frozenset(
-            f"{i}.{name}" for i, part in enumerate(self._parts) for name in _names(part)
-        )
+        if parts is None and preset not in PRESETS:
+            raise InputError(f"preset = {preset!r}; expected one of {', '.join(PRESETS)}")
+        if weighting not in _WEIGHTINGS:
+            raise InputError(f"weighting = {weighting!r}; expected {' or '.join(_WEIGHTINGS)}")
+        chosen = PRESETS[str(preset)] if parts is None else parts
+        if not chosen:
+            raise InputError("parts = []; give one part or more")
+        self.preset, self.weighting = preset, weighting
+        self._chosen = tuple(p if isinstance(p, Part) else part_named(p) for p in chosen)
+        self._use(self._chosen)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts that are used: after ``fit`` without those that had to be left out."""
+        return self._parts
+
+    def _use(self, parts: tuple[Part, ...]) -> None:
+        """Settle the parts, and with them the labels and the names of what is learned."""
+        self._parts = parts
+        self._labels: list[Label] = list(dict.fromkeys(one for p in parts for one in p.labels))
+        self._activations = any(part.activations for part in parts)
+        learned = {f"{i}.{name}" for i, part in enumerate(parts) for name in self._names_of(part)}
+        weights = {"weights"} if self.weighting == "agreement" else set()
+        self.LEARNED = frozenset(learned | weights)
+        self.label = None
+
+    def _names_of(self, part: Part) -> tuple[str, ...]:
+        floor = ("floor",) if self.weighting == "agreement" else ()
+        return (*part.learned, "centre", "scale", *floor)
 
     def _settings(self) -> dict[str, Any]:
-        settings = super()._settings() | {"preset": self.preset}
+        settings = super()._settings() | {
+            "preset": self.preset,
+            "parts": [part.name for part in self._parts],
+            "weighting": self.weighting,
+        }
         return {name: value for name, value in settings.items() if name not in ("label", "loss")}
 
+    @classmethod
+    def _of_earlier_version(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        if "parts" in settings:
+            return settings
+        return settings | {"parts": EARLIER[settings["preset"]], "weighting": "equal"}
+
     def fit(self, normal: Source) -> Self:
-        """Learn every measure, and its scale; forgets the threshold.
+        """Learn every part, its scale and its weight; forgets the threshold.
 
         Args:
-            normal: Normal inputs, or their ``GradientNorms``: 20 or more; fewer than 200 are
+            normal: Normal inputs, or what ``norms`` made of them: 20 or more; fewer than 200 are
                 logged as a warning, 100 a class are better.
 
         Raises:
             InputError: Fewer than 20 inputs, inputs that hold NaN or Inf or are all alike, or no
-                penultimate features.
+                part is left.
         """
         self._forget()
+        self._use(self._chosen)
         norms = self._norms(normal, "fitting on normal inputs")
-        if (count := len(norms.logits)) < FEW:
-            _LOG.warning(
-                "a GradientDetector fitted on %d normal inputs has seen too little of them; "
-                "give %d or more, or take a GradientKNN",
-                count, FEW,
-            )  # fmt: skip
-        learned: Learned = {}
-        for i, part in enumerate(self._parts):
-            found = fit_part(part, norms)
-            learned |= {f"{i}.{name}": found[name] for name in _names(part)}
-        if not any(map(_tells, self._shares(learned))):
-            raise InputError(
-                "no measure of novelty differs between the normal inputs, so there is nothing to "
-                "learn; are they all the same few inputs?"
-            )
-        self._learned = learned
+        self._require_usable(norms)
+        fitted: list[tuple[Part, Learned, Tensor]] = []
+        left_out: dict[str, str] = {}
+        for part in self._parts:
+            own = self._share(part, norms)
+            reason = part.lacks(own)
+            if reason is None:
+                try:
+                    learned, scores = fit_part(part, own, self.weighting == "agreement")
+                except InputError as error:
+                    reason = str(error)
+                else:
+                    if tells(learned):
+                        fitted.append((part, learned, scores))
+                        continue
+                    reason = "it is the same for all normal inputs"
+            left_out[part.name] = reason
+        self._say(len(norms.logits), left_out)
+        if not fitted:
+            raise InputError(f"no part is left: {_listed(left_out)}")
+        self._use(tuple(part for part, _, _ in fitted))
+        self._learned = {
+            f"{i}.{name}": learned[name]
+            for i, (part, learned, _) in enumerate(fitted)
+            for name in self._names_of(part)
+        }
+        if self.weighting == "agreement":
+            weights = agreement_weights(torch.stack([scores for _, _, scores in fitted], 1))
+            self._learned["weights"] = weights.float()
         return self
 
-    def _shares(self, learned: Learned) -> Iterator[Learned]:
-        """What each part learned, of what all of them did."""
+    def _require_usable(self, norms: GradientNorms) -> None:
+        unusable = int(not_finite_rows(*norms.tensors.values()).sum())
+        if unusable:
+            raise InputError(
+                f"what the model made of {unusable} of {len(norms.logits)} normal inputs is not "
+                "finite; remove these inputs before fitting"
+            )
+        if len(norms.logits) < FEWEST:
+            raise InputError(
+                f"{len(norms.logits)} normal inputs are too few to fit on; give {FEWEST} or more"
+            )
+        different = count_different(norms.logits.float(), FEWEST)
+        if different == 1:
+            raise InputError(
+                "nothing differs between the normal inputs, so there is nothing to learn; are they "
+                "all the same input?"
+            )
+        if different < FEWEST:
+            raise InputError(
+                f"only {different} of the {len(norms.logits)} normal inputs differ, and the others "
+                f"repeat them; give {FEWEST} or more different ones"
+            )
+
+    def _say(self, count: int, left_out: dict[str, str]) -> None:
+        without = f"; left out: {_listed(left_out)}" if left_out else ""
+        if count < FEW:
+            _LOG.warning(
+                "a GradientDetector fitted on %d normal inputs has seen too little of them; "
+                "give %d or more, or take a GradientKNN%s",
+                count, FEW, without,
+            )  # fmt: skip
+        elif left_out:
+            _LOG.warning("a GradientDetector does without some of its parts%s", without)
+
+    def _shares(self, learned: Learned) -> Iterator[tuple[Part, Learned]]:
+        """The parts that tell, and what each learned, of what all of them did."""
         for i, part in enumerate(self._parts):
-            yield {name: learned[f"{i}.{name}"] for name in _names(part)}
+            own = {name: learned[f"{i}.{name}"] for name in self._names_of(part)}
+            if tells(own):
+                yield part, own
+
+    def _share(self, part: Part, norms: GradientNorms) -> GradientNorms:
+        """Norms of the labels that a part reads."""
+        if not part.labels or part.labels == tuple(self._labels):
+            return norms
+        values = norms.values.unflatten(-1, (1, -1)) if norms.values.dim() == 2 else norms.values
+        rows = [self._labels.index(label) for label in part.labels]
+        return norms.with_tensors([values[:, rows], *list(norms.tensors.values())[1:]])
 
     def _score_norms(self, norms: GradientNorms) -> Tensor:
         learned = self._require_fitted()
         norms = self._checked(norms).to(self._device)
+        if self._activations and norms.channels is None:
+            raise InputError(
+                "this detector reads activations, and these GradientNorms hold none: make them "
+                "with norms(batch) of the detector, or with activations=True"
+            )
         # A flagged row must not reach the arithmetic, where Inf - Inf would make it NaN.
-        usable = norms.values.flatten(1).isfinite().all(1)
+        usable = ~not_finite_rows(*norms.tensors.values())
         scores = torch.full((len(usable),), torch.inf, device=self._device)
         if usable.any():
             finite = norms.select(usable)
-            parts = [
-                score_part(part, finite, own)
-                for part, own in zip(self._parts, self._shares(learned), strict=True)
-                if _tells(own)
-            ]
-            scores[usable] = torch.stack(parts).mean(0).float()
+            shares = list(self._shares(learned))
+            parts = torch.stack([score_part(p, self._share(p, finite), own) for p, own in shares])
+            weights = learned.get("weights")
+            mean = parts.mean(0) if weights is None else weights.to(parts.dtype) @ parts
+            scores[usable] = mean.float()
         return scores
 
     def differentiable_score(self, x: Tensor) -> Tensor:
-        """As ``NormDetector.differentiable_score``."""
+        """As ``NormDetector.differentiable_score``; without labels one backward pass does."""
+        self._require_fitted()
         self._settle_labels(x)
-        return super().differentiable_score(x)
+        norms = differentiable_norms(
+            *(self.model, x, self.label, self.loss, self.parameters),
+            activations=self._activations,
+        )
+        return self._score_norms(norms)
 
     def _norms_of(self, batch: Tensor) -> GradientNorms:
+        not_finite(batch, self.nan_policy)
         self._settle_labels(batch)
-        return super()._norms_of(batch)
+        if not self.label:
+            return self._checked(forward_norms(self.model, batch, self.parameters, "flag"))
+        norms = gradient_norms(
+            *(self.model, batch, self.label, self.loss, self.parameters),
+            nan_policy="flag",
+            activations=self._activations,
+        )
+        return self._checked(norms)
 
     def _settle_labels(self, batch: Tensor) -> None:
+        """Find the labels, for as many classes as the model has."""
         if self.label is None:
-            first = gradient_norms(self.model, batch[:1].detach(), nan_policy="flag")
-            preset = PRESETS[self.preset]
-            self.label, self.loss = preset.labels(first.logits.shape[1]), preset.loss
+            self.label, self.loss = [], []
+            if self._labels:
+                first = forward_norms(self.model, batch[:1].detach(), nan_policy="flag")
+                pairs = expanded(self._labels, first.logits.shape[1])
+                self.label, self.loss = map(list, zip(*pairs, strict=True))
+
+    def _fitted_on(self) -> tuple[str, int] | None:
+        """The part whose standardiser says how norms deviate, if one reads all labels."""
+        for i, part in enumerate(self._parts):
+            if part.reads_norms and part.labels == tuple(self._labels):
+                return f"{i}.", len(self._learned[f"{i}.kept"]) if self._learned else 0
+        return None
+
+    def _checked(self, norms: GradientNorms) -> GradientNorms:
+        norms = super()._checked(norms)
+        given = math.prod(norms.values.shape[1:-1])
+        every = EVERY in self._labels  # as many as the model has classes
+        if self._labels and not every and given != len(self._labels):
+            raise InputError(
+                f"gradient norms with {given} labels were given, the detector reads "
+                f"{len(self._labels)}"
+            )
+        return norms
 
 
-def _names(part: Part) -> tuple[str, ...]:
-    return (*Standardiser._fields, *part.novelty.learned, "centre", "scale")
-
-
-def _tells(learned: Learned) -> bool:
-    """Whether a part's scores differ between normal inputs by more than rounding."""
-    return bool(learned["scale"].isfinite().all())
-
-
-def fit_part(part: Part, norms: GradientNorms) -> Learned:
-    """What a part learns of normal inputs, with mean and deviation of its scores of held ones.
-
-    An infinite deviation marks a part that tells nothing.
-    """
-    vectors, classes = part.vectors(norms), predicted(norms.logits)
-    standardise = Standardiser.fit(vectors, FEWEST)
-    features = standardise(vectors).double()
-    held = torch.arange(len(features), device=features.device) % _HELD_BACK == _HELD_BACK - 1
-    learned = part.novelty.fit(features[~held], classes[~held])
-    scores = part.novelty.score(features[held], classes[held], learned)
-    scale, centre = torch.std_mean(scores)
-    # Doubles would take twice the memory, and round no better than the norms do.
-    floats = {k: t.float() if t.is_floating_point() else t for k, t in learned.items()}
-    rounded = part.novelty.score(features[held].float(), classes[held], floats)
-    rounding = (rounded.double() - scores).square().mean().sqrt()
-    # Of one class, for example, the distance relative to all vectors is a difference of equals.
-    scale = torch.where(scale > _ROUNDINGS * rounding, scale, torch.inf)
-    fitted = {"centre": centre[None].float(), "scale": scale[None].float()}
-    return standardise._asdict() | floats | fitted
-
-
-def score_part(part: Part, norms: GradientNorms, learned: Learned) -> Tensor:
-    """Standardised scores ``[N]`` by what ``fit_part`` learned."""
-    standardise = Standardiser(*(learned[name] for name in Standardiser._fields))
-    features = standardise(part.vectors(norms))
-    scores = part.novelty.score(features, predicted(norms.logits), learned)
-    return (scores - learned["centre"]) / learned["scale"]
+def _listed(left_out: dict[str, str]) -> str:
+    return "; ".join(f"{name} ({reason})" for name, reason in left_out.items())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +31,6 @@ class NormDetector(Detector):
         batch_size: Inputs in one call of ``gradient_norms``.
         progress: Show a progress bar on stderr; None shows it only on a terminal.
     """
-
-    #: The learned tensor with an entry for each norm, if there is one.
-    FITTED_ON: ClassVar[str] = "kept"
 
     def __init__(
         self,
@@ -85,7 +82,12 @@ class NormDetector(Detector):
     @property
     def knows_deviations(self) -> bool:
         """Whether ``deviations`` can tell: not where nothing was learned of normal inputs."""
-        return self._learned is not None and self.FITTED_ON in self._learned
+        return self._learned is not None and self._fitted_on() is not None
+
+    def _fitted_on(self) -> tuple[str, int] | None:
+        """What the names of a standardiser of all norms begin with, and how many it reads."""
+        kept = (self._learned or {}).get("kept")
+        return None if kept is None else ("", len(kept))
 
     def deviations(self, norms: GradientNorms) -> Tensor:
         """How unusual each parameter's gradient is: ``(log norm - mean) / std`` of normal inputs.
@@ -131,7 +133,8 @@ class NormDetector(Detector):
         Raises:
             NotFittedError: Before ``fit``.
         """
-        learned, first = self._require_fitted(), self.FITTED_ON.removesuffix("kept")
+        learned, found = self._require_fitted(), self._fitted_on()
+        first = found[0] if found else ""
         return Standardiser(*(learned[first + name] for name in Standardiser._fields))
 
     def _norms_of(self, batch: Tensor) -> GradientNorms:
@@ -157,11 +160,11 @@ class NormDetector(Detector):
                 f"gradient norms of {len(norms.names)} parameters were given, expected those of "
                 f"the {len(self._names)} parameters fitted on; the difference: {differing}"
             )
-        given = math.prod(norms.values.shape[1:])
-        if self._learned and given != len(self._learned[self.FITTED_ON]):
+        given, found = math.prod(norms.values.shape[1:]), self._fitted_on()
+        if found and found[1] and given != found[1]:
             raise InputError(
                 f"gradient norms with {given // len(norms.names)} labels were given, the "
-                f"detector was fitted on {len(self._learned[self.FITTED_ON]) // len(norms.names)}"
+                f"detector was fitted on {found[1] // len(norms.names)}"
             )
         return norms
 

@@ -11,12 +11,16 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from gradood.gradients.activations import Activations
 from gradood.gradients.api import GradientNorms
+from gradood.gradients.engine import Recorder
 from gradood.gradients.fallback import choose, loop_norms, vmap_norms
 from gradood.gradients.labels import Label, logit_gradient, target
+from gradood.gradients.outline import Outline
 from gradood.gradients.penultimate import LastLinear
+from gradood.gradients.plan import PlanError
 from gradood.gradients.rows import candidates
-from gradood.gradients.scorer import locked
+from gradood.gradients.scorer import Scorer, if_known, locked
 from gradood.gradients.validation import (
     Selection,
     as_labels,
@@ -36,6 +40,7 @@ def differentiable_norms(
     label: Label | Sequence[Label] = "all_hot",
     loss: str | Sequence[str] = "bce",
     parameters: Selection = None,
+    activations: bool = False,
 ) -> GradientNorms:
     """``gradient_norms`` with an autograd graph that leads back to ``x``.
 
@@ -51,9 +56,10 @@ def differentiable_norms(
         label: As for ``gradient_norms``.
         loss: As for ``gradient_norms``.
         parameters: As for ``gradient_norms``.
+        activations: As for ``gradient_norms``.
 
     Returns:
-        ``GradientNorms`` whose values and logits are not detached, unless gradients are off.
+        ``GradientNorms`` whose tensors are not detached, unless gradients are off.
 
     Raises:
         InputError: An argument is wrong.
@@ -65,25 +71,54 @@ def differentiable_norms(
         >>> torch.autograd.grad(differentiable_norms(model, x).values.sum(), x)[0].shape
         torch.Size([5, 3])
     """
-    labels, several = as_labels(label)
+    labels, several = ([], True) if isinstance(label, list) and not label else as_labels(label)
     losses = as_losses(loss, len(labels))
     check_arguments(model, x, "auto", None, "raise")
     # Fused attention has no second derivative.
     with torch.inference_mode(False), locked(model) as known, sdpa_kernel(SDPBackend.MATH):
         chosen = select_parameters(model, parameters, known)
-        with LastLinear() as seen:
-            logits = logits_of(call_model(model, x), len(x))
+        logits, features, measured = _forward(model, known, chosen, x, activations)
         gradients = [
             logit_gradient(logits, target(label, logits.detach(), loss), loss)
             for label, loss in zip(labels, losses, strict=True)
         ]
-        norms = _norms(model, x, chosen, gradients) if chosen and len(x) else [{} for _ in labels]
+        differs = chosen and len(x) and labels
+        norms = _norms(model, x, chosen, gradients) if differs else [{} for _ in labels]
     dtype = torch.promote_types(logits.dtype, torch.float32)
     columns = [by_name[name].to(dtype) for by_name in norms for name in by_name]
     shape = (len(x), len(labels), len(chosen))
     values = torch.stack(columns, 1).view(shape) if columns else x.new_zeros(shape, dtype=dtype)
     values = values if several else values[:, 0]
-    return GradientNorms(values, tuple(chosen), logits, seen.features)
+    names = measured.names, measured.counts
+    return GradientNorms(
+        *(values, tuple(chosen), logits, features, measured.norms, measured.channels), *names
+    )
+
+
+def _forward(
+    model: nn.Module, known: Outline, chosen: dict[str, Parameter], x: Tensor, activations: bool
+) -> tuple[Tensor, Tensor | None, Activations]:
+    """Logits, features and, if they are wanted and a plan finds them, activations."""
+    if activations and len(x):
+        scorer = Scorer(model, known, chosen, (), (), "auto")
+        plan = scorer.prepare(x.detach())
+        recorder = Recorder(plan, chosen, len(x), x.device)
+        recorder.backward_follows, recorder.keeps_activations = False, True
+        recorder.differentiable = torch.is_grad_enabled()
+        try:
+            with torch.enable_grad(), LastLinear() as seen, recorder:
+                logits = scorer.forward(x)
+            recorder.finish()
+        except PlanError:
+            pass  # the model does something else from call to call
+        else:
+            features = seen.features
+            if not recorder.differentiable:
+                logits, features = logits.detach(), if_known(Tensor.detach, features)
+            return logits, features, Activations.of(recorder.layers)
+    with LastLinear() as seen:
+        logits = logits_of(call_model(model, x), len(x))
+    return logits, seen.features, Activations()
 
 
 def _norms(

@@ -75,6 +75,8 @@ class Recorder(SourceMode):
     backward_follows = True
     #: Whether to measure what operators with a step make.
     keeps_activations = False
+    #: Whether these measurements keep their graph, which leads to the input.
+    differentiable = False
 
     def __init__(
         self,
@@ -152,7 +154,8 @@ class Recorder(SourceMode):
         if self.keeps_activations and step.position in self._measured:
             # Counted from the end, since the samples may be several dimensions.
             channel = call.channels if call.channels < 0 else call.channels - out.dim()
-            split = step.axis.split(out.detach(), self._samples)
+            whole = out if self.differentiable else out.detach()
+            split = step.axis.split(whole, self._samples)
             self.layers.append(measured_layer(step.uses[0].parameter, split, channel))
         if isinstance(call, LinearCall) and data is not None and data.dim() == 2:
             self.features = data.detach()

@@ -1,20 +1,29 @@
 """The fused detector and its measures of novelty, against independent computations."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
 import gradood
-from gradood.detectors import GradientDetector
+from gradood.detectors import PARTS, GradientDetector, Part
 from gradood.detectors.class_gaussians import CLASS_GAUSSIANS
+from gradood.detectors.fusion import agreement_weights
 from gradood.detectors.neighbours import COUNT, NEIGHBOURS
 from gradood.detectors.relative import RELATIVE
 from gradood.detectors.whitening import SHRINKAGE
-from gradood.errors import InputError
+from gradood.errors import CheckpointError, InputError
 from gradood.evaluation import evaluate
+
+SAVED = Path(__file__).parent / "saved"
+#: What the version that wrote these files made of three anomalous pictures.
+EARLIER_SCORES = {
+    "fast": [3.293919, 5.090494, 1.495516],
+    "adversarial": [22.3841, 5.432987, 1.768796],
+}
 
 
 @pytest.fixture(scope="module")
@@ -108,25 +117,130 @@ def test_a_loss_for_each_label(model, pictures):
         gradood.gradient_norms(model, x, ["all_hot", "uniform"], ["bce"])
 
 
-# The classifier has 29 parameters, 64 penultimate features and 10 classes.
 @pytest.mark.parametrize(
-    ("preset", "read"),
+    ("preset", "parts"),
     [
-        ("fast", [29, 64]),
-        ("adversarial", [2 * 29, 2 * 29 + 64]),
-        pytest.param("best", [10 * 29, 10], marks=pytest.mark.slow),
+        ("forward", ["layers", "directions", "relative", "energy"]),
+        ("fast", ["layers", "directions", "relative", "energy", "norms"]),
+        ("adversarial", ["layers", "norms:half", "norms+features:half"]),
+        pytest.param(
+            *("best", ["layers", "directions", "relative", "energy", "norm neighbours:every"]),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
-def test_presets_score_save_and_load(preset, read, model, pictures, tmp_path):
+def test_presets_score_save_and_load(preset, parts, model, pictures, tmp_path):
     detector = GradientDetector(model, preset).fit(pictures.fit)
     scores = [detector.score(images) for images in (pictures.normal, pictures.anomalous)]
     assert evaluate(*scores).auroc > 0.85
+    assert [part.name for part in detector.parts] == parts
     detector.calibrate(pictures.normal, fpr=0.1).save(tmp_path / "d")
-    saved = load_file(tmp_path / "d")
-    assert [len(saved[f"{part}.kept"]) for part in (0, 1)] == read
     loaded = gradood.load(tmp_path / "d", model)
     assert (loaded.preset, loaded.threshold) == (preset, detector.threshold)
+    assert loaded.parts == detector.parts
     assert torch.equal(loaded.score(pictures.anomalous), scores[1])
+
+
+@pytest.mark.parametrize("preset, passes", [("forward", 0), ("fast", 1), ("adversarial", 1)])
+def test_presets_take_so_many_backward_passes(preset, passes, model, pictures):
+    detector = GradientDetector(model, preset)
+    assert detector.norms(pictures.normal[:3]).values.shape == (3, passes, 29)
+
+
+@pytest.mark.parametrize("preset", ["fast", "adversarial"])
+def test_files_of_earlier_versions_score_as_they_did(preset, model, pictures):
+    """``earlier-*.safetensors`` were written before presets had named parts."""
+    detector = gradood.load(SAVED / f"earlier-{preset}.safetensors", model)
+    expected = EARLIER_SCORES[preset]
+    assert detector.score(pictures.anomalous[:3]).tolist() == pytest.approx(expected, rel=2e-3)
+
+
+def test_parts_are_composed(model, pictures, tmp_path):
+    """A part of one's own beside others, one label for each of two parts."""
+    detector = GradientDetector(model, parts=["energy", "norms", "norms:half"]).fit(pictures.fit)
+    assert detector.norms(pictures.normal[:2]).values.shape == (2, 2, 29)
+    each = [
+        GradientDetector(model, parts=[name]).fit(pictures.fit).score(pictures.normal)
+        for name in ("energy", "norms", "norms:half")
+    ]
+    weights = detector._learned["weights"]
+    assert float(weights.sum()) == pytest.approx(1, abs=1e-6) and bool((weights >= 0).all())
+    torch.testing.assert_close(
+        detector.score(pictures.normal), weights @ torch.stack(each), rtol=1e-3, atol=1e-3
+    )
+    longest = Part("longest", (), lambda norms: {}, lambda norms, _: norms.features.norm(dim=1))
+    own = GradientDetector(model, parts=[longest, "energy"]).fit(pictures.fit)
+    own.save(tmp_path / "own")
+    with pytest.raises(CheckpointError, match="longest"):
+        gradood.load(tmp_path / "own", model)
+    try:
+        longest.register()
+        loaded = gradood.load(tmp_path / "own", model)
+    finally:
+        PARTS.pop("longest", None)
+    assert torch.equal(loaded.score(pictures.normal), own.score(pictures.normal))
+
+
+def test_parts_that_agree_share_a_weight():
+    generator = torch.Generator().manual_seed(0)
+    one, other = torch.randn(2, 4000, generator=generator, dtype=torch.float64)
+    scores = torch.stack([one, one, other], 1)
+    weights = agreement_weights(scores)
+    assert weights.sum() == pytest.approx(1)
+    covariance = np.cov(scores.numpy().T) + 0.1 * np.eye(3)
+    expected = np.linalg.solve(covariance, np.ones(3))
+    np.testing.assert_allclose(weights, expected / expected.sum(), rtol=1e-9)
+    assert weights[0] == pytest.approx(weights[1])
+    # A part that another one repeats with noise would count against it: it counts for nothing.
+    noisy = torch.stack([one, 3 * one + 0.1 * other], 1)
+    assert agreement_weights(noisy).min() == 0
+
+
+def test_no_part_outweighs_the_others_by_normality():
+    """Four times the features: what the energy likes no other part can call back."""
+
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.linear = nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.linear(x)
+
+    x = torch.randn(400, 6, generator=torch.Generator().manual_seed(1))
+    detector = GradientDetector(Head().eval(), parts=["energy"]).fit(x[:300])
+    scores = detector.score(torch.cat([x[300:], 50 * x[300:]]))
+    assert scores.min() > -2.5
+    assert evaluate(scores[:100], scores[100:]).auroc < 0.9
+
+
+@pytest.mark.parametrize("counts", [(3, 2), (64,)])
+def test_layers_are_whitened_one_by_one(counts):
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn(300, sum(counts), generator=generator, dtype=torch.float64)
+    power = mean.square() + torch.rand(300, sum(counts), generator=generator, dtype=torch.float64)
+    channels = torch.stack([mean, power], 1)
+    names = tuple(f"layer {i}" for i in range(len(counts)))
+    logits = torch.zeros(300, 2)
+    norms = gradood.GradientNorms(
+        *(torch.zeros(300, 0, 1), ("w",), logits, None, power.sum(1, keepdim=True), channels),
+        activation_names=names,
+        channel_counts=counts,
+    )
+    part = PARTS["layers"]
+    learned = part.fit(norms.select(slice(0, 200)))
+    found = part.score(norms.select(slice(200, None)), learned)
+    expected, start = np.zeros(100), 0
+    for count in counts:
+        own = slice(start, start + count)
+        floor = 0.01 * power[:, own].mean(1, keepdim=True)
+        rows = torch.cat([mean[:, own], (power[:, own] + floor).log()], 1).numpy()
+        rows = (rows - rows[:200].mean(0)) / rows[:200].std(0, ddof=1)
+        distance = mahalanobis(rows[200:], shrunk(np.cov(rows[:200].T), SHRINKAGE))
+        expected += np.sqrt(distance / (2 * count))
+        start += count
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_scores_are_standardised_on_normal_inputs_that_were_held_back(model, norms):
@@ -136,14 +250,49 @@ def test_scores_are_standardised_on_normal_inputs_that_were_held_back(model, nor
     assert 0.5 < float(scores.std()) <= 1.0 + 1e-5
 
 
-def test_what_a_preset_lacks_is_an_error(model, pictures):
-    with pytest.raises(InputError, match="fast, adversarial, best"):
+class Headless(nn.Module):
+    """Its last layer is a convolution, and no layer normalises."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 28)
+
+    def forward(self, x):
+        return self.conv(x).flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("preset", "left"),
+    [("forward", ["layers", "energy"]), ("fast", ["layers", "energy", "norms"])],
+)
+def test_what_a_model_lacks_is_left_out_and_said(preset, left, pictures, caplog):
+    torch.manual_seed(0)
+    detector = GradientDetector(Headless().eval(), preset).fit(pictures.fit)
+    assert [part.name for part in detector.parts] == left
+    assert caplog.text.count("no penultimate features") == 2
+    assert detector.score(pictures.anomalous).isfinite().all()
+
+
+def test_parts_that_want_more_inputs_a_class_are_left_out(model, pictures, caplog):
+    detector = GradientDetector(model).fit(pictures.fit[:60])
+    assert [part.name for part in detector.parts] == ["layers", "directions", "energy"]
+    assert caplog.text.count("left out") == 1
+    assert detector.score(pictures.normal).isfinite().all()
+
+
+def test_what_is_not_there_is_an_error(model, pictures):
+    with pytest.raises(InputError, match="forward, fast, adversarial, best"):
         GradientDetector(model, "slow")
-    with pytest.raises(InputError, match="penultimate"):
-        GradientDetector(model, parameters="stage1.*").fit(pictures.fit[:20])
-    headless = nn.Sequential(nn.Conv2d(1, 3, 28), nn.Flatten()).eval()
-    with pytest.raises(InputError, match="penultimate"):
-        GradientDetector(headless).fit(pictures.fit[:20])
+    with pytest.raises(InputError, match="layers, directions"):
+        GradientDetector(model, parts=["layer"])
+    with pytest.raises(InputError, match="no part is left"):
+        GradientDetector(model, parts=["norms"]).fit(pictures.fit[:20])
+    detector = GradientDetector(model, parts=["layers"]).fit(pictures.fit)
+    with pytest.raises(InputError, match="activations=True"):
+        detector.score(gradood.gradient_norms(model, pictures.normal))
+    with pytest.raises(InputError, match="1 labels were given, the detector reads 2"):
+        both = GradientDetector(model, parts=["norms", "norms:half"]).fit(pictures.fit)
+        both.score(gradood.gradient_norms(model, pictures.normal))
 
 
 @pytest.mark.parametrize("count, said", [(199, True), (200, False)])
