@@ -18,6 +18,7 @@ from rich.table import Table
 from gradood.cli import options
 from gradood.cli.report import check_folder, describe_detector, made_with, write
 from gradood.errors import InputError
+from gradood.writing import Output
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,6 +111,7 @@ def certify(
         needed = (source, load_denoiser(denoiser, device)) if again else (None, None)
         _verify(verify, *needed)
         return
+    output = Output(out)
     check_folder(report)
     settings = Smoothing(
         sigma=sigma, n=n, alpha=alpha, seed=seed, denoiser=load_denoiser(denoiser, device)
@@ -118,7 +120,8 @@ def certify(
     begin = time.perf_counter()
     target = _target(kind, radius, threshold, q)
     made = _certify(kind, certified, x, settings, {**target, "state": state})
-    made.write(out)
+    with output:
+        output.write(made.lines())
     seconds = time.perf_counter() - begin
     console = Console()
     console.print(_table(made))

@@ -28,6 +28,10 @@ class ArraySource(Source):
     def __init__(self, path: Path, column: str | None = None) -> None:
         self._path, self._column = path, column
 
+    def file(self) -> Path:
+        """The path."""
+        return self._path
+
     def items(self, start: int = 0) -> Iterator[Item]:
         """One item a row, identified by the file and the number."""
         name, number = printable(str(self._path)), 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from gradood.data.files.arrays import ArraySource
 from gradood.data.files.pictures import SUFFIXES, FolderSource, PictureSource
 from gradood.data.files.shards import ShardSource
-from gradood.data.files.source import Chain, Source, Stride, printable
+from gradood.data.files.source import Chain, Share, Source, Stride, printable
 from gradood.data.files.tables import TableSource
 from gradood.errors import InputError
 
@@ -28,9 +28,9 @@ def open_source(
     Args:
         paths: In the order in which their inputs come.
         column: Which array, column or member is the input, where there are several.
-        rank: Of ``world`` processes that share the inputs. With one path, process ``rank`` takes
-            every ``world``-th input from number ``rank`` on, with several every ``world``-th path:
-            each input is taken once.
+        rank: Of ``world`` processes that share the inputs: of several paths every ``world``-th, of
+            one file every ``world``-th input from number ``rank`` on, of one folder those that a
+            hash of their names says. Each input is taken once.
         world: Number of processes.
 
     Raises:
@@ -43,8 +43,11 @@ def open_source(
     several = len(paths) > 1
     parts = [_open(Path(path), column, several) for path in paths]
     if several:
-        return Chain(parts[rank::world])
-    return parts[0] if world == 1 else Stride(parts[0], rank, world)
+        return Chain(parts[rank::world], is_share=world > 1)
+    if world == 1:
+        return parts[0]
+    share = Share if parts[0].file() is None else Stride
+    return share(parts[0], rank, world)
 
 
 def _open(path: Path, column: str | None, several: bool) -> Source:

@@ -29,6 +29,10 @@ class ShardSource(Source):
     def __init__(self, path: Path, column: str | None = None) -> None:
         self._path, self._column = path, column
 
+    def file(self) -> Path:
+        """The path."""
+        return self._path
+
     def items(self, start: int = 0) -> Iterator[Item]:
         """One item a sample, identified by the shard and the sample's name."""
         shard, number = printable(str(self._path)), 0

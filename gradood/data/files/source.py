@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
+from zlib import crc32
 
 from gradood.errors import InputError
 
@@ -37,6 +38,9 @@ class Item:
 class Source(ABC):
     """Inputs in an order that is always the same."""
 
+    #: Whether other processes have the rest, so that it may well be empty.
+    is_share: bool = False
+
     @abstractmethod
     def items(self, start: int = 0) -> Iterator[Item]:
         """The inputs from number ``start`` on; what cannot be read is an item that says so.
@@ -50,6 +54,10 @@ class Source(ABC):
 
     def count(self) -> int | None:
         """How many inputs there are, where that is known without reading them."""
+        return None
+
+    def file(self) -> Path | None:
+        """The one file whose rows are the inputs; None where inputs have names of their own."""
         return None
 
     def placed(self, start: Position = (0, 0)) -> Iterator[tuple[Item, Position]]:
@@ -90,8 +98,8 @@ class IterableSource(Source):
 class Chain(Source):
     """Several sources, one after the other."""
 
-    def __init__(self, parts: Sequence[Source]) -> None:
-        self._parts = parts
+    def __init__(self, parts: Sequence[Source], is_share: bool = False) -> None:
+        self._parts, self.is_share = parts, is_share
 
     def items(self, start: int = 0) -> Iterator[Item]:
         """The items of every part in turn."""
@@ -108,8 +116,28 @@ class Chain(Source):
         return None if None in counts else sum(counts)  # type: ignore[arg-type]
 
 
+class Share(Source):
+    """One process's share of inputs that have names: by their names, whichever others there are."""
+
+    is_share = True
+
+    def __init__(self, whole: Source, rank: int, world: int) -> None:
+        self._whole, self._rank, self._world = whole, rank, world
+
+    def items(self, start: int = 0) -> Iterator[Item]:
+        """This share's items."""
+        mine = (i for i in self._whole.items() if crc32(i.id.encode()) % self._world == self._rank)
+        return itertools.islice(mine, start, None)
+
+    def count(self) -> int | None:
+        """How many there are in the share."""
+        return sum(1 for _ in self.items())
+
+
 class Stride(Source):
-    """Every ``world``-th item from number ``rank`` on: one process's share."""
+    """Every ``world``-th item from number ``rank`` on: one process's share of a file."""
+
+    is_share = True
 
     def __init__(self, whole: Source, rank: int, world: int) -> None:
         self._whole, self._rank, self._world = whole, rank, world
@@ -118,6 +146,10 @@ class Stride(Source):
         """This share's items."""
         first = self._rank + start * self._world
         return itertools.islice(self._whole.items(first), 0, None, self._world)
+
+    def file(self) -> Path | None:
+        """That of the whole."""
+        return self._whole.file()
 
     def count(self) -> int | None:
         """How many there are in the share."""

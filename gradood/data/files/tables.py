@@ -33,6 +33,10 @@ class TableSource(Source):
     def __init__(self, path: Path, column: str | None = None) -> None:
         self._path, self._column = path, column
 
+    def file(self) -> Path:
+        """The path."""
+        return self._path
+
     def items(self, start: int = 0) -> Iterator[Item]:
         """One item a row, named by the column ``id`` or ``path``, or else by its number."""
         arrow, parquet = _arrow()
