@@ -111,16 +111,15 @@ def certify(
         needed = (source, load_denoiser(denoiser, device)) if again else (None, None)
         _verify(verify, *needed)
         return
-    output = Output(out)
-    check_folder(report)
-    settings = Smoothing(
-        sigma=sigma, n=n, alpha=alpha, seed=seed, denoiser=load_denoiser(denoiser, device)
-    )
-    certified, x = source.certified(kind), source.inputs(count)
-    begin = time.perf_counter()
-    target = _target(kind, radius, threshold, q)
-    made = _certify(kind, certified, x, settings, {**target, "state": state})
-    with output:
+    with Output(out) as output:
+        check_folder(report)
+        settings = Smoothing(
+            sigma=sigma, n=n, alpha=alpha, seed=seed, denoiser=load_denoiser(denoiser, device)
+        )
+        certified, x = source.certified(kind), source.inputs(count)
+        begin = time.perf_counter()
+        target = _target(kind, radius, threshold, q)
+        made = _certify(kind, certified, x, settings, {**target, "state": state})
         output.write(made.lines())
     seconds = time.perf_counter() - begin
     console = Console()

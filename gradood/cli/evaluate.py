@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -81,25 +82,26 @@ def evaluate(
     # Imported late, so that `gradood --help` does not wait for PyTorch.
     from gradood.evaluation import evaluate as compare
 
-    output = None if out is None else Output(out)
-    check_folder(report)
-    models = options.ModelOptions(model, weights, classes, preprocess, trust, device, dtype)
-    streams = options.StreamOptions(column, batch_size, on_error, workers)
-    scoring = Scoring(detector, models, streams, details=report is not None)
-    worst = WorstCase(attack or (), guarantee or (), steps, restarts, sigma, samples)
-    worst.check()
-    normals, others = ([scoring.scored(path) for path in paths] for paths in (normal, anomalous))
-    of_normal = [score for one in normals for score in one.scores]
-    found = {one.name: compare(of_normal, one.scores) for one in others}
-    content: dict[str, Any] = {
-        "skipped": scoring.skipped,
-        "sets": {name: metrics._asdict() for name, metrics in found.items()},
-    }
-    moved = scoring.worst_case(worst, normal, anomalous) if worst else {}
-    for name, what in moved.items():
-        content["sets"][name] |= what.metrics
-    if output is not None:
-        with output:
+    with nullcontext() if out is None else Output(out) as output:
+        check_folder(report)
+        models = options.ModelOptions(model, weights, classes, preprocess, trust, device, dtype)
+        streams = options.StreamOptions(column, batch_size, on_error, workers)
+        scoring = Scoring(detector, models, streams, details=report is not None)
+        worst = WorstCase(attack or (), guarantee or (), steps, restarts, sigma, samples)
+        worst.check()
+        normals, others = (
+            [scoring.scored(path) for path in paths] for paths in (normal, anomalous)
+        )
+        of_normal = [score for one in normals for score in one.scores]
+        found = {one.name: compare(of_normal, one.scores) for one in others}
+        content: dict[str, Any] = {
+            "skipped": scoring.skipped,
+            "sets": {name: metrics._asdict() for name, metrics in found.items()},
+        }
+        moved = scoring.worst_case(worst, normal, anomalous) if worst else {}
+        for name, what in moved.items():
+            content["sets"][name] |= what.metrics
+        if output is not None:
             output.write(json.dumps(content, indent=1) + "\n")
     rows = _rows(found, moved)
     if report is not None:

@@ -13,7 +13,7 @@ from gradood.data.files.source import Chain, Share, Source, Stride, printable
 from gradood.data.files.tables import TableSource
 from gradood.errors import InputError
 
-_TAR = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
+_TAR = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tbz")
 
 
 def open_source(
@@ -54,8 +54,17 @@ def _open(path: Path, column: str | None, several: bool) -> Source:
     if path.is_dir():
         return FolderSource(path, f"{path}/" if several else "")
     name = path.name.lower()
-    if not path.exists():
-        raise InputError(f"{printable(str(path))} does not exist")
+    try:
+        path.stat()
+    except OSError as error:
+        raise InputError(
+            f"{printable(str(path))} "
+            + (
+                "does not exist"
+                if isinstance(error, FileNotFoundError)
+                else f"cannot be read ({error.strerror})"
+            )
+        ) from error
     if name.endswith((".npy", ".npz")):
         return ArraySource(path, column)
     if name.endswith((".parquet", ".pq")):

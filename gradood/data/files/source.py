@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,9 +15,14 @@ from zlib import crc32
 
 from gradood.errors import InputError
 
-#: No single input in a file may be larger: what says it is, is damaged or hostile.
-LARGEST = 1 << 30
+_LOG = logging.getLogger("gradood")
 
+#: No single input in a file may be larger: what says it is, is damaged or hostile.
+LARGEST = 1 << 28
+
+
+#: Of each kind of what was left out, so many are named.
+_NAMED = 3
 
 #: Where reading goes on: the number of the part, and of the input within it.
 Position: TypeAlias = "tuple[int, int]"
@@ -29,10 +36,41 @@ class Item:
         id: Unique within its source.
         load: Reads it, in a thread of its own: a picture of Pillow, an array or a tensor.
             Whatever it raises is said of this input.
+        size: Bytes that it holds until then.
     """
 
     id: str
     load: Callable[[], Any]
+    size: int = 0
+
+
+class LeftOut:
+    """What was found beside inputs and is none: counted by kind, and named.
+
+    Args:
+        where: It was found.
+    """
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._names: dict[str, list[str]] = {}
+        self._counts: Counter[str] = Counter()
+
+    def add(self, name: str, kind: str) -> None:
+        """One more of a kind."""
+        self._counts[kind] += 1
+        if self._counts[kind] <= _NAMED:
+            self._names.setdefault(kind, []).append(printable(name))
+
+    def log(self) -> None:
+        """Say what it was, if there was any."""
+        if not self._counts:
+            return
+        kinds = []
+        for kind, count in self._counts.most_common():
+            more = ", …" if count > _NAMED else ""
+            kinds.append(f"{count:,} {printable(kind)} ({', '.join(self._names[kind])}{more})")
+        _LOG.warning("left out of %s: %s", self._where, "; ".join(kinds))
 
 
 class Source(ABC):
