@@ -98,7 +98,7 @@ def score(
         throughput = None
         if not file.complete:
             throughput = _run(file, source, detector, layers, models, streams, as_json)
-        elif not file.state["bytes"]:
+        else:
             file.check_finished(source)
     if not as_json:
         _summary(file)
