@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from gradood.errors import CheckpointError
+from gradood.writing import write_file
 
 _FORMAT = 1
 
@@ -69,9 +69,8 @@ class StateFile:
         if self._path is None:
             return
         header = {self._key: json.dumps({"format": _FORMAT, "identity": self._identity})}
-        partial = self._path.with_name(self._path.name + ".partial")
-        save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, partial, metadata=header)
-        os.replace(partial, self._path)
+        on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        write_file(self._path, save(on_cpu, metadata=header))
         self._written = time.monotonic()
 
     def damaged(self, error: Exception) -> CheckpointError:

@@ -8,7 +8,8 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +30,7 @@ _LOG = logging.getLogger("gradood")
 #: Seconds that a pipe is given to find a reader, and a short write to find its turn.
 _READER, _TURN = 5.0, 10.0
 #: What the name of a file in the making ends in: beside the file, so that it can be renamed.
-PARTIAL, LOCK = ".partial", ".lock"
+WRITING, LOCK = ".writing", ".lock"
 
 
 class Output:
@@ -53,7 +54,7 @@ class Output:
 
     def __init__(self, path: str | Path, wait: float = 0.0) -> None:
         self.path = Path(path)
-        self._lock: int | None = None
+        self._release: Callable[[], object] = _nothing
         with sentence(self.path):
             self.descriptor = _descriptor(str(path))
             self.is_stream = self._check_kind()
@@ -83,7 +84,7 @@ class Output:
             with sentence(self.path), self.open_stream() as stream:
                 write_all(stream, data)
             return
-        partial = self.beside(PARTIAL)
+        partial = self.beside(WRITING)
         try:
             with sentence(self.path):
                 partial.unlink(missing_ok=True)  # of a killed run, with a mode of its own
@@ -106,6 +107,16 @@ class Output:
                         os.chown(made, old.st_uid, old.st_gid)
             os.replace(made, self.target)
 
+    @property
+    def is_stdout(self) -> bool:
+        """Whether it is this process's standard output."""
+        if not self.is_stream:
+            return False
+        with suppress(OSError):
+            given = os.fstat(self.descriptor) if self.descriptor is not None else self.path.stat()
+            return os.path.samestat(given, os.fstat(1))
+        return False
+
     def beside(self, ending: str) -> Path:
         """A name in the target's folder, on its file system."""
         return self.target.with_name(self.target.name + ending)
@@ -121,11 +132,8 @@ class Output:
         return io.FileIO(_opened(self.path), "wb")
 
     def close(self) -> None:
-        """Let others write."""
-        if self._lock is not None:
-            self.beside(LOCK).unlink(missing_ok=True)  # while it is ours
-            os.close(self._lock)
-            self._lock = None
+        """Let others write; happens by itself when nothing refers to the output, or at the end."""
+        self._release()
 
     def _check_kind(self) -> bool:
         try:
@@ -148,7 +156,8 @@ class Output:
             ) from error
         if self.target.exists() and not os.access(self.target, os.W_OK):
             raise PermissionError(errno.EACCES, "it is there, and may not be changed")
-        self._lock = _lock(self.beside(LOCK), self.path, wait)
+        lock = self.beside(LOCK)
+        self._release = weakref.finalize(self, _release, lock, _lock(lock, self.path, wait))
 
 
 def write_file(path: str | Path, content: bytes | str) -> None:
@@ -220,6 +229,16 @@ def _lock(path: Path, target: Path, wait: float) -> int:
                 "choose another name"
             )
         time.sleep(0.01)
+
+
+def _release(path: Path, descriptor: int) -> None:
+    with suppress(OSError):
+        path.unlink()  # while it is ours
+    os.close(descriptor)
+
+
+def _nothing() -> None:
+    """What is to be done for a pipe, which is not locked."""
 
 
 def _taken(descriptor: int) -> bool:

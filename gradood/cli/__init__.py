@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -23,16 +24,47 @@ __all__ = ["app", "main"]
 
 
 class _OneSentenceErrors(TyperGroup):
-    """Errors of gradood's own as one red sentence and exit status 2, without a traceback."""
+    """Every error as one red sentence and exit status 2, without a traceback."""
 
     def invoke(self, ctx: Any) -> Any:  # a click.Context, which some typers carry inside
         try:
-            return super().invoke(ctx)
-        except GradoodError as error:
-            if ctx.params.get("debug"):
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # while an error of it can still be said
+            return result
+        except (Exception, SystemExit) as error:
+            if _is_usage(error) or ctx.params.get("debug"):
                 raise
-            Console(stderr=True).print(f"{error}", style="red", markup=False, highlight=False)
+            if isinstance(error, OSError):
+                _give_up_stdout()
+            console = Console(stderr=True)
+            console.print(_said(error), style="red", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(2) from error
+
+
+def _is_usage(error: BaseException) -> bool:
+    """Whether it is the command line's own, which says what it has to say."""
+    return type(error).__module__.split(".")[0] in ("click", "typer")
+
+
+def _said(error: BaseException) -> str:
+    if isinstance(error, GradoodError):
+        return str(error)
+    reason = str(error).strip().partition("\n")[0]
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'standard output'}: {error.strerror}"
+    if isinstance(error, MemoryError):
+        return "the memory is not enough; take a smaller --batch-size"
+    if isinstance(error, SystemExit):
+        return f"a module that was imported ended the program ({reason or 0})"
+    return f"{type(error).__name__}: {reason or 'no reason given'} (gradood --debug … shows where)"
+
+
+def _give_up_stdout() -> None:
+    """What cannot be written is not tried again at the end of the program."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 app = typer.Typer(cls=_OneSentenceErrors, no_args_is_help=True, pretty_exceptions_enable=False)

@@ -18,6 +18,7 @@ from rich.table import Table
 from gradood.cli import options
 from gradood.cli.report import check_folder, describe_detector, made_with, write
 from gradood.errors import InputError
+from gradood.writing import Output
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,15 +111,16 @@ def certify(
         needed = (source, load_denoiser(denoiser, device)) if again else (None, None)
         _verify(verify, *needed)
         return
-    check_folder(report)
-    settings = Smoothing(
-        sigma=sigma, n=n, alpha=alpha, seed=seed, denoiser=load_denoiser(denoiser, device)
-    )
-    certified, x = source.certified(kind), source.inputs(count)
-    begin = time.perf_counter()
-    target = _target(kind, radius, threshold, q)
-    made = _certify(kind, certified, x, settings, {**target, "state": state})
-    made.write(out)
+    with Output(out) as output:
+        check_folder(report)
+        settings = Smoothing(
+            sigma=sigma, n=n, alpha=alpha, seed=seed, denoiser=load_denoiser(denoiser, device)
+        )
+        certified, x = source.certified(kind), source.inputs(count)
+        begin = time.perf_counter()
+        target = _target(kind, radius, threshold, q)
+        made = _certify(kind, certified, x, settings, {**target, "state": state})
+        output.write(made.lines())
     seconds = time.perf_counter() - begin
     console = Console()
     console.print(_table(made))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ from gradood.cli import options
 from gradood.cli.report import check_folder, describe_detector, made_with, write
 from gradood.cli.worst_case import Moved, WorstCase
 from gradood.errors import InputError
+from gradood.writing import Output
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,25 +82,27 @@ def evaluate(
     # Imported late, so that `gradood --help` does not wait for PyTorch.
     from gradood.evaluation import evaluate as compare
 
-    check_folder(report)
-    models = options.ModelOptions(model, weights, classes, preprocess, trust, device, dtype)
-    streams = options.StreamOptions(column, batch_size, on_error, workers)
-    scoring = Scoring(detector, models, streams, details=report is not None)
-    worst = WorstCase(attack or (), guarantee or (), steps, restarts, sigma, samples)
-    worst.check()
-    normals, others = ([scoring.scored(path) for path in paths] for paths in (normal, anomalous))
-    of_normal = [score for one in normals for score in one.scores]
-    found = {one.name: compare(of_normal, one.scores) for one in others}
-    content: dict[str, Any] = {
-        "skipped": scoring.skipped,
-        "sets": {name: metrics._asdict() for name, metrics in found.items()},
-    }
-    moved = scoring.worst_case(worst, normal, anomalous) if worst else {}
-    for name, what in moved.items():
-        content["sets"][name] |= what.metrics
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    with nullcontext() if out is None else Output(out) as output:
+        check_folder(report)
+        models = options.ModelOptions(model, weights, classes, preprocess, trust, device, dtype)
+        streams = options.StreamOptions(column, batch_size, on_error, workers)
+        scoring = Scoring(detector, models, streams, details=report is not None)
+        worst = WorstCase(attack or (), guarantee or (), steps, restarts, sigma, samples)
+        worst.check()
+        normals, others = (
+            [scoring.scored(path) for path in paths] for paths in (normal, anomalous)
+        )
+        of_normal = [score for one in normals for score in one.scores]
+        found = {one.name: compare(of_normal, one.scores) for one in others}
+        content: dict[str, Any] = {
+            "skipped": scoring.skipped,
+            "sets": {name: metrics._asdict() for name, metrics in found.items()},
+        }
+        moved = scoring.worst_case(worst, normal, anomalous) if worst else {}
+        for name, what in moved.items():
+            content["sets"][name] |= what.metrics
+        if output is not None:
+            output.write(json.dumps(content, indent=1) + "\n")
     rows = _rows(found, moved)
     if report is not None:
         page = _page(scoring, normals, others, found, moved, rows)
@@ -142,12 +146,10 @@ class Scoring:
         import numpy as np
 
         from gradood.evaluation.reports.digest import Digest, ScoredSet
-        from gradood.scoring.output import COLUMNS, is_parquet, read_rows
+        from gradood.scoring.rows import COLUMNS, is_score_file, read_rows
 
         digest, source = Digest(keep=6), None
-        if path.suffix.lower() in (".jsonl", ".json") or (
-            is_parquet(path) and self.detector is None
-        ):
+        if is_score_file(path):
             rows = read_rows(path, COLUMNS) if self._details else read_rows(path)
         else:
             source = self._streams.source([path])
@@ -173,7 +175,9 @@ class Scoring:
         """``[N, …]``: those that can be read and scored."""
         import torch
 
-        if path.suffix.lower() in (".jsonl", ".json"):
+        from gradood.scoring.rows import is_score_file
+
+        if is_score_file(path):
             raise InputError(f"{path} holds scores; --attack and --guarantee need the inputs")
         loaded, _ = self._detecting(path)
         stream = self._streams.stream(lambda batch: (batch,), loaded)

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from gradood.cli import options
 from gradood.errors import InputError
+from gradood.writing import Output
 
 if TYPE_CHECKING:
     from gradood.data.files import Source
@@ -53,33 +54,36 @@ def fit(
     Exit status: 0, or 2 after an error.
     """
     # Imported late, so that `gradood --help` does not wait for PyTorch.
+    from gradood.detectors.checkpoint import content
     from gradood.scoring import fitting
     from gradood.scoring.progress import Reporter
 
     if not 0 < fpr < 1:
         raise InputError(f"--fpr {fpr}: expected a share in (0, 1)")
-    loaded = options.ModelOptions(model, weights, classes, preprocess, trust, device, dtype).load()
-    streams = options.StreamOptions(column, batch_size, on_error, workers)
-    made = fitting.make_detector(detector, loaded)
-    normal, held_out = _split(streams.source(inputs), calibrate, streams, detector)
-    others = streams.source(anomalous) if anomalous else None
-    parts = [s.count() for s in (normal, held_out, others) if s is not None]
-    total = None if None in parts else sum(count or 0 for count in parts)
+    with Output(out) as output:
+        loaded = options.ModelOptions(
+            model, weights, classes, preprocess, trust, device, dtype
+        ).load()
+        streams = options.StreamOptions(column, batch_size, on_error, workers)
+        made = fitting.make_detector(detector, loaded)
+        normal, held_out = _split(streams.source(inputs), calibrate, streams, detector)
+        others = streams.source(anomalous) if anomalous else None
+        parts = [s.count() for s in (normal, held_out, others) if s is not None]
+        total = None if None in parts else sum(count or 0 for count in parts)
 
-    def stream(compute: Any) -> Any:
-        return streams.stream(compute, loaded)
+        def stream(compute: Any) -> Any:
+            return streams.stream(compute, loaded)
 
-    with Reporter("fitting", total, as_json=as_json) as reporter:
-        fitted = fitting.fit(made, normal, others, stream, reporter.advance)
-        held = fitting.calibrate(made, held_out, fpr, stream, reporter.advance)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        made.save(out)
-        facts = {"fitted": fitted, "calibrated": held, "threshold": made.threshold}
-        reporter.done(**facts, out=str(out))
+        with Reporter("fitting", total, as_json=as_json) as reporter:
+            fitted = fitting.fit(made, normal, others, stream, reporter.advance)
+            held = fitting.calibrate(made, held_out, fpr, stream, reporter.advance)
+            output.write(content(made))
+            facts = {"fitted": fitted, "calibrated": held, "threshold": made.threshold}
+            reporter.done(**facts, out=str(out))
     if not as_json:
         Console().print(
             f"{type(made).__name__} fitted on {fitted:,} inputs; threshold {made.threshold:.6g} "
-            f"for {fpr:.1%} false alarms, by {held:,} others.\nDetector: {out.resolve()}",
+            f"for {fpr:.1%} false alarms, by {held:,} others.\nDetector: {out.absolute()}",
             highlight=False,
             soft_wrap=True,
         )

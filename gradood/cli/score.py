@@ -18,7 +18,7 @@ from gradood.errors import InputError
 if TYPE_CHECKING:
     from gradood.data.files import Source
     from gradood.evaluation.reports.page import Page
-    from gradood.scoring.output import ScoreFile
+    from gradood.scoring.output import ScoreFile, ScorePipe
     from gradood.scoring.progress import Throughput
 
 #: Exit status of a run that finished, but skipped inputs.
@@ -32,9 +32,9 @@ _DETECTOR = typer.Option(help="A file that gradood fit wrote, or max-softmax, or
 def score(
     inputs: options.Inputs,
     detector: Annotated[str, _DETECTOR] = "max-softmax",
-    out: Annotated[Path, typer.Option(help="Parquet if it ends so, or JSON lines.")] = Path(
-        "scores.jsonl"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Parquet if it ends so, or JSON lines; a file or a pipe.")
+    ] = Path("scores.jsonl"),
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where a killed run stopped.")
     ] = False,
@@ -61,10 +61,11 @@ def score(
     --report shows the distribution and the most anomalous inputs, which are read again for it.
 
     Exit status: 0; 2 after an error; 3 if inputs were skipped; 130 after Ctrl-C. A finished file is
-    left alone by --resume, so that a run can be repeated until it succeeds, but reported on again.
+    left alone by --resume, so that a run can be repeated until it succeeds, but reported on again;
+    an error if inputs are there by now that it lacks.
     """
     # Imported late, so that `gradood --help` does not wait for PyTorch.
-    from gradood.scoring.output import ScoreFile
+    from gradood.scoring.output import ScorePipe, open_scores
 
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1:
@@ -73,7 +74,6 @@ def score(
         device = _own_gpu(device)
     check_folder(report)
     settings = {
-        "inputs": [str(path) for path in inputs],
         "column": column,
         "detector": _digest(detector),
         "model": model,
@@ -90,10 +90,16 @@ def score(
         model, weights, classes, preprocess, trust, device, dtype, compile
     )
     source = streams.source(inputs, rank, world)
-    with closing(ScoreFile(out, settings, resume)) as file:
+    with closing(open_scores(out, settings, [str(path) for path in inputs], resume)) as file:
+        if isinstance(file, ScorePipe) and (report is not None or (as_json and file.is_stdout)):
+            raise InputError(
+                f"{out} is no file: --report cannot read it again, --json needs stdout"
+            )
         throughput = None
         if not file.complete:
             throughput = _run(file, source, detector, layers, models, streams, as_json)
+        else:
+            file.check_finished(source)
     if not as_json:
         _summary(file)
     if report is not None:
@@ -104,7 +110,7 @@ def score(
 
 
 def _run(
-    file: ScoreFile,
+    file: ScoreFile | ScorePipe,
     source: Source,
     detector: str,
     layers: int,
@@ -120,16 +126,18 @@ def _run(
     scorer = Scorer(ready_detector(detector, loaded, models.compile), layers)
     done = file.state["scored"] + file.state["skipped"]
     stream = streams.stream(scorer, loaded, file.state["limit"])
+    rest, position = file.rest(source)
     with Reporter("scoring", source.count(), done, as_json) as reporter:
         try:
-            for batch in stream.run(source, file.position):
+            for batch in stream.run(rest, position):
                 skipped = sum(error is not None for error in batch.errors)
                 file.append(scorer.lines(batch), batch.after, batch.limit, skipped)
                 reporter.advance(len(batch.ids))
         except KeyboardInterrupt as interrupt:
             reporter.message("warning", "interrupted; --resume goes on from here")
             raise typer.Exit(INTERRUPTED) from interrupt
-        if not file.state["scored"]:
+        # A process may have no share of few inputs; all of them are not to be without a score.
+        if not file.state["scored"] and (file.state["skipped"] or not source.is_share):
             raise InputError(f"no input could be scored; {file.state['skipped']} were skipped")
         file.finish()
         counts = {name: file.state[name] for name in ("scored", "skipped")}
@@ -147,7 +155,7 @@ def _page(
     throughput: Throughput | None,
 ) -> Page:
     from gradood.evaluation.reports.scores import score_page
-    from gradood.scoring.output import COLUMNS, read_rows
+    from gradood.scoring.rows import COLUMNS, read_rows
 
     known, threshold = describe_detector(detector)
     return score_page(
@@ -160,14 +168,14 @@ def _page(
     )
 
 
-def _summary(file: ScoreFile) -> None:
-    console = Console()
+def _summary(file: ScoreFile | ScorePipe) -> None:
+    console = Console(stderr=file.is_stdout)
     scored, skipped = file.state["scored"], file.state["skipped"]
     if scored or skipped:
         console.print(f"{scored:,} inputs scored, {skipped:,} skipped.", highlight=False)
     else:
         console.print("Nothing to do: the file is complete.", highlight=False)
-    console.print(f"Scores: {file.path.resolve()}", highlight=False, soft_wrap=True)
+    console.print(f"Scores: {file.path.absolute()}", highlight=False, soft_wrap=True)
 
 
 def _digest(name: str) -> str:

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 Transform: TypeAlias = "Callable[[Image], Tensor]"
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+#: Pixels of a resized picture from which on only what is kept of it is computed.
+_LARGE = 4_000_000
+#: Pixels on either side that an interpolation reads, at most.
+_SUPPORT = 3
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 
 
@@ -94,10 +98,30 @@ class Preprocessing:
             size = max(wide, int(tall * image.width / image.height)), tall
         else:
             size = wide, max(tall, int(wide * image.height / image.width))
+        if size[0] * size[1] > max(_LARGE, 4 * height * width):
+            return self._resized_part(image, size, height, width)
         if size != image.size:
             image = image.resize(size, Resampling[self.interpolation.upper()])
         left, top = round((image.width - width) / 2), round((image.height - height) / 2)
         return image.crop((left, top, left + width, top + height))
+
+    def _resized_part(self, image: Image, size: tuple[int, int], height: int, width: int) -> Image:
+        """The same without all that is cropped: a thin picture would be resized to a huge one."""
+        from PIL.Image import Resampling
+
+        begins, boxes = [], []
+        for whole, full, kept in zip(image.size, size, (width, height), strict=True):
+            scale = whole / full
+            first = round((full - kept) / 2) * scale
+            margin = math.ceil(_SUPPORT * max(scale, 1)) + 1  # what the outermost pixels read
+            begin, end = math.floor(first) - margin, math.ceil(first + kept * scale) + margin
+            begin, end = max(begin, 0), min(end, whole)
+            begins.append((begin, end))
+            boxes.append((first - begin, min(first + kept * scale - begin, end - begin)))
+        (left, right), (top, bottom) = begins
+        box = (boxes[0][0], boxes[1][0], boxes[0][1], boxes[1][1])
+        part = image.crop((left, top, right, bottom))
+        return part.resize((width, height), Resampling[self.interpolation.upper()], box)
 
 
 def read_preprocessing(text: str) -> Transform:

@@ -2,198 +2,281 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gradood.data.files import Source
 from gradood.data.optional import require
 from gradood.errors import InputError
+from gradood.scoring import resuming
+from gradood.scoring.rows import check_format, is_parquet, read_ids, to_parquet
+from gradood.writing import Output, sentence, write_all
 
 if TYPE_CHECKING:
     from gradood.data.files.source import Position
 
-#: Everything that a row says.
-COLUMNS = ("id", "score", "decision", "layers", "error")
-#: Rows of one group of a Parquet file, and what is held to write it.
-_GROUP = 16_384
 
-
-class ScoreFile:
-    """A file of scores in the making: JSON lines, or Parquet by the end of its name.
-
-    Rows go to ``NAME.partial``; then ``NAME.state`` is replaced, which says how many of its bytes
-    count, and where the inputs go on. A kill between the two costs the rows since the last state,
-    which are computed and written again. The last step gives the file its name.
+def open_scores(
+    path: Path, settings: Mapping[str, Any], inputs: Sequence[str], resume: bool
+) -> ScoreFile | ScorePipe:
+    """Where scores go: a file in the making, or a pipe.
 
     Args:
-        path: Of the file.
+        path: Of the file: JSON lines, or Parquet by the end of its name.
         settings: What scores depend on. A run goes on only under the settings it was begun with.
+        inputs: Paths of the inputs, as they were given.
         resume: Go on with what is there; without it, what a killed run left is an error.
 
     Raises:
-        InputError: An unfinished run is there and is not to be resumed, or has other settings.
+        InputError: The path cannot be written to, or another process writes to it; an unfinished
+            run is there and is not to be resumed, or has other settings.
+    """
+    check_format(path)
+    output = Output(path)
+    try:
+        if output.is_stream:
+            return ScorePipe(output, resume)
+        return ScoreFile(output, settings, inputs, resume)
+    except BaseException:
+        output.close()
+        raise
+
+
+class ScorePipe:
+    """Scores as JSON lines into a pipe or a device: gone as they are written.
+
+    Attributes:
+        state: How many inputs are "scored" and "skipped", and the "limit" of a batch.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], resume: bool) -> None:
-        self.path = path
-        self._partial = path.with_name(path.name + ".partial")
-        self._state_file = path.with_name(path.name + ".state")
+    complete = False
+
+    def check_finished(self, source: Source) -> None:
+        """A pipe never is."""
+
+    @property
+    def is_stdout(self) -> bool:
+        """Whether the rows are this process's standard output."""
+        return self._output.is_stdout
+
+    def __init__(self, output: Output, resume: bool) -> None:
+        if resume:
+            raise InputError(f"{output.path} is no file, so there is nothing to --resume")
+        if is_parquet(output.path):
+            raise InputError(f"{output.path} is no file; pipes take JSON lines, not Parquet")
+        self._output, self.path = output, output.path
+        self.state: dict[str, Any] = {"limit": 1 << 31, "scored": 0, "skipped": 0}
+        with sentence(self.path):
+            self._file = output.open_stream()
+
+    def rest(self, source: Source) -> tuple[Source, Position]:
+        """All inputs."""
+        return source, (0, 0)
+
+    def append(self, lines: Sequence[str], position: Position, limit: int, skipped: int) -> None:
+        """Write rows."""
+        with sentence(self.path):
+            write_all(self._file, "".join(lines).encode())
+        self.state["limit"] = limit
+        self.state["scored"] += len(lines) - skipped
+        self.state["skipped"] += skipped
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
+
+    def close(self) -> None:
+        """Close the pipe."""
+        self._file.close()
+        self._output.close()
+
+
+class ScoreFile:
+    """A file of scores in the making; see ``open_scores``.
+
+    Rows go to ``NAME.partial``; then ``NAME.state`` is replaced, which says how many of its bytes
+    count, and where the inputs go on. A kill between the two costs the rows since the last state,
+    which are computed and written again. The last step gives the file its name; until then an older
+    file of this name is as it was.
+    """
+
+    is_stdout = False
+
+    def __init__(
+        self, output: Output, settings: Mapping[str, Any], inputs: Sequence[str], resume: bool
+    ) -> None:
+        self._output, self.path = output, output.path
+        self._partial, self._state_file, self._making = map(
+            output.beside, (".partial", ".state", ".making")
+        )
         self.state: dict[str, Any] = {
             "settings": json.loads(json.dumps(dict(settings))),
+            "inputs": list(inputs),
+            "relative": resuming.relative(list(inputs)),
+            "files": {},
+            "by_id": False,
             "bytes": 0,
             "position": [0, 0],
             "limit": 1 << 31,
             "scored": 0,
             "skipped": 0,
+            "finished": False,
         }
-        if is_parquet(path):
+        if is_parquet(self.path):
             require("pyarrow.parquet", "files", "Writing Parquet")
-        self.complete = resume and path.exists() and not self._state_file.exists()
-        if self._state_file.exists():
-            self._take_up(resume)
-        if not self.complete:
-            self._open()
+        self.complete = resume and output.target.exists() and not self._state_file.exists()
+        self._file: io.FileIO | None = None
+        with sentence(self.path):
+            if self._state_file.exists():
+                self._take_up(resume)
+            if self.state["finished"]:  # and killed before all that belongs to it was done
+                self._name()
+            elif not self.complete:
+                self._open()
 
     @property
     def position(self) -> Position:
-        """Where the inputs go on."""
+        """Where the inputs go on, if they are known by their places."""
         part, number = self.state["position"]
         return part, number
+
+    def rest(self, source: Source) -> tuple[Source, Position]:
+        """What is left of the inputs, and where in it to begin.
+
+        Inputs that have names of their own are known by them, whatever was added, removed or put
+        into another order since. Rows of files are known by their places.
+
+        Raises:
+            InputError: A file that holds several inputs was changed.
+        """
+        now = resuming.stamps(source)
+        resuming.check_unchanged(self.state["files"], now)
+        self.state["files"] |= now
+        if self.state["bytes"] == 0 or (resuming.is_numbered(source) and not self.state["by_id"]):
+            return source, self.position
+        self.state["by_id"] = True
+        return resuming.Remaining(source, read_ids(self._partial, self.state["bytes"])), (0, 0)
+
+    def check_finished(self, source: Source) -> None:
+        """Refuse to call a finished file complete that lacks inputs which are there now.
+
+        Raises:
+            InputError: There are such.
+        """
+        rest = resuming.Remaining(source, read_ids(self._output.target))
+        first = next(iter(rest.items()), None)
+        if first is not None:
+            raise InputError(
+                f"{self.path} is finished, but has no row for {first.id}: inputs were added since. "
+                "Score them into another file, or all again without --resume"
+            )
 
     def _take_up(self, resume: bool) -> None:
         try:
             found = json.loads(self._state_file.read_text(encoding="utf-8"))
             if found["bytes"] == 0:  # nothing was scored, so nothing is lost by starting again
                 return
-            if not resume:
-                raise InputError(
-                    f"{self._state_file} is of a run that did not finish; pass --resume to go on "
-                    f"with it, or delete it to start again"
-                )
-            differing = [
-                f"{name} was {found['settings'].get(name)!r}, now {value!r}"
-                for name, value in self.state["settings"].items()
-                if found["settings"].get(name) != value
-            ]
             missing = self.state.keys() - found.keys()
-        except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
-            if isinstance(error, InputError):
-                raise
+            differing = [] if missing else self._differences(found)
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise InputError(f"cannot read {self._state_file}: {error}; delete it") from error
+        if not resume:
+            raise InputError(
+                f"{self._state_file} is of a run that did not finish; pass --resume to go on "
+                f"with it, or delete it to start again"
+            )
         if differing or missing:
             raise InputError(
                 f"{self.path} was begun with other settings: {'; '.join(differing or missing)}. "
                 f"Delete {self._state_file} to start again"
             )
+        if found["inputs"] != self.state["inputs"]:
+            found |= {"by_id": True, "inputs": self.state["inputs"]}
         self.state = found
 
+    def _differences(self, found: Mapping[str, Any]) -> list[str]:
+        before, now = dict(found["settings"]), dict(self.state["settings"])
+        # Names with their paths in them say what is done; those relative to one folder do not.
+        alone = found["relative"] or self.state["relative"] or now.get("world", 1) > 1
+        if alone:
+            before["inputs"], now["inputs"] = found["inputs"], self.state["inputs"]
+        return [
+            f"{name} was {before.get(name)!r}, now {value!r}"
+            for name, value in now.items()
+            if before.get(name) != value
+        ]
+
     def _open(self) -> None:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            size = self._partial.stat().st_size if self._partial.exists() else 0
-            done = self.path.exists() and not self._partial.exists() and self.state["bytes"] > 0
-            if size < self.state["bytes"] and not done:
-                raise InputError(
-                    f"{self._partial} is shorter than {self._state_file} says; delete both to "
-                    "start again"
-                )
-            if done:  # killed after the last step, before the state was removed
-                self._state_file.unlink()
-                self.complete = True
-                return
-            self._write_state()  # from here on there is an unfinished run
-            self._file = open(self._partial, "ab")
-            self._file.truncate(self.state["bytes"])
-        except OSError as error:
-            raise InputError(f"cannot write to {self.path}: {error}") from error
+        size = self._partial.stat().st_size if self._partial.exists() else 0
+        if size < self.state["bytes"]:
+            raise InputError(
+                f"{self._partial} is shorter than {self._state_file} says; delete both to "
+                "start again"
+            )
+        self._write_state()  # from here on there is an unfinished run
+        self._file = io.FileIO(self._partial, "ab")
+        self._file.truncate(self.state["bytes"])
 
     def append(self, lines: Sequence[str], position: Position, limit: int, skipped: int) -> None:
-        """Add rows, and remember that the inputs before ``position`` are done."""
-        if self.state["bytes"] == 0:
-            self.path.unlink(missing_ok=True)  # an old result is not to be taken for this one
+        """Add rows, and remember that the inputs before ``position`` are done.
+
+        Raises:
+            InputError: They cannot be written; those before are kept.
+        """
+        assert self._file is not None
         content = "".join(lines).encode()
-        self._file.write(content)
-        self._file.flush()
-        self.state["bytes"] += len(content)
-        self.state["position"], self.state["limit"] = list(position), limit
-        self.state["scored"] += len(lines) - skipped
-        self.state["skipped"] += skipped
-        self._write_state()
+        with sentence(self.path):
+            write_all(self._file, content)
+            self.state["bytes"] += len(content)
+            self.state["position"], self.state["limit"] = list(position), limit
+            self.state["scored"] += len(lines) - skipped
+            self.state["skipped"] += skipped
+            self._write_state()
 
     def finish(self) -> None:
         """Give the file its name, after turning it into Parquet if that is what it is to be."""
-        os.fsync(self._file.fileno())
-        self._file.close()
-        if is_parquet(self.path):
-            made = self.path.with_name(self.path.name + ".making")
-            _to_parquet(self._partial, made)
-            os.replace(made, self.path)
-            self._partial.unlink()
-        else:
-            os.replace(self._partial, self.path)
+        assert self._file is not None
+        with sentence(self.path):
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self.state["finished"] = True
+            self._write_state()
+            self._name()
+
+    def _name(self) -> None:
+        """The last steps, which a kill between any two of them leaves to be taken again."""
+        if self._partial.exists():
+            if is_parquet(self.path):
+                to_parquet(self._partial, self._making)
+                self._output.replace(self._making)
+                self._partial.unlink()
+            else:
+                self._output.replace(self._partial)
         self._state_file.unlink()
         self.complete = True
 
     def close(self) -> None:
         """Leave the file to be gone on with; what nothing was written to is not left behind."""
-        if self.complete:
-            return
-        self._file.close()
-        if self.state["bytes"] == 0:
-            self._partial.unlink()
-            if not self.path.exists():  # beside an old result, the state says that it is old
-                self._state_file.unlink()
+        if self._file is not None:
+            self._file.close()
+        if not self.complete and self._file is not None:
+            with suppress(OSError):
+                for made in (self._making, self._making_state):
+                    made.unlink(missing_ok=True)
+                if self.state["bytes"] == 0:
+                    self._partial.unlink(missing_ok=True)
+                    if not self._output.target.exists():  # else it says that the result is old
+                        self._state_file.unlink(missing_ok=True)
+        self._output.close()
+
+    @property
+    def _making_state(self) -> Path:
+        return self._state_file.with_name(self._state_file.name + ".making")
 
     def _write_state(self) -> None:
-        made = self._state_file.with_name(self._state_file.name + ".making")
-        made.write_text(json.dumps(self.state), encoding="utf-8")
-        os.replace(made, self._state_file)
-
-
-def is_parquet(path: Path) -> bool:
-    """Whether a file of this name holds Parquet."""
-    return path.suffix.lower() in (".parquet", ".pq")
-
-
-def read_rows(
-    path: Path, columns: Sequence[str] = ("id", "score", "error")
-) -> Iterator[dict[str, Any]]:
-    """The rows of a finished score file, one at a time.
-
-    Raises:
-        InputError: It cannot be read, or is no score file.
-    """
-    try:
-        if is_parquet(path):
-            parquet = require("pyarrow.parquet", "files", "Reading Parquet")
-            with parquet.ParquetFile(path) as file:
-                for batch in file.iter_batches(_GROUP, columns=list(columns)):
-                    yield from batch.to_pylist()
-        else:
-            with open(path, encoding="utf-8") as lines:
-                for line in lines:
-                    row = json.loads(line)
-                    yield {name: row[name] for name in columns}
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise InputError(f"cannot read scores from {path}: {error}") from error
-
-
-def _to_parquet(source: Path, target: Path) -> None:
-    arrow = require("pyarrow", "files", "Writing Parquet")
-    parquet = require("pyarrow.parquet", "files", "Writing Parquet")
-    layer = arrow.struct([("name", arrow.string()), ("deviation", arrow.float32())])
-    schema = arrow.schema(
-        [
-            ("id", arrow.string()),
-            ("score", arrow.float32()),
-            ("decision", arrow.int8()),
-            ("layers", arrow.list_(layer)),
-            ("error", arrow.string()),
-        ]
-    )
-    with parquet.ParquetWriter(target, schema) as writer, open(source, encoding="utf-8") as lines:
-        while group := [json.loads(line) for line in islice(lines, _GROUP)]:
-            writer.write_table(arrow.Table.from_pylist(group, schema))
+        self._making_state.write_text(json.dumps(self.state), encoding="utf-8")
+        os.replace(self._making_state, self._state_file)

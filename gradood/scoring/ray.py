@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -65,16 +64,15 @@ class RayScorer:
         return batch | {
             "score": np.array([_or(row["score"], np.nan) for row in rows], np.float32),
             "decision": np.array([_or(row["decision"], 0) for row in rows], np.int8),
-            "layers": np.array([json.dumps(row["layers"]) for row in rows]),
-            "error": np.array([row["error"] or "" for row in rows]),
+            # Text even where there is none, so that blocks without rows have the same columns.
+            "layers": np.array([json.dumps(row["layers"]) for row in rows], np.str_),
+            "error": np.array([row["error"] or "" for row in rows], np.str_),
         }
 
 
 def _content(value: Any) -> Any:
-    from gradood.data.files.pictures import picture_from
-
     value = value.get("bytes") if isinstance(value, dict) else value
-    return picture_from(io.BytesIO(value)) if isinstance(value, bytes) else np.asarray(value)
+    return value if isinstance(value, bytes | bytearray | memoryview) else np.asarray(value)
 
 
 def _or(value: Any, default: Any) -> Any:

@@ -22,6 +22,7 @@ from gradood.smoothing.noise import NoisyInputs
 from gradood.smoothing.sampling import Sampler
 from gradood.smoothing.settings import Smoothing
 from gradood.smoothing.tally import Resumable, Tally
+from gradood.writing import write_file
 
 FORMAT = 1
 
@@ -48,9 +49,12 @@ class Evidence:
         return [{**self.common, **row, "result": result} for row, result in pairs]
 
     def write(self, path: str | Path) -> None:
-        """Write ``records`` as JSON lines."""
-        lines = [json.dumps(encode(record)) + "\n" for record in self.records()]
-        Path(path).write_text("".join(lines), encoding="utf-8")
+        """Write ``records`` as JSON lines; an older file is replaced only by a complete one."""
+        write_file(path, self.lines())
+
+    def lines(self) -> str:
+        """``records`` as JSON lines."""
+        return "".join(json.dumps(encode(record)) + "\n" for record in self.records())
 
     def column(self, name: str, dtype: torch.dtype) -> Tensor:
         """One result of all inputs, ``[N]`` or ``[N, …]``."""

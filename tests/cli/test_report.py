@@ -97,7 +97,7 @@ def test_a_resumed_run_gives_the_same_report(data, tmp_path):
     resumed = (*command, "--out", tmp_path / "part.jsonl", "--report", tmp_path / "part")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ScoreFile, "append", killed)
-        assert run(*resumed).exit_code == 1
+        assert run(*resumed).exit_code == 2
     assert not (tmp_path / "part" / "index.html").exists()
     result = run(*resumed, "--resume")
     assert result.exit_code == 0, result.output

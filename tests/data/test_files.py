@@ -201,9 +201,14 @@ def test_a_column_names_the_input(tmp_path, pixels):
     assert len(read(open_source([tmp_path / "x.npz"], column="second"))) == COUNT - 2
     members = [("a.left.png", png(pixels[0])), ("a.right.png", png(pixels[1]))]
     shard = tar_of(tmp_path / "x.tar", members)
-    assert "no inputs" in read(open_source([shard]))[0].error
+    both = read(open_source([shard]))
+    assert all("--column" in item.error and "left.png, right.png" in item.error for item in both)
+    assert [item.id for item in both] == [f"{shard}:a.left.png", f"{shard}:a.right.png"]
     found = read(open_source([shard], column="right.png"))
     assert torch.equal(found[0].tensor[0], torch.from_numpy(pixels[1]) / 255)
+    every = read(open_source([shard], column="*.png"))
+    assert [item.id for item in every] == [item.id for item in both]
+    assert torch.equal(every[0].tensor[0], torch.from_numpy(pixels[0]) / 255)
 
 
 def test_iterables_and_datasets_are_sources(expected, pixels):

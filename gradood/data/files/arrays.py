@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -16,9 +17,13 @@ from numpy.lib import format as npy
 from gradood.data.files.source import LARGEST, Item, Source, broken, printable
 from gradood.errors import InputError
 
+_DAMAGES = (InputError, OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
+
 
 class ArraySource(Source):
-    """The rows ``[i]`` of one array ``[N, …]``; the file is never in memory as a whole.
+    """The rows ``[i]`` of the arrays ``[N, …]`` that a file holds one after another.
+
+    The file is never in memory as a whole.
 
     Args:
         path: ``.npy``, or ``.npz`` whose only array, or array ``column``, is read.
@@ -28,48 +33,80 @@ class ArraySource(Source):
     def __init__(self, path: Path, column: str | None = None) -> None:
         self._path, self._column = path, column
 
+    def file(self) -> Path:
+        """The path."""
+        return self._path
+
     def items(self, start: int = 0) -> Iterator[Item]:
         """One item a row, identified by the file and the number."""
         name, number = printable(str(self._path)), 0
         try:
-            with self._opened() as (file, shape, dtype):
-                size = int(np.prod(shape[1:])) * dtype.itemsize
-                for number in range(shape[0]):
-                    row = bytearray(size)
-                    if _fill(file, row) < size:
-                        raise InputError(f"the file ends after {number} of {shape[0]} rows")
-                    if number >= start:
-                        array = np.frombuffer(row, dtype).reshape(shape[1:])
-                        yield Item(f"{name}:{number}", partial(_native, array))
-                number = shape[0]  # what is wrong at the very end comes after all rows
-        except (InputError, OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+            with self._opened() as file:
+                for shape, dtype in _arrays(file):
+                    size, first = _row_size(shape, dtype), number
+                    for number in range(first, first + shape[0]):
+                        row = bytearray(size)
+                        if _fill(file, row) < size:
+                            of = f"{number - first} of {shape[0]}"
+                            raise InputError(f"the file ends after {of} rows")
+                        if number >= start:
+                            array = np.frombuffer(row, dtype).reshape(shape[1:])
+                            yield Item(f"{name}:{number}", partial(_itself, array), size)
+                    number = first + shape[0]  # what is wrong after it comes after all rows
+        except _DAMAGES as error:
             if number >= start:
                 yield broken(f"{name}:{number}" if number else name, f"cannot be read ({error})")
 
     def count(self) -> int | None:
-        """Rows, by the header."""
+        """Rows, by the headers."""
+        rows = 0
         try:
-            with self._opened() as (_, shape, _):
-                return int(shape[0])
-        except (InputError, OSError, zipfile.BadZipFile, zlib.error, EOFError):
+            with self._opened() as file:
+                for shape, dtype in _arrays(file):
+                    rows += int(shape[0])
+                    file.seek(int(shape[0]) * _row_size(shape, dtype), os.SEEK_CUR)
+        except _DAMAGES:
             return None
+        return rows
 
     @contextmanager
-    def _opened(self) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype[Any]]]:
-        """The open file after its header, and what the header says."""
+    def _opened(self) -> Iterator[IO[bytes]]:
         if not self._path.is_file():
             raise InputError("there is no such file")
         if not zipfile.is_zipfile(self._path):
             with open(self._path, "rb") as file:
-                yield (file, *_header(file))
+                yield file
             return
         with zipfile.ZipFile(self._path) as archive:
             names = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
             chosen = self._column or (names[0] if len(names) == 1 else None)
-            if chosen not in names:
+            if names.count(chosen or "") != 1:
                 raise InputError(f"name one of its arrays as --column: {', '.join(names[:20])}")
             with archive.open(f"{chosen}.npy") as member:
-                yield (member, *_header(member))
+                yield member
+
+
+def _arrays(file: IO[bytes]) -> Iterator[tuple[tuple[int, ...], np.dtype[Any]]]:
+    """The header of every array in a file; the rows must be read before the next one."""
+    while True:
+        begin = file.tell()
+        if begin and not file.read(1):
+            return
+        file.seek(begin)
+        try:
+            yield _header(file)
+        except InputError as error:
+            if begin:
+                raise InputError(f"after the array there is something else: {error}") from error
+            raise
+
+
+def _row_size(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    return int(np.prod(shape[1:])) * dtype.itemsize
+
+
+def _itself(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return array
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -101,7 +138,3 @@ def _fill(file: IO[bytes], row: bytearray) -> int:
             break
         done += count
     return done
-
-
-def _native(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return array.astype(array.dtype.newbyteorder("="), copy=False)

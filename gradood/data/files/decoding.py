@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 from collections import deque
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradood.data.files.pictures import ROOM, picture_from
 from gradood.data.files.source import Item, Position, Source, printable
 from gradood.data.optional import require
 from gradood.errors import InputError
@@ -60,19 +62,26 @@ def decoded(
     # Several inputs a task, since handing over a task takes as long as reading a small picture:
     # one at first, until it is known how large inputs are.
     several, ahead = 1, 2 * workers
-    waiting: deque[Future[list[Decoded]]] = deque()
+    waiting: deque[tuple[Future[list[Decoded]], int]] = deque()
+    held = 0
     pool = ThreadPoolExecutor(workers, thread_name_prefix="gradood-decode")
     remaining = iter(items)
     try:
-        while task := list(itertools.islice(remaining, several)):
-            waiting.append(pool.submit(_decode, task, transform))
-            while len(waiting) * several >= ahead:
-                found = waiting.popleft().result()
+        while task := _task(remaining, several):
+            size = sum(item.size for item, _ in task)
+            waiting.append((pool.submit(_decode, task, transform), size))
+            held += size
+            while waiting and (len(waiting) * several >= ahead or held > _AHEAD_BYTES):
+                done, size = waiting.popleft()
+                found = done.result()
+                held -= size
+                del done, task
                 yield from found
                 ahead = _ahead(found[-1].tensor, workers)
                 several = max(1, min(_TASK, ahead // (2 * workers)))
-        for task_done in waiting:
-            yield from task_done.result()
+                task = []
+        while waiting:
+            yield from waiting.popleft()[0].result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -99,13 +108,15 @@ def first_inputs(source: Source, transform: Transform, count: int) -> Tensor:
 
 
 def as_input(value: Any, transform: Transform) -> Tensor:
-    """The tensor that a model takes for a picture, an array or a tensor.
+    """The tensor that a model takes for a picture, encoded or not, an array or a tensor.
 
     Raises:
         InputError: It is none of these, or holds NaN or Inf.
     """
+    if isinstance(value, bytes | bytearray | memoryview):
+        value = picture_from(io.BytesIO(value))
     if isinstance(value, np.ndarray):
-        value = torch.from_numpy(value if value.flags.writeable else value.copy())
+        value = _from_numpy(value)
     if isinstance(value, Tensor):
         tensor = value if value.dtype != torch.uint8 else _from_bytes(value, transform)
     elif hasattr(value, "convert"):  # a picture of Pillow's, which may not be installed
@@ -117,20 +128,48 @@ def as_input(value: Any, transform: Transform) -> Tensor:
     return tensor
 
 
+def _task(items: Iterator[tuple[Item, Position]], several: int) -> list[tuple[Item, Position]]:
+    """The next items: several, unless they are large."""
+    task, size = [], 0
+    for placed in itertools.islice(items, several):
+        task.append(placed)
+        size += placed[0].size
+        if size > _AHEAD_BYTES // 8:
+            break
+    return task
+
+
 def _decode(task: list[tuple[Item, Position]], transform: Transform) -> list[Decoded]:
     return [_decode_one(item, after, transform) for item, after in task]
 
 
 def _decode_one(item: Item, after: Position, transform: Transform) -> Decoded:
     try:
-        return Decoded(item.id, as_input(item.load(), transform), None, after)
+        with ROOM.shared():
+            return Decoded(item.id, as_input(item.load(), transform), None, after)
     except Exception as error:  # files may be damaged in every way there is
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         return Decoded(item.id, None, printable(reason), after)
 
 
+#: What PyTorch knows no arithmetic for, and what holds the same numbers.
+_WIDER = {"u2": np.int32, "u4": np.int64, "f16": np.float64, "f12": np.float64}
+
+
+def _from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
+    """The same numbers in a tensor, whatever the order of bytes and the strides."""
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"it holds {array.dtype}, expected numbers")
+    native = array.dtype.newbyteorder("=")
+    wanted = _WIDER.get(native.str[1:], native)
+    array = np.ascontiguousarray(array, wanted).reshape(array.shape)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
 def _from_bytes(pixels: Tensor, transform: Transform) -> Tensor:
-    """``[H, W]``, ``[H, W, C]`` or ``[C, H, W]`` of 0…255 as the picture that it is."""
+    """``[H, W]``, ``[H, W, C]`` or ``[C, H, W]`` of 0…255, or a file, as the picture it is."""
+    if pixels.dim() == 1 and len(pixels):
+        return transform(picture_from(io.BytesIO(pixels.numpy().tobytes())))
     if pixels.dim() == 3 and pixels.shape[2] not in (1, 3, 4) and pixels.shape[0] in (1, 3, 4):
         pixels = pixels.permute(1, 2, 0)
     channels = pixels.shape[2] if pixels.dim() == 3 else 1

@@ -9,11 +9,11 @@ from pathlib import Path
 from gradood.data.files.arrays import ArraySource
 from gradood.data.files.pictures import SUFFIXES, FolderSource, PictureSource
 from gradood.data.files.shards import ShardSource
-from gradood.data.files.source import Chain, Source, Stride, printable
+from gradood.data.files.source import Chain, Share, Source, Stride, printable
 from gradood.data.files.tables import TableSource
 from gradood.errors import InputError
 
-_TAR = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
+_TAR = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tbz")
 
 
 def open_source(
@@ -28,9 +28,9 @@ def open_source(
     Args:
         paths: In the order in which their inputs come.
         column: Which array, column or member is the input, where there are several.
-        rank: Of ``world`` processes that share the inputs. With one path, process ``rank`` takes
-            every ``world``-th input from number ``rank`` on, with several every ``world``-th path:
-            each input is taken once.
+        rank: Of ``world`` processes that share the inputs: of several paths every ``world``-th, of
+            one file every ``world``-th input from number ``rank`` on, of one folder those that a
+            hash of their names says. Each input is taken once.
         world: Number of processes.
 
     Raises:
@@ -43,16 +43,28 @@ def open_source(
     several = len(paths) > 1
     parts = [_open(Path(path), column, several) for path in paths]
     if several:
-        return Chain(parts[rank::world])
-    return parts[0] if world == 1 else Stride(parts[0], rank, world)
+        return Chain(parts[rank::world], is_share=world > 1)
+    if world == 1:
+        return parts[0]
+    share = Share if parts[0].file() is None else Stride
+    return share(parts[0], rank, world)
 
 
 def _open(path: Path, column: str | None, several: bool) -> Source:
     if path.is_dir():
         return FolderSource(path, f"{path}/" if several else "")
     name = path.name.lower()
-    if not path.exists():
-        raise InputError(f"{printable(str(path))} does not exist")
+    try:
+        path.stat()
+    except OSError as error:
+        raise InputError(
+            f"{printable(str(path))} "
+            + (
+                "does not exist"
+                if isinstance(error, FileNotFoundError)
+                else f"cannot be read ({error.strerror})"
+            )
+        ) from error
     if name.endswith((".npy", ".npz")):
         return ArraySource(path, column)
     if name.endswith((".parquet", ".pq")):

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
+from zlib import crc32
 
 from gradood.errors import InputError
 
-#: No single input in a file may be larger: what says it is, is damaged or hostile.
-LARGEST = 1 << 30
+_LOG = logging.getLogger("gradood")
 
+#: No single input in a file may be larger: what says it is, is damaged or hostile.
+LARGEST = 1 << 28
+
+
+#: Of each kind of what was left out, so many are named.
+_NAMED = 3
 
 #: Where reading goes on: the number of the part, and of the input within it.
 Position: TypeAlias = "tuple[int, int]"
@@ -28,14 +36,48 @@ class Item:
         id: Unique within its source.
         load: Reads it, in a thread of its own: a picture of Pillow, an array or a tensor.
             Whatever it raises is said of this input.
+        size: Bytes that it holds until then.
     """
 
     id: str
     load: Callable[[], Any]
+    size: int = 0
+
+
+class LeftOut:
+    """What was found beside inputs and is none: counted by kind, and named.
+
+    Args:
+        where: It was found.
+    """
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._names: dict[str, list[str]] = {}
+        self._counts: Counter[str] = Counter()
+
+    def add(self, name: str, kind: str) -> None:
+        """One more of a kind."""
+        self._counts[kind] += 1
+        if self._counts[kind] <= _NAMED:
+            self._names.setdefault(kind, []).append(printable(name))
+
+    def log(self) -> None:
+        """Say what it was, if there was any."""
+        if not self._counts:
+            return
+        kinds = []
+        for kind, count in self._counts.most_common():
+            more = ", …" if count > _NAMED else ""
+            kinds.append(f"{count:,} {printable(kind)} ({', '.join(self._names[kind])}{more})")
+        _LOG.warning("left out of %s: %s", self._where, "; ".join(kinds))
 
 
 class Source(ABC):
     """Inputs in an order that is always the same."""
+
+    #: Whether other processes have the rest, so that it may well be empty.
+    is_share: bool = False
 
     @abstractmethod
     def items(self, start: int = 0) -> Iterator[Item]:
@@ -50,6 +92,10 @@ class Source(ABC):
 
     def count(self) -> int | None:
         """How many inputs there are, where that is known without reading them."""
+        return None
+
+    def file(self) -> Path | None:
+        """The one file whose rows are the inputs; None where inputs have names of their own."""
         return None
 
     def placed(self, start: Position = (0, 0)) -> Iterator[tuple[Item, Position]]:
@@ -90,8 +136,8 @@ class IterableSource(Source):
 class Chain(Source):
     """Several sources, one after the other."""
 
-    def __init__(self, parts: Sequence[Source]) -> None:
-        self._parts = parts
+    def __init__(self, parts: Sequence[Source], is_share: bool = False) -> None:
+        self._parts, self.is_share = parts, is_share
 
     def items(self, start: int = 0) -> Iterator[Item]:
         """The items of every part in turn."""
@@ -108,8 +154,28 @@ class Chain(Source):
         return None if None in counts else sum(counts)  # type: ignore[arg-type]
 
 
+class Share(Source):
+    """One process's share of inputs that have names: by their names, whichever others there are."""
+
+    is_share = True
+
+    def __init__(self, whole: Source, rank: int, world: int) -> None:
+        self._whole, self._rank, self._world = whole, rank, world
+
+    def items(self, start: int = 0) -> Iterator[Item]:
+        """This share's items."""
+        mine = (i for i in self._whole.items() if crc32(i.id.encode()) % self._world == self._rank)
+        return itertools.islice(mine, start, None)
+
+    def count(self) -> int | None:
+        """How many there are in the share."""
+        return sum(1 for _ in self.items())
+
+
 class Stride(Source):
-    """Every ``world``-th item from number ``rank`` on: one process's share."""
+    """Every ``world``-th item from number ``rank`` on: one process's share of a file."""
+
+    is_share = True
 
     def __init__(self, whole: Source, rank: int, world: int) -> None:
         self._whole, self._rank, self._world = whole, rank, world
@@ -118,6 +184,10 @@ class Stride(Source):
         """This share's items."""
         first = self._rank + start * self._world
         return itertools.islice(self._whole.items(first), 0, None, self._world)
+
+    def file(self) -> Path | None:
+        """That of the whole."""
+        return self._whole.file()
 
     def count(self) -> int | None:
         """How many there are in the share."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,10 @@ class TableSource(Source):
     def __init__(self, path: Path, column: str | None = None) -> None:
         self._path, self._column = path, column
 
+    def file(self) -> Path:
+        """The path."""
+        return self._path
+
     def items(self, start: int = 0) -> Iterator[Item]:
         """One item a row, named by the column ``id`` or ``path``, or else by its number."""
         arrow, parquet = _arrow()
@@ -40,6 +45,7 @@ class TableSource(Source):
         try:
             with parquet.ParquetFile(self._path) as file:
                 column, identifier = self._columns(file.schema_arrow.names)
+                read = partial(_value, shape=_shape(file.schema_arrow.field(column)))
                 groups, number = _from(file.metadata, start)
                 chosen = [column] if identifier is None else [column, identifier]
                 for batch in file.iter_batches(_ROWS, row_groups=groups, columns=chosen):
@@ -48,7 +54,7 @@ class TableSource(Source):
                             named = f"{name}:{number}"
                             if identifier is not None:
                                 named = printable(str(batch[identifier][row].as_py()))
-                            yield Item(named, partial(_value, batch[column][row]))
+                            yield Item(named, partial(read, batch[column][row]))
                         number += 1
         except (InputError, OSError, arrow.ArrowException) as error:
             if number >= start:
@@ -67,7 +73,9 @@ class TableSource(Source):
         column = next((name for name in wanted if name in names), None)
         if column is None:
             raise InputError(f"name its input as --column: {', '.join(names[:20])}")
-        return column, next((name for name in _IDENTIFIERS if name in names), None)
+        if names.count(column) > 1:
+            raise InputError(f"{names.count(column)} of its columns are called {column}")
+        return column, next((name for name in _IDENTIFIERS if names.count(name) == 1), None)
 
 
 def _arrow() -> tuple[Any, Any]:
@@ -86,20 +94,52 @@ def _from(metadata: Any, start: int) -> tuple[list[int], int]:
     return list(range(group, metadata.num_row_groups)), first
 
 
-def _value(scalar: Any) -> Any:
-    shape = getattr(scalar.type, "shape", None)  # of a fixed-shape tensor
-    if shape is not None and scalar.is_valid:
-        stored = scalar.value.values.to_numpy(zero_copy_only=False).reshape(shape)
-        return np.ascontiguousarray(stored.transpose(scalar.type.permutation))
-    content = scalar.as_py()
+def _shape(field: Any) -> list[int] | None:
+    """The shape of every tensor in a column of Ray's, which is read without Ray as flat lists."""
+    metadata = field.metadata or {}
+    if not metadata.get(b"ARROW:extension:name", b"").startswith(b"ray.data.arrow_tensor"):
+        return None
+    found = json.loads(metadata[b"ARROW:extension:metadata"])
+    return list(found["shape"] if isinstance(found, dict) else found)
+
+
+def _value(scalar: Any, shape: list[int] | None = None) -> Any:
+    """What one row holds: a picture, encoded or not, or numbers."""
+    kind = scalar.type
+    shape = getattr(kind, "shape", None) or shape  # of a tensor of a fixed shape
+    order = getattr(kind, "permutation", None)
+    if hasattr(kind, "storage_type"):
+        scalar, kind = scalar.value, kind.storage_type
+    content = None if scalar is None else scalar.as_py()
     if isinstance(content, dict):
-        content = content.get("bytes")
+        if {"data", "shape"} <= content.keys():  # Ray's tensors of many shapes
+            kind, shape, content = kind.field("data").type, content["shape"], content["data"]
+        else:
+            content = content.get("bytes")
     if content is None:
         raise InputError("the row has no input")
     if isinstance(content, bytes):
         return picture_from(io.BytesIO(content))
-    array = np.asarray(content)
-    if array.dtype.kind not in "fiub":
-        raise InputError(f"the row holds {type(content).__name__}, not a picture or numbers alike")
+    array = _array(content, kind)
+    if shape is not None:
+        array = array.reshape(list(shape))
+        array = array if order is None else array.transpose(order)
     # Lists come as Python's floats; models take float32, which they were saved as.
     return array.astype(np.float32) if array.dtype == np.float64 else array
+
+
+def _array(content: Any, kind: Any) -> np.ndarray[Any, Any]:
+    """Nested lists as an array of what Arrow says is in them."""
+    while hasattr(kind, "value_type"):
+        kind = kind.value_type
+    kind = getattr(kind, "storage_type", kind)
+    try:
+        wanted = np.dtype(kind.to_pandas_dtype())
+    except (NotImplementedError, TypeError):
+        wanted = np.dtype(object)
+    if wanted.kind not in "fiub":
+        raise InputError(f"the row holds {kind}, not a picture or numbers alike")
+    try:
+        return np.asarray(content, wanted)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"the row holds no array of numbers ({error})") from error

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from gradood.errors import InputError
 from gradood.evaluation.reports.figures import Plot
 from gradood.evaluation.reports.html import Html, html, tag
 from gradood.evaluation.reports.style import STYLE
+from gradood.writing import write_file
 
 #: No script and no request, whatever the page might come to hold.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -67,11 +67,7 @@ class Page:
             InputError: The folder cannot be written to.
         """
         page = folder / "index.html"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for name, plot in self._plots.items():
-                (folder / f"{name}.png").write_bytes(plot.png())
-            page.write_text(str(self), encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"cannot write the report to {folder}: {error.strerror}") from error
+        for name, plot in self._plots.items():
+            write_file(folder / f"{name}.png", plot.png())
+        write_file(page, str(self))
         return page

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -23,16 +23,21 @@ _SIDE = 192
 _FEW_PIXELS = 64
 
 
-def inputs_at(source: Source, places: Iterable[int]) -> dict[int, Item]:
-    """The inputs with these numbers, not read yet; passes over the others without reading them."""
-    wanted = set(places)
+def inputs_at(source: Source, wanted: Mapping[int, str]) -> dict[int, Item]:
+    """The inputs with these numbers, not read yet; passes over the others without reading them.
+
+    Where another input has the number, since some were added or removed, it is looked for by name.
+    """
     items = islice(source.items(), max(wanted, default=-1) + 1)
-    return {place: item for place, item in enumerate(items) if place in wanted}
+    found = {n: item for n, item in enumerate(items) if wanted.get(n) == item.id}
+    missing = {name: number for number, name in wanted.items() if number not in found}
+    elsewhere = source.items() if missing else ()
+    return found | {missing[item.id]: item for item in elsewhere if item.id in missing}
 
 
 def gallery(ranked: Sequence[Ranked], source: Source | None) -> Html:
     """Inputs with their scores and the layers that reacted, as pictures if there is a source."""
-    items = {} if source is None else inputs_at(source, (place for place, _ in ranked))
+    items = {} if source is None else inputs_at(source, {n: row["id"] for n, row in ranked})
     figures = []
     for place, row in ranked:
         shown = _reread(items.get(place), row["id"]) if source is not None else Html()

@@ -1,0 +1,404 @@
+"""Files as they come: each input is read, or named with what is wrong; nothing is left out."""
+
+import bz2
+import gzip
+import io
+import logging
+import lzma
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gradood.data.files import as_source, decoded, open_source
+from gradood.data.files.pictures import _FORMATS, SUFFIXES, Room
+from gradood.data.preprocessing import Preprocessing
+from tests.data.test_files import PLAIN, npy, png, tar_of
+
+RANDOM = np.random.default_rng(0)
+
+
+def grey(count=1):
+    return RANDOM.integers(0, 256, (count, 28, 28), np.uint8)
+
+
+def read(path, transform=PLAIN, **options):
+    return list(decoded(open_source([path], **options).placed(), transform, workers=2))
+
+
+def names(found):
+    return [item.id.rpartition(":")[2] for item in found]
+
+
+def test_every_ending_of_the_formats_that_are_read_is_known():
+    from PIL import Image as pillow
+
+    pillow.init()
+    known = {e for e, kind in pillow.registered_extensions().items() if kind in _FORMATS}
+    assert known - {".fax", ".g3", ".webp", ".tiff"} <= SUFFIXES  # the first two hold no header
+
+
+@pytest.mark.parametrize("ending", ["jpg", "JPG", "jpeg", "jpe", "jfif", "jif", "Jfif"])
+def test_jpeg_by_every_name(tmp_path, ending):
+    Image.fromarray(grey()[0]).save(tmp_path / f"a.b.{ending}", "jpeg")
+    assert [item.error for item in read(tmp_path)] == [None]
+    assert [item.error for item in read(tmp_path / f"a.b.{ending}")] == [None]
+
+
+SIXTEEN = {
+    "pgm": lambda a: b"P5 28 28 65535\n" + a.astype(">u2").tobytes(),
+    "pnm": lambda a: b"P5\n# made by hand\n28 28\n65535\n" + a.astype(">u2").tobytes(),
+    "plain.pgm": lambda a: b"P2 28 28 65535\n" + " ".join(map(str, a.flatten())).encode(),
+    "png": lambda a: encoded(a, "png"),
+    "tiff": lambda a: encoded(a, "tiff"),
+}
+
+
+def encoded(array, kind):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", SIXTEEN)
+def test_sixteen_bits(tmp_path, kind):
+    values = RANDOM.integers(0, 65536, (28, 28)).astype(np.uint16)
+    (tmp_path / f"a.{kind}").write_bytes(SIXTEEN[kind](values))
+    (found,) = read(tmp_path)
+    assert found.error is None
+    assert torch.equal(found.tensor[0] * 255, torch.from_numpy((values >> 8).astype(np.float32)))
+
+
+def test_twelve_bits_fill_the_same_range(tmp_path):
+    values = np.full((28, 28), 4095, ">u2")
+    (tmp_path / "a.pgm").write_bytes(b"P5 28 28 4095\n" + values.tobytes())
+    assert read(tmp_path)[0].tensor.min() == 1
+
+
+def test_linked_folders_and_pictures_are_read(tmp_path, caplog):
+    real, folder = tmp_path / "real", tmp_path / "folder"
+    (real / "in").mkdir(parents=True)
+    folder.mkdir()
+    (real / "in" / "a.png").write_bytes(png(grey()[0]))
+    (folder / "linked").symlink_to(real)
+    (folder / "b.png").symlink_to(real / "in" / "a.png")
+    (real / "in" / "up").symlink_to("..")
+    (real / "in" / "self").symlink_to("self")
+    with caplog.at_level(logging.WARNING, "gradood"):
+        found = read(folder)
+    assert [item.id for item in found] == ["b.png", "linked/in/a.png"]
+    assert all(item.error is None for item in found)
+    assert "1 links to folders that they lie in (linked/in/up)" in caplog.text
+    assert "linked/in/self" in caplog.text
+    assert open_source([folder]).count() == 2
+
+
+def test_what_is_no_picture_is_counted_and_named(tmp_path, caplog):
+    (tmp_path / "a.png").write_bytes(png(grey()[0]))
+    for name in ("1.heic", "2.HEIC", "3.heic", "4.heic", "notes.txt", "README", ".DS_Store"):
+        (tmp_path / name).write_bytes(b"x")
+    with caplog.at_level(logging.WARNING, "gradood"):
+        assert len(read(tmp_path)) == 1
+    (said,) = caplog.messages
+    assert (
+        "4 .heic files (1.heic, 2.HEIC, 3.heic, …)" in said and "1 .txt files (notes.txt)" in said
+    )
+    assert "2 files whose names have no ending (.DS_Store, README)" in said
+
+
+DOTTED = ["a.png", "IMG_2024.01.05.png", ".hidden.png", "d/v1.2/x.jpg", "ä.é.png", "a.b.c.d.npy"]
+
+
+@pytest.mark.parametrize("name", DOTTED)
+def test_dots_in_members_names(tmp_path, name):
+    content = npy(grey()[0]) if name.endswith("npy") else png(grey()[0])
+    (found,) = read(tar_of(tmp_path / "s.tar", [(name, content)]))
+    assert found.error is None
+
+
+def test_dotted_pictures_of_one_name_are_each_named(tmp_path):
+    members = [(f"2024.01.{day:02}.png", png(grey()[0])) for day in range(5)]
+    shard = tar_of(tmp_path / "s.tar", members)
+    found = read(shard)
+    assert names(found) == [name for name, _ in members]
+    assert all("several inputs" in item.error for item in found)
+    found = read(shard, column="*.png")
+    assert names(found) == [name for name, _ in members]
+    assert all(item.error is None for item in found)
+
+
+@pytest.mark.parametrize("second", ["jpg", "seg.png", "npy", "2.jpg"])
+def test_several_inputs_a_sample_are_an_error(tmp_path, second):
+    picture = Image.fromarray(grey()[0])
+    contents = {"png": png(grey()[0]), "npy": npy(grey()[0])}
+    buffer = io.BytesIO()
+    picture.save(buffer, "jpeg")
+    content = contents.get(second.rpartition(".")[2], buffer.getvalue())
+    members = [("a.png", png(grey()[0])), ("a.cls", b"1"), (f"a.{second}", content)]
+    members += [("b.png", png(grey()[0])), ("b.cls", b"2")]
+    found = read(tar_of(tmp_path / "s.tar", members))
+    assert [bool(item.error) for item in found] == [True, True, False]
+    assert all(f"png, {second}" in item.error for item in found[:2])
+    found = read(tar_of(tmp_path / "t.tar", members), column="png")
+    assert names(found) == ["a", "b"] and not any(item.error for item in found)
+
+
+def test_samples_without_an_input_are_counted_and_named(tmp_path, caplog):
+    members = [("a.png", png(grey()[0])), ("a.cls", b"1"), ("b.heic", b"x"), ("b.cls", b"2")]
+    with caplog.at_level(logging.WARNING, "gradood"):
+        assert names(read(tar_of(tmp_path / "s.tar", members))) == ["a"]
+    assert "1 .heic files (b.heic); 1 .cls files (b.cls)" in caplog.text
+
+
+COMPRESSED = {"tar": bytes, "tar.gz": gzip.compress, "tar.bz2": bz2.compress,
+              "tar.xz": lzma.compress}  # fmt: skip
+
+
+def archives(tmp_path, count):
+    for number in range(count):
+        members = [(f"{number}{letter}.png", png(grey()[0])) for letter in "ab"]
+        yield tar_of(tmp_path / f"{number}.part", members).read_bytes()
+
+
+@pytest.mark.parametrize("ending", COMPRESSED)
+@pytest.mark.parametrize("whole", [True, False], ids=["compressed whole", "compressed each"])
+def test_archives_one_after_another(tmp_path, ending, whole):
+    parts, compress = list(archives(tmp_path, 3)), COMPRESSED[ending]
+    content = compress(b"".join(parts)) if whole else b"".join(map(compress, parts))
+    path = tmp_path / f"x.{ending}"
+    path.write_bytes(content)
+    found = read(path)
+    assert names(found) == ["0a", "0b", "1a", "1b", "2a", "2b"]
+    assert not any(item.error for item in found)
+    (tmp_path / "y.tar").write_bytes(content)  # whatever it is called
+    assert names(read(tmp_path / "y.tar")) == names(found)
+
+
+def test_damage_between_members_is_named(tmp_path):
+    first, second = archives(tmp_path, 2)
+    whole = bytearray(first + second)
+    begin = whole.index(b"0b.png")
+    whole[begin : begin + 512] = b"\x07" * 512
+    (tmp_path / "x.tar").write_bytes(whole)
+    found = read(tmp_path / "x.tar")
+    assert names(found)[0] == "0a" and "damaged, or no archive" in found[-1].error
+    (tmp_path / "y.tar").write_bytes(first + b"\x07" * 700)
+    found = read(tmp_path / "y.tar")
+    assert names(found)[:2] == ["0a", "0b"] and "damaged, or no archive" in found[-1].error
+
+
+def test_an_archive_without_its_end_is_said(tmp_path, caplog):
+    content = next(archives(tmp_path, 1))
+    (tmp_path / "x.tar").write_bytes(content[: content.index(b"0b.png")])
+    with caplog.at_level(logging.WARNING, "gradood"):
+        assert names(read(tmp_path / "x.tar")) == ["0a"]
+    assert "no end mark" in caplog.text
+
+
+ARRAYS = ["<f4", ">f4", ">f8", "<f2", ">f2", ">i4", "<i8", ">u2", "<u4", "?", "i1"]
+
+
+@pytest.mark.parametrize("dtype", ARRAYS)
+def test_arrays_of_every_dtype_alone_and_in_shards(tmp_path, dtype):
+    array = (RANDOM.random((2, 1, 28, 28)) * 100).astype(dtype)
+    np.save(tmp_path / "x.npy", array)
+    np.savez(tmp_path / "x.npz", a=array)
+    members = [(f"{i}.npy", npy(row)) for i, row in enumerate(array)]
+    for path in (tmp_path / "x.npy", tmp_path / "x.npz", tar_of(tmp_path / "s.tar", members)):
+        found = read(path)
+        assert [item.error for item in found] == [None, None]
+        for item, row in zip(found, array, strict=True):
+            assert torch.equal(item.tensor.double(), torch.tensor(row.astype(float)))
+
+
+def test_arrays_in_python_of_every_layout():
+    base = RANDOM.random((28, 28)).astype(np.float32)
+    for array in (base, base[::-1], base.T, base[:, ::2], base.astype(">f4"), base.astype("g")):
+        (found,) = decoded(as_source([array]).placed(), PLAIN)
+        assert found.error is None
+        torch.testing.assert_close(found.tensor.float(), torch.tensor(array.astype(np.float32)))
+    for array in (np.array(["a"]), np.array([1j]), np.array([object()]), np.zeros(2, "M8[s]")):
+        (found,) = decoded(as_source([array]).placed(), PLAIN)
+        assert "expected numbers" in found.error
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_encoded_pictures_in_python(kind):
+    pixels = grey()[0]
+    for value in (kind(png(pixels)), np.frombuffer(png(pixels), np.uint8)):
+        (found,) = decoded(as_source([value]).placed(), PLAIN)
+        assert torch.equal(found.tensor[0] * 255, torch.from_numpy(pixels).float())
+
+
+def test_several_arrays_in_one_file(tmp_path):
+    with open(tmp_path / "x.npy", "wb") as file:
+        for number, shape in enumerate([(2, 1, 28, 28), (3, 28, 28), (1, 28)]):
+            np.save(file, np.full(shape, number, np.float32))
+    source = open_source([tmp_path / "x.npy"])
+    found = read(tmp_path / "x.npy")
+    assert [int(item.tensor.flatten()[0]) for item in found] == [0, 0, 1, 1, 1, 2]
+    assert names(found) == list("012345") and source.count() == 6
+    for start in range(7):
+        rest = list(decoded(source.placed((0, start)), PLAIN))
+        assert names(rest) == names(found)[start:]
+    with open(tmp_path / "x.npy", "ab") as file:
+        file.write(b"something else")
+    found = read(tmp_path / "x.npy")
+    assert len(found) == 7 and "something else" in found[-1].error
+    assert source.count() is None
+
+
+def table(path, **columns):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def test_lists_of_bytes_are_pictures(tmp_path):
+    import pyarrow as pa
+
+    pixels = grey(3)
+    colour = RANDOM.integers(0, 256, (3, 28, 28, 3), np.uint8)
+    np.save(tmp_path / "x.npy", pixels)
+    expected = [item.tensor for item in read(tmp_path / "x.npy")]
+    for kind in (pa.list_, pa.large_list, lambda inner: pa.list_(inner, 28)):
+        column = pa.array(pixels.tolist(), kind(kind(pa.uint8())))
+        found = read(table(tmp_path / "x.parquet", x=column))
+        assert all(torch.equal(a.tensor, b) for a, b in zip(found, expected, strict=True))
+    deep = pa.array(colour.tolist(), pa.list_(pa.list_(pa.list_(pa.uint8()))))
+    transform = Preprocessing(input_size=(3, 28, 28))
+    found = read(table(tmp_path / "y.parquet", x=deep), transform)
+    assert torch.equal(found[1].tensor * 255, torch.from_numpy(colour[1]).permute(2, 0, 1).float())
+    files = pa.array([list(png(a)) for a in pixels], pa.list_(pa.uint8()))
+    found = read(table(tmp_path / "z.parquet", x=files))
+    assert all(torch.equal(a.tensor, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["int8", "int64", "float16", "float32", "float64", "bool_"])
+def test_lists_of_numbers_keep_their_type(tmp_path, kind):
+    import pyarrow as pa
+
+    values = (RANDOM.random((2, 5)) * 100).astype(kind.rstrip("_"))
+    column = pa.array([list(row) for row in values], pa.list_(getattr(pa, kind)()))
+    found = read(table(tmp_path / "x.parquet", x=column))
+    expected = values.astype(np.float32) if kind == "float64" else values
+    assert torch.equal(torch.stack([i.tensor for i in found]), torch.from_numpy(expected))
+
+
+def test_columns_of_one_name_are_named(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    values = pa.array([[1.0, 2.0]])
+    twice = pa.Table.from_arrays([values, values, pa.array(["a"])], ["x", "x", "id"])
+    pq.write_table(twice, tmp_path / "x.parquet")
+    (found,) = read(tmp_path / "x.parquet")
+    assert "2 of its columns are called x" in found.error
+    ids = pa.Table.from_arrays([values, pa.array(["a"]), pa.array(["b"])], ["x", "id", "id"])
+    pq.write_table(ids, tmp_path / "y.parquet")
+    (found,) = read(tmp_path / "y.parquet")
+    assert found.error is None and names([found]) == ["0"]
+
+
+RAY = """
+import sys, numpy as np, pyarrow as pa, pyarrow.parquet as pq
+from ray.data.extensions import ArrowTensorArray, ArrowVariableShapedTensorArray
+u = (np.random.default_rng(0).random((4, 28, 28)) * 255).astype(np.uint8)
+pq.write_table(pa.table({"image": ArrowTensorArray.from_numpy(u)}), sys.argv[1] + "/f.parquet")
+several = np.empty(2, object); several[:] = [u[0], u[1, :20]]
+several = ArrowVariableShapedTensorArray.from_numpy(several)
+pq.write_table(pa.table({"image": several}), sys.argv[1] + "/v.parquet")
+fixed = pa.FixedShapeTensorArray.from_numpy_ndarray(u)
+pq.write_table(pa.table({"image": fixed}), sys.argv[1] + "/a.parquet")
+from tests.data.test_odd_files import shapes
+print(shapes(sys.argv[1]))
+"""
+
+
+def shapes(folder):
+    transform = Preprocessing(input_size=(1, None, None))
+    return [
+        [i.error or list(i.tensor.shape) for i in read(f"{folder}/{n}.parquet", transform)]
+        for n in "fva"
+    ]
+
+
+def test_tensors_of_ray_and_of_arrow_with_and_without_ray(tmp_path):
+    pytest.importorskip("ray")
+    done = subprocess.run(
+        [sys.executable, "-c", RAY, str(tmp_path)], capture_output=True, text=True
+    )
+    expected = [[[1, 28, 28]] * 4, [[1, 28, 28], [1, 20, 28]], [[1, 28, 28]] * 4]
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(expected)
+    code = f"from tests.data.test_odd_files import shapes; print(shapes({str(tmp_path)!r}))"
+    without = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert without.stdout.strip() == str(expected), without.stderr
+
+
+@pytest.mark.parametrize("size", [(30_000, 1), (1, 30_000), (9_000, 20), (20, 9_000)])
+@pytest.mark.parametrize("kind", ["bilinear", "bicubic", "lanczos"])  # "nearest" has ties
+def test_thin_pictures_are_what_resizing_them_whole_gives(size, kind, monkeypatch):
+    pixels = RANDOM.integers(0, 256, (size[1], size[0]), np.uint8)
+    image = Image.fromarray(pixels)
+    transform = Preprocessing(input_size=(1, 12, 10), crop_pct=0.9, interpolation=kind)
+    whole = transform(image)
+    monkeypatch.setattr("gradood.data.preprocessing._LARGE", 0)
+    found = transform(image)
+    assert (found - whole).abs().max() <= 1.01 / 255
+
+
+def test_thin_pictures_take_little_memory(tmp_path):
+    Image.new("L", (30_000, 1)).save(tmp_path / "a.png")
+    Image.new("L", (1, 9_000_000)).save(tmp_path / "b.png")
+    code = f"""
+import resource
+from pathlib import Path
+from tests.data.test_odd_files import Preprocessing, read
+used = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 29),) * 2)
+for name in "ab":
+    (found,) = read({str(tmp_path)!r} + f"/{{name}}.png", Preprocessing(input_size=(3, 224, 224)))
+    print(found.error or list(found.tensor.shape))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split("\n")[:2] == ["[3, 224, 224]"] * 2, done.stderr
+
+
+def test_room_is_shared_and_given_back():
+    import threading
+
+    room, most, now, lock = Room(100), 0, 0, threading.Lock()
+
+    def work(size):
+        nonlocal most, now
+        for _ in range(50):
+            with room.shared():
+                room.take(size)
+                with lock:
+                    now += min(size, 100)
+                    most = max(most, now)
+                with lock:
+                    now -= min(size, 100)
+
+    threads = [threading.Thread(target=work, args=(size,)) for size in (10, 60, 60, 1000)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert not any(thread.is_alive() for thread in threads) and most <= 100
+    room.take(1000)  # outside, nothing waits
+
+
+def test_names_that_nobody_may_read_are_said(tmp_path):
+    if os.geteuid() == 0:
+        pytest.skip("root may read every file")
+    (tmp_path / "a.npy").write_bytes(npy(grey()))
+    os.chmod(tmp_path / "a.npy", 0)
+    assert "Permission denied" in read(tmp_path / "a.npy")[0].error
