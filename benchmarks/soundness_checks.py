@@ -322,6 +322,7 @@ def check_data_sets(
             uniform = rng.beta(rank, n - rank + 1, anomalous) if rank else np.zeros(anomalous)
             lower = ndtri(uniform) + c - 1e-9
             options = dict(point_alpha=point_alpha, alpha=ALPHA, composition=composition)
+            options["noise"] = ([0], range(1, anomalous + 1))
             wrong += evaluate([0.0], lower, 0.1, **options).clean_normals.auroc[0] > 0
         yield Cell(f"data set, {composition}", "40 half-spaces", n, c, int(wrong), repetitions)
 

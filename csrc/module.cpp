@@ -188,6 +188,29 @@ PyObject* noisy_batch(PyObject*, PyObject* args) {
   return run([&] { return (*kernels->noisy_batch)(b, threads); });
 }
 
+PyObject* grid_batch(PyObject*, PyObject* args) {
+  Reader read(args);
+  NoisyBatch b;
+  b.x = read.address<const float>();
+  b.channels = read.integer();
+  b.elements = read.integer();
+  b.copies = read.integer();
+  b.rows = read.address<const int64_t>();
+  b.inputs = read.address<const int64_t>();
+  b.samples = read.address<const int64_t>();
+  b.seed = static_cast<uint64_t>(read.integer());
+  b.tag = static_cast<uint32_t>(read.integer());
+  b.exact_sigma = read.real();
+  b.levels = read.real();
+  b.low = static_cast<float>(read.real());
+  b.high = static_cast<float>(read.real());
+  b.out = read.address<void>();
+  b.bfloat16 = read.integer() != 0;
+  b.channels_last = read.integer() != 0;
+  const int64_t threads = read.integer();
+  return run([&] { return (*kernels->noisy_batch)(b, threads); });
+}
+
 PyObject* vote_count(PyObject*, PyObject* args) {
   Reader read(args);
   const Vote mode = static_cast<Vote>(read.integer());
@@ -230,6 +253,7 @@ PyMethodDef methods[] = {
     {"embedding", embedding, METH_VARARGS, nullptr},
     {"bias", bias, METH_VARARGS, nullptr},
     {"noisy_batch", noisy_batch, METH_VARARGS, nullptr},
+    {"grid_batch", grid_batch, METH_VARARGS, nullptr},
     {"vote_count", vote_count, METH_VARARGS, nullptr},
     {nullptr, nullptr, 0, nullptr}};
 

@@ -7,10 +7,10 @@ struct Isa {
 };
 }  // namespace
 
-#include "noise.h"
+#include "grid_noise.h"
 
 namespace gradood {
 
-const NoiseKernel kNoiseAvx2 = noisy_batch;
+const NoiseKernel kNoiseAvx2 = any_batch;
 
 }  // namespace gradood

@@ -7,10 +7,10 @@ struct Isa {
 };
 }  // namespace
 
-#include "noise.h"
+#include "grid_noise.h"
 
 namespace gradood {
 
-const NoiseKernel kNoiseAvx512 = noisy_batch;
+const NoiseKernel kNoiseAvx512 = any_batch;
 
 }  // namespace gradood

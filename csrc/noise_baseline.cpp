@@ -7,10 +7,10 @@ struct Isa {
 };
 }  // namespace
 
-#include "noise.h"
+#include "grid_noise.h"
 
 namespace gradood {
 
-const NoiseKernel kNoiseBaseline = noisy_batch;
+const NoiseKernel kNoiseBaseline = any_batch;
 
 }  // namespace gradood

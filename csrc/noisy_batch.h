@@ -15,6 +15,8 @@ struct NoisyBatch {
   const float *mean, *rstd;  // [channels], or both null
   void* out;                 // [copies, channels, elements], or channels last
   bool bfloat16, channels_last;
+  // Of grid noise: steps of the grid in 1, and σ unrounded; levels is 0 for float32 noise.
+  double levels = 0, exact_sigma = 0;
 };
 
 using NoiseKernel = bool (*)(const NoisyBatch&, int64_t threads);

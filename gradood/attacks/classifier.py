@@ -14,7 +14,7 @@ from gradood.attacks.iterative import Adversarial, check_classified, outcome
 from gradood.attacks.search import Budget, Expectation, search
 from gradood.errors import InputError
 from gradood.gradients.validation import class_logits
-from gradood.smoothing.inference import fingerprint
+from gradood.smoothing.fingerprint import fingerprint
 
 LOSSES = ("cross_entropy", "margin", "probability")
 

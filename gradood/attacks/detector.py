@@ -14,7 +14,7 @@ from gradood.attacks.scores import DifferentiableScore, differentiable
 from gradood.attacks.search import Budget, Expectation, search
 from gradood.detectors import Detector
 from gradood.errors import InputError, ModelError
-from gradood.smoothing.inference import fingerprint
+from gradood.smoothing.fingerprint import fingerprint
 
 
 class AttackedScores(NamedTuple):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradood.distro.ibp import upper_bound
+from gradood.distro.ibp import FLOAT32, upper_bound
 from gradood.errors import InputError
 
 Norm = Literal["linf", "l2"]
@@ -77,7 +78,7 @@ class GuaranteedConfidence(NamedTuple):
     """An upper bound of a joint model's confidence over a ball, and what it rests on.
 
     Attributes:
-        upper: float64 ``[N]``: no input of the ball has a larger confidence.
+        upper: float64 ``[N]``: no input of the ball in [0, 1] has a larger confidence, in float32.
         norm: Of the ball.
         radius: Of the ball, in units of the input.
         discriminator: float64 ``[N]``, bound of sigmoid(d) by interval propagation, which holds
@@ -135,8 +136,11 @@ def guaranteed_confidence(
         return GuaranteedConfidence(confidence, norm, radius, None, classifier)
     with torch.no_grad():
         exact = copy.deepcopy(discriminator).double()
-        d = upper_bound(exact, x.double(), radius)
-    upper = joint_confidence(confidence, d, classes)
+        d = upper_bound(exact, x.double(), radius, FLOAT32)
+    # The largest joint probability is at least 1 / K, so its logarithm and the terms of it that
+    # matter are at most log K: eight operations on them in float32, each off by 2^-23 of that.
+    room = 2.0**-20 * (1 + math.log(classes))
+    upper = joint_confidence(confidence, d, classes) * (1 + room)
     return GuaranteedConfidence(upper, norm, radius, d.reshape(-1).sigmoid(), classifier)
 
 

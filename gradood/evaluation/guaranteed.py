@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,10 @@ from torch import Tensor
 from gradood.errors import InputError
 from gradood.evaluation.curves import Floats, Scores
 from gradood.smoothing.bounds import dataset
+from gradood.smoothing.evidence import Evidence
+
+#: Which noise inputs had: evidence, or their ids under one seed.
+Noise: TypeAlias = "Evidence | Sequence[int] | Tensor"
 
 
 class GuaranteedMetrics(NamedTuple):
@@ -54,6 +58,7 @@ def evaluate_guaranteed(
     point_alpha: float,
     alpha: float = 1e-3,
     composition: Literal["bonferroni", "binomial"] = "bonferroni",
+    noise: tuple[Noise, Noise] | None = None,
 ) -> Guarantee:
     r"""Bound the metrics of a smoothed score over every perturbation of every input.
 
@@ -88,13 +93,17 @@ def evaluate_guaranteed(
         alpha: Error probability of the result.
         composition: "bonferroni" needs ``point_alpha <= alpha / (N + M)``. "binomial" takes any
             ``point_alpha``, and needs independent noise in every input.
+        noise: For "binomial", of normal and of anomalous inputs: the evidence of their
+            certificates, which says which noise each input had; or their ids, if all certificates
+            had one seed.
 
     Returns:
         ``Guarantee``; shares, not percentages.
 
     Raises:
         InputError: Shapes do not fit, nothing to evaluate, a radius is negative or occurs twice,
-            radius 0 is missing, an alpha is outside (0, 1) or too large for "bonferroni".
+            radius 0 is missing, an alpha is outside (0, 1) or too large for "bonferroni"; for
+            "binomial", two inputs had the same noise, or nobody says that they had not.
 
     Example:
         >>> from gradood.evaluation import evaluate_guaranteed
@@ -107,6 +116,8 @@ def evaluate_guaranteed(
     normal = as_bounds(upper_normal, "upper_normal", np.inf, grid)
     count = len(normal) + len(anomalous)
     wrong = _wrong(point_alpha, alpha, count, composition)
+    if composition == "binomial":
+        _check_noise(noise, (len(normal), len(anomalous)))
     still, moved = normal[:, 0], None
     if np.ndim(upper_normal) == 2:
         if 0 not in grid:
@@ -155,9 +166,37 @@ def _wrong(point_alpha: float, alpha: float, count: int, composition: str) -> in
         raise InputError(
             f"{count} bounds, each wrong with probability {point_alpha:g}, give no guarantee at "
             f"alpha = {alpha:g}. Certify with alpha = {alpha / count:.3g}, or pass "
-            'composition="binomial" if every input had noise of its own.'
+            'composition="binomial" with the evidence that every input had noise of its own.'
         )
     return 0
+
+
+def _check_noise(noise: tuple[Noise, Noise] | None, counts: tuple[int, int]) -> None:
+    """Refuse inputs that shared their noise: their bounds would be wrong together."""
+    if noise is None:
+        raise InputError(
+            'composition="binomial" needs independent noise in every input: pass '
+            "noise=(normal.evidence, anomalous.evidence) of the certificates"
+        )
+    used = [_noise_of(part) for part in noise]
+    for name, keys, count in zip(("normal", "anomalous"), used, counts, strict=True):
+        if len(keys) != count:
+            raise InputError(f"noise names {len(keys)} {name} inputs, the bounds are of {count}")
+    keys = used[0] + used[1]
+    if len(set(keys)) < len(keys):
+        seed, number = next(key for key in keys if keys.count(key) > 1)
+        raise InputError(
+            f"two inputs had the same noise (seed {seed}, id {number}), so that their bounds are "
+            "wrong together; certify the sets with ids of their own, or without a seed"
+        )
+
+
+def _noise_of(part: Noise) -> list[tuple[int | None, int]]:
+    """Seed and id of every input."""
+    if isinstance(part, Evidence):
+        seed = part.common["settings"]["seed"]
+        return [(seed, row["id"]) for row in part.rows]
+    return [(None, int(number)) for number in part]
 
 
 def worst(normal: Floats, anomalous: Floats, wrong: int) -> GuaranteedMetrics:

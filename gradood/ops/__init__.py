@@ -31,6 +31,7 @@ __all__ = [
     "layer_norm_backward_sqnorm",
     "group_norm_sqnorm",
     "embedding_sqnorm",
+    "grid_batch",
     "noisy_batch",
     "vote_count",
     "offers",
@@ -113,6 +114,12 @@ _define(
     _fake_noisy_batch,
 )
 _define(
+    "grid_batch",
+    "(Tensor x, Tensor rows, Tensor inputs, Tensor samples, Tensor key, float sigma, "
+    "float levels, float? low, float? high, ScalarType dtype, bool channels_last) -> Tensor",
+    _fake_noisy_batch,
+)
+_define(
     "vote_count",
     "(Tensor values, Tensor rows, str mode, Tensor? thresholds, int inputs) -> Tensor",
     _fake_vote_count,
@@ -145,5 +152,6 @@ layer_norm_sqnorm = _operator("layer_norm_sqnorm")
 layer_norm_backward_sqnorm = _operator("layer_norm_backward_sqnorm")
 group_norm_sqnorm = _operator("group_norm_sqnorm")
 embedding_sqnorm = _operator("embedding_sqnorm")
+grid_batch = _operator("grid_batch")
 noisy_batch = _operator("noisy_batch")
 vote_count = _operator("vote_count")

@@ -79,11 +79,11 @@ def reject(op: str, *args: Any) -> str | None:
             break  # tensors come first
         if t.device.type != "cpu":
             return f"tensor on {t.device}"
-        if op in ("noisy_batch", "vote_count"):
+        if op in ("noisy_batch", "grid_batch", "vote_count"):
             continue
         if place < 2 and t.dtype not in _DTYPES and t.is_floating_point():
             return f"{t.dtype} is left to PyTorch"
-    if op in ("noisy_batch", "vote_count"):
+    if op in ("noisy_batch", "grid_batch", "vote_count"):
         return noise_cpp.reject(op, *args)
     if op == "conv_sqnorm" and args[0].dim() > 5:
         return "more than three spatial dimensions"
@@ -198,6 +198,12 @@ def noisy_batch(*args: Any) -> Tensor:
     """See ``reference.noisy_batch``."""
     assert _kernels is not None
     return noise_cpp.noisy_batch(_kernels, *args)
+
+
+def grid_batch(*args: Any) -> Tensor:
+    """See ``grid.grid_batch``."""
+    assert _kernels is not None
+    return noise_cpp.grid_batch(_kernels, *args)
 
 
 def vote_count(*args: Any) -> Tensor:

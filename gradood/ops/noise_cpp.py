@@ -17,7 +17,7 @@ def reject(op: str, *args: object) -> str | None:
     """Return why the kernels cannot serve a call, or None."""
     first = args[0]
     assert isinstance(first, Tensor)
-    if op == "noisy_batch" and first.dtype != torch.float32:
+    if op in ("noisy_batch", "grid_batch") and first.dtype != torch.float32:
         return f"x is {first.dtype}, not float32"
     if op == "vote_count" and args[2] not in _MODES:
         return f"no mode {args[2]!r}"
@@ -70,6 +70,52 @@ def noisy_batch(
         math.inf if high is None else high,
         0 if mean is None else mean.data_ptr(),
         0 if rstd is None else rstd.data_ptr(),
+        out.data_ptr(),
+        int(half),
+        int(channels_last),
+        torch.get_num_threads(),
+    )
+    return out.to(dtype)
+
+
+def grid_batch(
+    kernels: ModuleType,
+    x: Tensor,
+    rows: Tensor,
+    inputs: Tensor,
+    samples: Tensor,
+    key: Tensor,
+    sigma: float,
+    levels: float,
+    low: float | None,
+    high: float | None,
+    dtype: torch.dtype,
+    channels_last: bool,
+) -> Tensor:
+    """See ``grid.grid_batch``."""
+    x, rows, inputs, samples = (t.contiguous() for t in (x, rows, inputs, samples))
+    half = dtype == torch.bfloat16
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    out = torch.empty(
+        (len(rows), *x.shape[1:]),
+        dtype=dtype if half else torch.float32,
+        memory_format=layout,
+    )
+    if out.numel() == 0:
+        return out.to(dtype)
+    _check_rows(rows, len(x))
+    kernels.grid_batch(
+        x.data_ptr(),
+        *channels_and_elements(tuple(x.shape[1:])),
+        len(rows),
+        rows.data_ptr(),
+        inputs.data_ptr(),
+        samples.data_ptr(),
+        *key.tolist(),
+        sigma,
+        levels,
+        -math.inf if low is None else low,
+        math.inf if high is None else high,
         out.data_ptr(),
         int(half),
         int(channels_last),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gradood.ops import choice, reference
+from gradood.ops import choice, grid, reference
 from gradood.ops.row_norms import row_sqnorm
 
 NAME = "torch"
@@ -197,9 +197,30 @@ def noisy_batch(
     x: Tensor, rows: Tensor, inputs: Tensor, samples: Tensor, key: Tensor, *options: Any
 ) -> Tensor:
     """See ``reference.noisy_batch``."""
-    step = max(1, CHUNK_BYTES // max(1, 64 * x[:1].numel()))
+    return _in_parts(reference.noisy_batch, 64, x, rows, inputs, samples, key, *options)
+
+
+def grid_batch(
+    x: Tensor, rows: Tensor, inputs: Tensor, samples: Tensor, key: Tensor, *options: Any
+) -> Tensor:
+    """See ``grid.grid_batch``."""
+    return _in_parts(grid.grid_batch, 256, x, rows, inputs, samples, key, *options)
+
+
+def _in_parts(
+    draw: Callable[..., Tensor],
+    bytes_each: int,
+    x: Tensor,
+    rows: Tensor,
+    inputs: Tensor,
+    samples: Tensor,
+    key: Tensor,
+    *options: Any,
+) -> Tensor:
+    """Copies drawn a few at a time, so that all words and steps of them fit the cache."""
+    step = max(1, CHUNK_BYTES // max(1, bytes_each * x[:1].numel()))
     parts = [
-        reference.noisy_batch(x, r, i, s, key, *options)
+        draw(x, r, i, s, key, *options)
         for r, i, s in zip(rows.split(step), inputs.split(step), samples.split(step), strict=True)
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -54,6 +54,8 @@ def reject(op: str, *args: object) -> str | None:
     """Return why this backend cannot serve a call, or None."""
     if op.endswith("_backward_sqnorm"):
         return "gradients that flow on are left to PyTorch"
+    if op == "grid_batch":
+        return "noise in float64 is left to PyTorch"
     tensors = [a for a in args if isinstance(a, Tensor)]
     for t in tensors[:2]:
         if t.is_floating_point() and t.dtype not in _DTYPES:

@@ -5,6 +5,7 @@ Data flow: ``noise`` -> ``inference`` -> ``counting``, driven by ``sampling`` ->
 """
 
 from gradood.smoothing.classes import ClassCertificates, certify_class
+from gradood.smoothing.commitment import Commitment, commit
 from gradood.smoothing.decisions import DecisionCertificates, certify_decision
 from gradood.smoothing.denoisers import EpsDenoiser, NoiseLevel, from_diffusers, from_openai
 from gradood.smoothing.evidence import Evidence
@@ -15,6 +16,7 @@ from gradood.smoothing.verification import read_records, verify, verify_with_mod
 
 __all__ = [
     "ClassCertificates",
+    "Commitment",
     "DecisionCertificates",
     "EpsDenoiser",
     "Evidence",
@@ -26,6 +28,7 @@ __all__ = [
     "certify_decision",
     "certify_mean",
     "certify_quantile",
+    "commit",
     "from_diffusers",
     "from_openai",
     "read_records",

@@ -72,11 +72,11 @@ def certify_class(
     this is, and the bound is monotone.
 
     With ``radius``: sampling stops as soon as it is clear whether that radius can be certified,
-    which takes tens of samples where it is clear. A sequential test (``bounds.sequential``) at
-    alpha / 2; inputs still open after n samples get Clopper-Pearson bounds at alpha / 2. It tests
+    which takes tens of samples where it is clear. A sequential test (``bounds.sequential``) of
     ``P(class) > a`` and, if the choice saw more than two classes, ``P(other) < b``, with
-    ``Phi^-1(a) - Phi^-1(b) = 2 radius / sigma`` set halfway between what the choice saw; then each
-    gets half of its alpha.
+    ``Phi^-1(a) - Phi^-1(b) = 2 radius / sigma`` set halfway between what the choice saw; each at
+    alpha / 2 then. Inputs still open after n samples get Clopper-Pearson bounds at what the tests
+    have left of alpha.
 
     The certificate is about the smoothed model, not the model; see ``Smoothing`` for what it is
     made of. alpha is for each input: of N certificates, about alpha N may be false.
@@ -114,7 +114,7 @@ def certify_class(
         claims = _claims(pilot, radius / settings.sigma)
 
         def stop(rows: Ints, counts: Ints, samples: Ints) -> Bools:
-            return _clear(claims.of(rows), counts, samples, run.common)
+            return _clear(claims.of(rows), counts, samples, run.slack[rows], run.common)
 
     run.sampler.run(run.main, count_classes, settings.n, ESTIMATION, stop)
     counts = zip(run.main.counts.tolist(), pilot.tolist(), strict=True)
@@ -134,21 +134,26 @@ def certify_class(
 
 def evaluate(common: Row, row: Row) -> Row:
     """The certificate that follows from what was counted for one input."""
-    settings, radius, slack = common["settings"], common["target"]["radius"], common["slack"]
+    settings, radius, slack = common["settings"], common["target"]["radius"], row["slack"]
     sigma, alpha, n = settings["sigma"], settings["alpha"], row["samples"]
     counts = np.array([row["counts"]])
     claims = _claims(np.array([row["pilot"]]), (radius or 0.0) / sigma)
     label, two_sided = int(claims.label[0]), bool(claims.two_sided[0])
-    if radius is not None and _proved(claims, counts, np.array([n]), common)[0]:
+    if radius is not None and _proved(claims, counts, np.array([n]), np.array([slack]), common)[0]:
         return _result(label, radius, float(claims.lower[0]), float(claims.upper[0]), False)
     if radius is not None and n < settings["n"]:
         return _result(label, 0.0, 0.0, 1.0, True)
     hits, others = (int(votes[0]) for votes in _votes(claims.label, counts))
-    share = alpha / 2 if radius is None or not two_sided else alpha / 4
-    lower = max(float(binomial.lower(hits, n, share)) - slack, 0.0)
+    shares = [alpha / 2, alpha / 2]
+    if radius is not None:  # what the tests on the way have left
+        goals = _goals(claims, np.array([slack]))[:, 0].tolist()
+        share = alpha / 2 if two_sided else alpha
+        used = goals if two_sided else goals[:1]
+        shares = [sequential.left(goal, share, settings["n"], common["tile"]) for goal in used]
+    lower = max(float(binomial.lower(hits, n, shares[0])) - slack, 0.0)
     upper = 1 - lower
     if radius is None or two_sided:
-        upper = min(upper, float(binomial.upper(others, n, share)) + slack)
+        upper = min(upper, float(binomial.upper(others, n, shares[1])) + slack)
     # 1 and 0 have infinite quantiles; no bound of a certificate reaches them.
     reach = float(sigma / 2 * (ndtri(lower) - ndtri(upper)))
     enough = reach > 0 if radius is None else reach >= radius
@@ -190,22 +195,26 @@ def _votes(label: Ints, counts: Ints) -> tuple[Ints, Ints]:
     return counts[rows, label], others.max(1)
 
 
-def _proved(claims: _Claims, counts: Ints, n: Ints, common: Row) -> Bools:
+def _goals(claims: _Claims, slack: Floats) -> Floats:
+    """``[2, A]``: what the sampled probabilities of label, and of no other class, must exceed."""
+    goals = np.stack([claims.lower, 1 - claims.upper]) + slack
+    return sequential.coarse(np.minimum(goals, 1 - 2.0**-40))
+
+
+def _proved(claims: _Claims, counts: Ints, n: Ints, slack: Floats, common: Row) -> Bools:
     """Claims about true probabilities, by tests of the sampled ones, ``slack`` away."""
     hits, others = _votes(claims.label, counts)
-    goals = np.stack([claims.lower, 1 - claims.upper]) + common["slack"]
-    evidence = sequential.log_evalue(
-        np.stack([hits, n - others]), n, np.minimum(goals, 1 - 2.0**-53)
-    )
-    needed = np.log(np.where(claims.two_sided, 4, 2) / common["settings"]["alpha"])
-    first, second = (evidence >= needed) & (goals < 1)
+    evidence = sequential.log_evalue(np.stack([hits, n - others]), n, _goals(claims, slack))
+    needed = np.log(np.where(claims.two_sided, 2, 1) / common["settings"]["alpha"])
+    possible = np.stack([claims.lower, 1 - claims.upper]) + slack < 1 - 2.0**-40
+    first, second = (evidence >= needed) & possible
     proved: Bools = first & (second | ~claims.two_sided)
     return proved
 
 
-def _clear(claims: _Claims, counts: Ints, n: Ints, common: Row) -> Bools:
+def _clear(claims: _Claims, counts: Ints, n: Ints, slack: Floats, common: Row) -> Bools:
     """Whether a claim is proved, or its radius out of reach."""
-    proved = _proved(claims, counts, n, common)
+    proved = _proved(claims, counts, n, slack, common)
     settings = common["settings"]
     if settings["futility"] == 0:
         return proved

@@ -66,9 +66,10 @@ def certify_decision(
     as for a class (Cohen et al. 2019). Any real score will do, those of gradient detectors
     included; no score is stored. A score that is NaN counts against either claim.
 
-    With ``radius`` (0 included): a sequential test for either side at alpha / 2 (half of that for
-    the test, half for Clopper-Pearson bounds after n samples), so that clear inputs take tens of
-    samples. Without: the largest radius that n samples support, with bounds at alpha / 2 each.
+    With ``radius`` (0 included): a sequential test for either side at alpha / 2, with a
+    Clopper-Pearson bound after n samples at what the test has left of it, so that clear inputs take
+    tens of samples. Without: the largest radius that n samples support, with bounds at alpha / 2
+    each.
 
     The certificate is about the smoothed detector. Its threshold is not that of the detector on
     clean inputs, which noise makes look anomalous: calibrate it on ``certify_quantile(score,
@@ -107,7 +108,7 @@ def certify_decision(
     if radius is not None:
 
         def stop(rows: Ints, counts: Ints, samples: Ints) -> npt.NDArray[np.bool_]:
-            answers = _answers(run.common, counts, samples)
+            answers = _answers(run.common, counts, samples, run.slack[rows])
             certified = (answers == sequential.CERTIFY).any(0)
             done: npt.NDArray[np.bool_] = certified | (answers != sequential.GO_ON).all(0)
             return done
@@ -129,15 +130,15 @@ def evaluate(common: Row, row: Row) -> Row:
     settings, target = common["settings"], common["target"]
     sigma, alpha, n = settings["sigma"], settings["alpha"], row["samples"]
     above, missing = row["counts"]
+    slack = row["slack"]
     if target["radius"] is None:
-        slack = common["slack"]
         lower = max(float(binomial.lower(above, n, alpha / 2)) - slack, 0.0)
         upper = min(float(binomial.upper(above + missing, n, alpha / 2)) + slack, 1.0)
         middle = ndtri(1 - target["q"])
         reach = sigma * (ndtri(lower) - middle), sigma * (middle - ndtri(upper))
         decision = int(reach[0] > 0) - int(reach[1] > 0)
         return _result(decision, float(max(*reach, 0.0)), lower, upper)
-    answers = _answers(common, np.array([[above, missing]]), np.array([n]))[:, 0]
+    answers = _answers(common, np.array([[above, missing]]), np.array([n]), np.array([slack]))[:, 0]
     anomalous, normal = answers == sequential.CERTIFY
     limits = _limits(common)
     if anomalous:
@@ -154,13 +155,13 @@ def _limits(common: Row) -> tuple[float, float]:
     return float(ndtr(middle + c)), float(ndtr(middle - c))
 
 
-def _answers(common: Row, counts: Ints, samples: Ints) -> Ints:
+def _answers(common: Row, counts: Ints, samples: Ints, slack: npt.NDArray[np.float64]) -> Ints:
     """What the tests for "anomalous" and for "normal" say, ``[2, A]``."""
-    settings, slack = common["settings"], common["slack"]
+    settings = common["settings"]
     high, low = _limits(common)
     above, missing = counts.T
     # True probabilities are at most ``slack`` from the sampled ones; 1 can never be exceeded.
-    limits = np.minimum([[high + slack], [1 - low + slack]], 1 - 2.0**-53)
+    limits = sequential.coarse(np.minimum([high + slack, 1 - low + slack], 1 - 2.0**-40))
     return sequential.decide(
         np.stack([above, samples - above - missing]),
         samples,
@@ -168,6 +169,7 @@ def _answers(common: Row, counts: Ints, samples: Ints) -> Ints:
         settings["alpha"] / 2,
         settings["futility"],
         settings["n"],
+        common["tile"],
     )
 
 

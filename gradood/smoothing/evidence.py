@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -21,10 +21,10 @@ from gradood.smoothing.inference import Certified
 from gradood.smoothing.noise import NoisyInputs
 from gradood.smoothing.sampling import Sampler
 from gradood.smoothing.settings import Smoothing
-from gradood.smoothing.tally import Resumable, Tally
+from gradood.smoothing.tally import Resumable, Tally, kept_seed
 from gradood.writing import write_file
 
-FORMAT = 1
+FORMAT = 2
 
 Row = dict[str, Any]
 
@@ -91,16 +91,22 @@ class Run:
     ) -> None:
         if not isinstance(settings, Smoothing):
             raise InputError(f"settings are {type(settings).__name__}; expected a Smoothing")
-        self.settings, self.inputs = settings, NoisyInputs(x, ids, settings)
+        if settings.seed is None:
+            settings = replace(settings, seed=kept_seed(state))
+        self.inputs = NoisyInputs(x, ids, settings)
+        self.settings = settings = self.inputs.settings  # with a seed
         self.model = Certified(model, settings, 2 if kind == "class" else 1)
+        if state is not None and self.model.fingerprint is None:
+            raise InputError(
+                f"{type(model).__name__} has no fingerprint, so that a state could be another "
+                "model's; give a module, a detector or a Python function, or leave state out"
+            )
         self.common: Row = {
             "format": FORMAT,
             "kind": kind,
             "target": target,
             "settings": settings.as_json(),
             "tile": self.inputs.tile,
-            "block": self.inputs.block,
-            "slack": self.inputs.slack,
             "shape": list(x.shape[1:]),
             "model": self.model.fingerprint,
             "denoiser": self.model.denoiser_fingerprint,
@@ -108,6 +114,11 @@ class Run:
         identity = self.common | {"inputs": self.inputs.digest()}
         self._tallies = Resumable(state, identity, len(x), "pilot", "main")
         self.sampler = Sampler(self.model, self.inputs, self._tallies.save)
+
+    @property
+    def slack(self) -> npt.NDArray[np.float64]:
+        """``[N]``, see ``rounding``."""
+        return np.broadcast_to(self.inputs.slack, len(self.inputs.ids))
 
     @property
     def pilot(self) -> Tally:
@@ -128,11 +139,17 @@ class Run:
 
     def _rows(self, counts: Sequence[Row]) -> list[Row]:
         """Id and numbers of samples, beside what was counted."""
-        ids, pilot = self.inputs.ids.tolist(), self.pilot.samples.tolist()
-        numbers = zip(ids, self.main.samples.tolist(), pilot, counts, strict=True)
+        columns = {
+            "id": self.inputs.ids.tolist(),
+            "magnitude": self.inputs.magnitude.tolist(),
+            "slack": self.slack.tolist(),
+            "samples": self.main.samples.tolist(),
+            "pilot_samples": self.pilot.samples.tolist(),
+        }
+        numbers = zip(*columns.values(), strict=True)
         return [
-            {"id": i, "samples": samples, "pilot_samples": first, **count}
-            for i, samples, first, count in numbers
+            {**dict(zip(columns, row, strict=True)), **count}
+            for row, count in zip(numbers, counts, strict=True)
         ]
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
-import hashlib
+import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.fx
@@ -18,10 +20,17 @@ from gradood.errors import InputError, ModelError
 from gradood.gradients.cuda_graph import Captured, capture, check_device
 from gradood.gradients.decision import as_classes
 from gradood.gradients.validation import logits_of
+from gradood.smoothing.fingerprint import fingerprint, weights
+from gradood.smoothing.independence import check_rows
 from gradood.smoothing.settings import DTYPES, Smoothing
+
+_LOG = logging.getLogger("gradood")
 
 #: A detector, or anything that maps inputs ``[N, ...]`` to scores ``[N]``.
 Score: TypeAlias = "Detector | Callable[[Tensor], Tensor]"
+
+#: What has been found to have independent rows, and in which circumstances.
+_INDEPENDENT: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 
 _OPTIONS = ("dtype", "fold_batch_norm", "compile", "cuda_graph")
 
@@ -41,6 +50,9 @@ class Certified:
         self._original, self._settings, self._outputs = model, settings, outputs
         self.fingerprint = fingerprint(model)
         self.denoiser_fingerprint = fingerprint(settings.denoiser)
+        self._weights = weights(model), weights(settings.denoiser)
+        #: Whether rows are run one by one; None until the first batch shows whether they must be.
+        self._by_rows: bool | None = None
         if isinstance(settings.denoiser, nn.Module):
             _check_modules(settings.denoiser)
         self._width: int | None = None
@@ -61,7 +73,17 @@ class Certified:
 
     @torch.no_grad()
     def __call__(self, noisy: Tensor) -> Tensor:
-        """Scores ``[T]`` or logits ``[T, C]`` of a noisy batch, float32 or float64."""
+        """Scores ``[T]`` or logits ``[T, C]`` of a noisy batch, float32 or float64.
+
+        Raises:
+            ModelError: The rows of the first batch influence one another.
+        """
+        if self._by_rows is None and len(noisy) > 1:
+            first = self._probe(noisy)
+            if first is not None:
+                return first
+        if self._by_rows:
+            return torch.cat([self._pass(row) for row in noisy.split(1)])
         if not self._settings.cuda_graph:
             return self._pass(noisy)
         check_device(noisy)
@@ -69,6 +91,25 @@ class Certified:
             self._graph = capture(self._pass, noisy)
         result: Tensor = self._graph.replay(noisy)
         return result
+
+    def _probe(self, noisy: Tensor) -> Tensor | None:
+        """Find out whether rows are independent; the result of the batch, if it can be used."""
+        options = [self._settings.sigma, *(getattr(self._settings, name) for name in _OPTIONS)]
+        key = str([self.fingerprint, self.denoiser_fingerprint, noisy.shape, noisy.device, options])
+        if self.fingerprint is not None and key in _INDEPENDENT.get(self._original, ()):
+            self._by_rows = False
+            return None
+        try:
+            self._by_rows, first = check_rows(self._pass, noisy)
+        except ModelError:
+            self.check_unchanged()  # if weights change, that is what is wrong
+            raise
+        if self._by_rows:
+            _LOG.warning("the model is random: every sample gets a pass of its own, which is slow")
+            return None
+        with suppress(TypeError):  # some objects cannot be referred to weakly
+            _INDEPENDENT.setdefault(self._original, set()).add(key)
+        return first
 
     def _pass(self, noisy: Tensor) -> Tensor:
         if self._settings.denoiser is not None:
@@ -84,8 +125,7 @@ class Certified:
         Raises:
             ModelError: They did.
         """
-        now = fingerprint(self._original), fingerprint(self._settings.denoiser)
-        if now != (self.fingerprint, self.denoiser_fingerprint):
+        if (weights(self._original), weights(self._settings.denoiser)) != self._weights:
             raise ModelError(
                 "the model changed while it was being certified; samples of different models "
                 "certify neither. Leave the weights alone, and start again"
@@ -170,29 +210,6 @@ def _fused(layer: nn.Module | None, norm: nn.Module) -> nn.Module | None:
         if isinstance(layer, nn.Linear):
             return fuse_linear_bn_eval(layer, norm)
     return None
-
-
-def fingerprint(model: Any) -> str | None:
-    """A hash of the weights: of a module, or of a detector and its model; None for a callable."""
-    digest = hashlib.blake2b(digest_size=16)
-    tensors = list(_tensors(model))
-    if not tensors and not isinstance(model, nn.Module | Detector):
-        return None
-    digest.update(type(model).__qualname__.encode())
-    for name, tensor in tensors:
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-        digest.update(raw.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(model, Detector):
-        yield from _tensors(model.model)
-        yield from sorted(model._require_fitted().items())
-    elif isinstance(model, nn.Module):
-        yield from model.named_parameters()
-        yield from model.named_buffers()
 
 
 def _check_modules(model: nn.Module) -> None:

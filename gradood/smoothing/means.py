@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradood.errors import InputError
-from gradood.smoothing.bounds import mean
+from gradood.smoothing.bounds import binomial, mean
 from gradood.smoothing.bounds.histogram import default_edges
 from gradood.smoothing.counting import CountUnit
 from gradood.smoothing.evidence import Evidence, Row, Run, check_radii, compact
@@ -73,11 +72,6 @@ def certify_mean(
         CheckpointError: ``state`` belongs to another run.
     """
     radii = check_radii(radius)
-    if settings.exact_grid:
-        raise InputError(
-            "certify_mean has no certificate on the exact grid; use certify_quantile, or leave "
-            "exact_grid off"
-        )
     run = Run("mean", score, x, settings, {"radius": radii}, ids, state)
     edges = default_edges()
     counter = CountUnit(torch.from_numpy(edges))
@@ -102,5 +96,9 @@ def evaluate(common: Row, row: Row) -> Row:
     c = np.array(common["target"]["radius"]) / settings["sigma"]
     arguments = row["counts"], row["edges"], c, settings["alpha"] / 2
     seed = (settings["seed"] + row["id"]) % 2**32
-    below, above = mean.lower(*arguments, seed=seed), mean.upper(*arguments, seed=seed)
+    # S + slack bounds the true survival function, and shift(S + slack) <= shift(S) + shift(slack),
+    # for shift is concave and 0 at 0.
+    room = binomial.shift(row["slack"], c)
+    below = np.maximum(mean.lower(*arguments, seed=seed) - room, 0)
+    above = np.minimum(mean.upper(*arguments, seed=seed) + room, 1)
     return {"lower": below.tolist(), "upper": above.tolist()}

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from gradood import ops
 from gradood.errors import InputError
-from gradood.smoothing.lattice import Lattice
+from gradood.smoothing.rounding import levels, slack
 from gradood.smoothing.settings import DTYPES, Smoothing
 
 #: Streams of noise that never meet.
@@ -20,7 +24,6 @@ ESTIMATION, SELECTION = 0, 1
 #: Numbers of a tile that "auto" aims at, by kind of device, and the limits of its rows.
 _TILE_NUMBERS = {"cpu": 1 << 18, "cuda": 1 << 24}
 _TILE_ROWS = {"cpu": (8, 64), "cuda": (32, 1024)}
-_BLOCK = 32
 
 
 class NoisyInputs:
@@ -30,7 +33,7 @@ class NoisyInputs:
         x: Floating point ``[N, ...]``, finite.
         ids: A number below 2^32 for each input, all different: which noise it gets. By default its
             row; give your own to certify parts of a set separately, or in another order.
-        settings: The noise.
+        settings: The noise; a seed that is None is drawn here.
 
     Raises:
         InputError: An argument is none of that.
@@ -38,38 +41,41 @@ class NoisyInputs:
 
     def __init__(self, x: Tensor, ids: Sequence[int] | Tensor | None, settings: Smoothing) -> None:
         _check_inputs(x, settings)
-        self.x = x.detach().float()
+        # float64 stays: rounded to float32 it would be another input.
+        self.x = x.detach() if x.dtype == torch.float64 else x.detach().float()
         self.ids = _checked_ids(ids, len(x))
+        if settings.seed is None:
+            settings = replace(settings, seed=secrets.randbits(64) - 2**63)
         self.settings = settings
         self.tile = _tile(x, settings)
-        #: Samples of one input that are drawn together; a sequential test looks after each block.
-        self.block = min(_BLOCK, self.tile)
         self._device_ids = self.ids.to(x.device)
         self._limits = settings.clamp or (None, None)
         self._keys: dict[int, Tensor] = {}
-        self._lattice = Lattice(self.x, settings.sigma) if settings.exact_grid else None
+        self._levels = levels(settings.sigma, settings.exact_grid)
 
     @property
-    def slack(self) -> float:
-        """How far the probability of any event may be from the one that is sampled."""
-        return 0.0 if self._lattice is None else self._lattice.slack
+    def magnitude(self) -> npt.NDArray[np.float64]:
+        """``[N]``: the largest absolute number of each input."""
+        largest = self.x.abs().flatten(1).amax(1).double()
+        return np.asarray(largest.cpu().numpy(), np.float64)
+
+    @property
+    def slack(self) -> npt.NDArray[np.float64]:
+        """``[N]``: how far the probability of any event may be from the one that is sampled."""
+        return slack(self.settings.as_json(), self.x.shape[1:], self.magnitude)
 
     def copies(self, rows: Tensor, samples: Tensor, tag: int) -> Tensor:
         """Noisy copies ``[M, ...]`` of rows of x, each with the number of its sample."""
         rows, samples = rows.to(self.x.device), samples.to(self.x.device)
-        key = self._key(tag)
-        if self._lattice is not None:
-            return self._finished(self._lattice.copies(rows, self._device_ids[rows], samples, key))
-        noisy: Tensor = ops.noisy_batch(
+        noisy: Tensor = ops.grid_batch(
             self.x,
             rows,
             self._device_ids[rows],
             samples,
-            key,
+            self._key(tag),
             self.settings.sigma,
+            self._levels,
             *self._limits,
-            None,
-            None,
             DTYPES[self.settings.dtype],
             self.settings.channels_last,
         )
@@ -80,17 +86,10 @@ class NoisyInputs:
             self._keys[tag] = torch.tensor([self.settings.seed, tag], device=self.x.device)
         return self._keys[tag]
 
-    def _finished(self, exact: Tensor) -> Tensor:
-        low, high = self._limits
-        exact = exact if low is None else exact.clamp(low, high)
-        exact = exact.to(DTYPES[self.settings.dtype])
-        last = self.settings.channels_last
-        return exact.contiguous(memory_format=torch.channels_last) if last else exact
-
     def digest(self) -> str:
         """A hash of inputs and ids."""
         digest = hashlib.blake2b(digest_size=16)
-        digest.update(str(list(self.x.shape)).encode())
+        digest.update(f"{self.x.dtype} {list(self.x.shape)}".encode())
         digest.update(self.x.cpu().contiguous().numpy().tobytes())
         digest.update(self.ids.numpy().tobytes())
         return digest.hexdigest()

@@ -119,8 +119,8 @@ def evaluate(common: Row, row: Row) -> Row:
     n, q, share = row["samples"], target["q"], settings["alpha"] / 2
     counted = row["counts"], np.array(row["edges"], np.float64)
     # The lemma's probabilities, widened by what the sampled ones may be off; no further shift.
-    low = np.maximum(binomial.shift(q, -c) - common["slack"], 0)
-    high = np.minimum(binomial.shift(q, c) + common["slack"], 1)
+    low = np.maximum(binomial.shift(q, -c) - row["slack"], 0)
+    high = np.minimum(binomial.shift(q, c) + row["slack"], 1)
     below = quantile.lower_from_counts(*counted, quantile.lower_rank(n, low, 0.0, share))
     above = quantile.upper_from_counts(*counted, quantile.upper_rank(n, high, 0.0, share))
     return {"lower": below.tolist(), "upper": above.tolist()}

@@ -23,6 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from gradood.errors import ModelError
+from gradood.smoothing.bounds import sequential
 from gradood.smoothing.counting import Block, Counter
 from gradood.smoothing.inference import Certified
 from gradood.smoothing.noise import NoisyInputs
@@ -65,16 +66,19 @@ class Sampler:
         """
         queue = deque(row for row, entry in enumerate(tally) if not entry.finished)
         active: list[int] = []
-        capacity = self._tiles * (self._noisy.tile // self._noisy.block)
+        size = _fixed if stop is None else sequential.block_at
+        tile = self._noisy.tile
         try:
             with _Bar(self._noisy.settings.progress, tally, n) as bar:
                 while queue or active:
-                    while queue and len(active) < capacity:
+                    needed = sum(size(tally[row].samples, tile) for row in active)
+                    while queue and needed < self._tiles * tile:
                         active.append(queue.popleft())
+                        needed += size(tally[active[-1]].samples, tile)
                     # Where a test may stop, further blocks of an input may be for nothing: they
                     # only fill a tile that runs anyway.
-                    room = capacity if stop is None else min(capacity, self._whole(len(active)))
-                    blocks = self._plan(tally, active, n, room)
+                    room = self._tiles * tile if stop is None else -(-needed // tile) * tile
+                    blocks = _plan(tally, active, n, max(room, tile), size, tile)
                     for done, counts in self._count(blocks, counter, tag):
                         _book(tally, done, counts, n, stop)
                     active = [row for row in active if not tally[row].finished]
@@ -82,25 +86,6 @@ class Sampler:
                     self._save(False)
         finally:
             self._save(True)
-
-    def _whole(self, blocks: int) -> int:
-        """Blocks of as many tiles as these need."""
-        per_tile = self._noisy.tile // self._noisy.block
-        return -(-blocks // per_tile) * per_tile
-
-    def _plan(self, tally: Tally, active: Sequence[int], n: int, capacity: int) -> list[Block]:
-        """The next blocks: one an input, and further ones where there is room."""
-        blocks: list[Block] = []
-        size, depth = self._noisy.block, 0
-        while len(blocks) < capacity:
-            room = capacity - len(blocks)
-            starts = [(row, tally[row].samples + depth * size) for row in active]
-            more = [Block(r, s, min(size, n - s)) for r, s in starts if s < n][:room]
-            if not more:
-                break
-            blocks += more
-            depth += 1
-        return blocks
 
     def _count(
         self, blocks: Sequence[Block], counter: Counter, tag: int
@@ -130,6 +115,34 @@ class Sampler:
                 values = (results[0] if len(results) == 1 else torch.cat(results))[:rows_done]
                 owner = torch.from_numpy(owners[:rows_done]).to(values.device)
                 yield blocks[:whole], counter(values, owner, blocks[:whole])
+
+
+def _fixed(start: int, tile: int) -> int:
+    """Samples of a block where nobody looks."""
+    return min(sequential.MOST, tile)
+
+
+def _plan(
+    tally: Tally,
+    active: Sequence[int],
+    n: int,
+    room: int,
+    size: Callable[[int, int], int],
+    tile: int,
+) -> list[Block]:
+    """The next blocks: one an input, and further ones where there is room for their rows."""
+    blocks: list[Block] = []
+    starts = {row: tally[row].samples for row in active}
+    while True:
+        begun = len(blocks)
+        for row, start in starts.items():
+            rows = min(size(start, tile), n - start)
+            if 0 < rows <= room:
+                blocks.append(Block(row, start, rows))
+                starts[row] = start + rows
+                room -= rows
+        if len(blocks) == begun:
+            return blocks
 
 
 def _book(tally: Tally, blocks: Sequence[Block], counts: Tensor, n: int, stop: Stop | None) -> None:

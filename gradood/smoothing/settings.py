@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from operator import index
 from typing import Any, Literal
 
 import torch
@@ -23,13 +24,18 @@ class Smoothing:
 
     Certificates are about the smoothed model: the random one that adds the noise, applies the
     denoiser if there is one, and then the model in the precision and layout chosen here. It may be
-    random itself (dropout that is left on), provided that its randomness does not depend on x.
+    random itself (dropout that is left on), provided that its randomness does not depend on x, and
+    is drawn for every row: rows that influence one another, or share a coin, are an error.
 
     Attributes:
         sigma: Standard deviation of the noise, in units of the input.
         n: Noisy samples an input; for sequential tests the most.
-        alpha: Probability, for each input, that its certificate is false.
-        seed: Of the noise, 64 bits. A certificate is a function of the seed, the number of the
+        alpha: Probability, for each input, that its certificate is false; over a seed that is
+            drawn after the input is chosen.
+        seed: Of the noise, 64 bits; None draws one from the operating system for every
+            certification, and the evidence records it. Whoever knows the seed beforehand can find
+            inputs whose certificates are false: give one only to repeat a run, or as
+            ``Commitment.open`` drew it. A certificate is a function of the seed, the number of the
             input and the model; batch size, order, threads and interruptions do not matter.
         denoiser: ``(noisy, sigma) -> clean``, applied to every noisy batch, or None; see
             ``smoothing.denoisers`` for diffusion networks. It adds no noise, and runs in a
@@ -48,11 +54,9 @@ class Smoothing:
         cuda_graph: Capture denoiser and model in a CUDA graph and replay it for every tile, so that
             launching kernels takes no time. For modules on a GPU that neither look at values nor
             copy from or to the CPU; not with ``compile``, which has graphs of its own.
-        exact_grid: Noise on the integer lattice of inputs that are multiples of 1/255; then
-            rounding in the sum of input and noise cannot make a certificate false; see
-            ``smoothing.lattice``. For classes, decisions and quantiles. Without it, certificates
-            hold up to floating-point rounding of that sum, and up to the 1e-11 of the normal
-            distribution beyond 6.7 sigma (Voracek and Hein 2022, arXiv 2207.07209).
+        exact_grid: Round noisy inputs to multiples of 1/255, as 8-bit pictures are, instead of
+            about sigma / 200. Certificates are sound in floating point with either; see
+            ``smoothing.rounding``.
         progress: Show a progress bar on stderr; None shows it only on a terminal.
 
     Raises:
@@ -62,7 +66,7 @@ class Smoothing:
     sigma: float
     n: int = 10_000
     alpha: float = 1e-3
-    seed: int = 0
+    seed: int | None = None
     denoiser: Denoiser | None = None
     batch_size: int | Literal["auto"] = "auto"
     n0: int = 64
@@ -78,20 +82,23 @@ class Smoothing:
     progress: bool | None = None
 
     def __post_init__(self) -> None:
+        for name, convert in (("sigma", float), ("alpha", float), ("futility", float)):
+            object.__setattr__(self, name, scalar(name, getattr(self, name), convert))
+        for name in ("n", "n0", "seed", "batch_size", "tile"):
+            value = getattr(self, name)
+            if value not in (None, "auto"):
+                object.__setattr__(self, name, scalar(name, value, index))
         if not (math.isfinite(self.sigma) and self.sigma > 0):
             raise InputError(f"sigma = {self.sigma}; expected a positive number")
         if not 0 < self.alpha < 1:
             raise InputError(f"alpha = {self.alpha}; expected a probability in (0, 1)")
         if not 0 <= self.futility < 1:
             raise InputError(f"futility = {self.futility}; expected a probability in [0, 1)")
-        for name in ("n", "n0"):
-            _check_count(name, getattr(self, name), 2**32 - 1)
-        for name in ("batch_size", "tile"):
-            if getattr(self, name) != "auto":
-                _check_count(name, getattr(self, name), 2**31 - 1)
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise InputError(f"seed = {self.seed!r}; expected an integer")
-        if not -(2**63) <= self.seed < 2**63:
+        for name in ("n", "n0", "batch_size", "tile"):
+            value, most = getattr(self, name), 2 ** (32 if name in ("n", "n0") else 31) - 1
+            if value != "auto" and not 1 <= value <= most:
+                raise InputError(f"{name} = {value!r}; expected an integer from 1 to {most}")
+        if self.seed is not None and not -(2**63) <= self.seed < 2**63:
             raise InputError(f"seed = {self.seed}; expected 64 bits, signed")
         if self.dtype not in DTYPES:
             raise InputError(f"dtype = {self.dtype!r}; expected one of {', '.join(DTYPES)}")
@@ -113,9 +120,20 @@ class Smoothing:
         return values
 
 
-def _check_count(name: str, value: object, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise InputError(f"{name} = {value!r}; expected an integer from 1 to {most}")
+def scalar(name: str, value: Any, convert: Callable[[Any], Any]) -> Any:
+    """``value`` as a plain number, also from a NumPy or PyTorch scalar, which JSON does not take.
+
+    Raises:
+        InputError: It is none.
+    """
+    try:
+        if isinstance(value, bool | str | bytes):
+            raise TypeError
+        plain = value.item() if hasattr(value, "item") else value
+        return convert(plain)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = "an integer" if convert is index else "a number"
+        raise InputError(f"{name} = {value!r}; expected {kind}") from error
 
 
 def _name_of(denoiser: Denoiser) -> str:

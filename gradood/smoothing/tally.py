@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,10 +10,23 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError, safe_open
 
 from gradood.state_file import StateFile
 
 _KEY = "gradood-sampling"
+
+
+def kept_seed(path: str | Path | None) -> int | None:
+    """The seed of the run whose state the file holds, or None; what is damaged is said later."""
+    if path is None or not Path(path).exists():
+        return None
+    try:
+        with safe_open(Path(path), framework="pt") as file:
+            header = json.loads((file.metadata() or {})[_KEY])
+        return int(header["identity"]["settings"]["seed"])
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError):
+        return None
 
 
 class Entry(NamedTuple):

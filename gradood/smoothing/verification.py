@@ -11,8 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from gradood.errors import CheckpointError, InputError
-from gradood.smoothing import classes, decisions, means, quantiles
-from gradood.smoothing.evidence import FORMAT, Evidence, Row, encode
+from gradood.smoothing import classes, decisions, means, quantiles, rounding
+from gradood.smoothing.commitment import commit
+from gradood.smoothing.evidence import FORMAT, Row, encode
 from gradood.smoothing.settings import Smoothing
 
 _EVALUATE: dict[str, Callable[[Row, Row], Row]] = {
@@ -21,6 +22,14 @@ _EVALUATE: dict[str, Callable[[Row, Row], Row]] = {
     "mean": means.evaluate,
     "quantile": quantiles.evaluate,
 }
+_CERTIFY: dict[str, Callable[..., Any]] = {
+    "class": classes.certify_class,
+    "decision": decisions.certify_decision,
+    "mean": means.certify_mean,
+    "quantile": quantiles.certify_quantile,
+}
+#: What a command adds to a record for the reader; nothing follows from it.
+_LABELS = ("file", "units")
 #: Special functions of other versions of scipy may differ in their last digits.
 _TOLERANCE = 1e-9
 
@@ -70,52 +79,128 @@ def verify(record: Row) -> str | None:
 
 
 def verify_with_model(
-    records: Sequence[Row], model: Any, x: Tensor, settings: Smoothing | None = None
+    records: Sequence[Row],
+    model: Any,
+    x: Tensor,
+    settings: Smoothing | None = None,
+    *,
+    challenge: str | None = None,
 ) -> list[str | None]:
-    """Draw all samples again, and compare counts and certificates.
+    """Draw all samples again, each record's by its own settings, and compare every field.
 
     Args:
-        records: Of one run, in the order of ``x``.
+        records: In the order of ``x``.
         model: The model or score that was certified.
         x: The inputs.
-        settings: With the denoiser, if there was one; by default as recorded.
+        settings: With the denoiser, if there was one; what else they say must be what the records
+            say. By default as recorded.
+        challenge: What ``Commitment.open`` was given, if the inputs were committed to: then the
+            seed must be the one that follows from inputs, model, settings and challenge.
 
     Returns:
-        For every record None if it came out the same, else what differs.
+        For every record None if it came out the same but for versions, else what differs.
+
+    Raises:
+        InputError: Their numbers differ, or a denoiser is missing.
     """
     if len(records) != len(x):
         raise InputError(f"there are {len(records)} certificates for {len(x)} inputs")
-    if not records:
-        return []
+    if settings is None and any(_denoised(record) for record in records):
+        raise InputError("these certificates had a denoiser; give settings that hold it")
+    problems: list[str | None] = [None] * len(records)
+    for rows in _runs(records):
+        some = [records[row] for row in rows]
+        for row, problem in zip(rows, _again(some, model, x[rows], settings), strict=True):
+            problems[row] = problem
+        if challenge is not None and not any(problems[row] for row in rows):
+            problems_of_all = _uncommitted(some, model, x[rows], settings, challenge)
+            problems = [problems_of_all if i in rows else p for i, p in enumerate(problems)]
+    return problems
+
+
+#: What is the same in all records of one run.
+_COMMON = ("format", "kind", "target", "settings", "tile", "shape", "model", "denoiser")
+
+
+def _runs(records: Sequence[Row]) -> list[list[int]]:
+    """Rows of the records that one run can draw again: same settings, and no id twice."""
+    runs: list[tuple[str, set[Any], list[int]]] = []
+    for row, record in enumerate(records):
+        key = json.dumps(encode([record.get(name) for name in _COMMON]))
+        number = record.get("id")
+        fits = (run for run in runs if run[0] == key and number not in run[1])
+        run = next(fits, None)
+        if run is None:
+            run = (key, set(), [])
+            runs.append(run)
+        run[1].add(number)
+        run[2].append(row)
+    return [rows for _, _, rows in runs]
+
+
+def _denoised(record: Row) -> bool:
+    settings = record.get("settings")
+    return isinstance(settings, dict) and settings.get("denoiser") is not None
+
+
+def _again(
+    records: Sequence[Row], model: Any, x: Tensor, given: Smoothing | None
+) -> list[str | None]:
+    """What is wrong with records of one run."""
     first = records[0]
-    if settings is None:
-        if first["settings"]["denoiser"] is not None:
-            raise InputError("these certificates had a denoiser; give settings that hold it")
-        settings = Smoothing(**{**first["settings"], "tile": first["tile"]})
-    again = _certify(first, model, x, settings, [record["id"] for record in records])
-    return [_difference(record, new) for record, new in zip(records, again.records(), strict=True)]
+    try:
+        settings = _settings(first, given)
+        certify, target = _CERTIFY[first["kind"]], dict(first["target"])
+        ids = [int(record["id"]) for record in records]
+    except (LookupError, TypeError, ValueError) as error:
+        return [f"it is damaged ({type(error).__name__}: {error})"] * len(records)
+    if isinstance(settings, str):
+        return [settings] * len(records)
+    new = certify(model, x, settings, ids=ids, **target).evidence.records()
+    return [_difference(*pair) for pair in zip(records, new, strict=True)]
 
 
-def _certify(
-    first: Row, model: Any, x: Tensor, settings: Smoothing, ids: Sequence[int]
-) -> Evidence:
-    certify: dict[str, Callable[..., Any]] = {
-        "class": classes.certify_class,
-        "decision": decisions.certify_decision,
-        "mean": means.certify_mean,
-        "quantile": quantiles.certify_quantile,
-    }
-    evidence: Evidence = certify[first["kind"]](
-        model, x, settings, ids=ids, **first["target"]
-    ).evidence
-    return evidence
+def _settings(record: Row, given: Smoothing | None) -> Smoothing | str:
+    """The record's, with the denoiser that was given; or how the rest differs from what was."""
+    recorded = {**record["settings"], "tile": record["tile"]}
+    if given is None:
+        return Smoothing(**recorded)
+    expected = given.as_json()
+    for name, value in expected.items():
+        free = name == "tile" or (name == "seed" and value is None)
+        if not free and value != recorded.get(name):
+            return f"its settings have {name} {recorded.get(name)}, those given {value}"
+    return Smoothing(**{**recorded, "denoiser": given.denoiser})
+
+
+def _uncommitted(
+    records: Sequence[Row], model: Any, x: Tensor, given: Smoothing | None, challenge: str
+) -> str | None:
+    """What is wrong with the seed, if it should come from a commitment to all of this."""
+    first = records[0]
+    settings = _settings(first, given)
+    assert isinstance(settings, Smoothing)
+    ids = [record["id"] for record in records]
+    commitment = commit(first["kind"], model, x, settings, ids=ids, **first["target"])
+    opened = commitment.open(challenge).seed
+    if settings.seed != opened:
+        return f"its seed is {settings.seed}; the challenge opens its commitment to {opened}"
+    return None
 
 
 def _difference(record: Row, new: Row) -> str | None:
-    new = encode(new)
-    for name in ("model", "denoiser", "samples", "pilot", "counts", "edges"):
-        if record.get(name) != new.get(name):
-            what = f"another {name}" if name in ("model", "denoiser") else f"{name} {new.get(name)}"
+    """The first field, versions apart, that is not what drawing again gives."""
+    new, record = encode(new), encode(record)
+    free = ("versions", "result", *_LABELS)  # results are computed from the rest
+    names = [name for name in {**new, **record} if name not in free]
+    for name in sorted(names, key=lambda name: name not in ("model", "denoiser")):
+        if name == "settings":
+            same = {**record[name], "tile": None} == {**new[name], "tile": None}
+        else:
+            same = name in record and name in new and record[name] == new[name]
+        if not same:
+            other = name in ("model", "denoiser")
+            what = f"another {name}" if other else f"{name} {new.get(name)}"
             return f"drawn again, it has {what}, recorded {record.get(name)}"
     return verify(record)
 
@@ -126,6 +211,12 @@ def _impossible(record: Row) -> str | None:
     settings = record["settings"]
     if any(count < 0 for count in counts):
         return "a count is negative"
+    expected = float(rounding.slack(settings, record["shape"], record["magnitude"]))
+    if not math.isclose(record["slack"], expected, rel_tol=1e-9, abs_tol=0):
+        return f"slack is {record['slack']}, its settings give {expected}"
+    pilot = settings["n0"] if record["kind"] in ("class", "quantile") else 0
+    if record["pilot_samples"] != pilot or sum(record.get("pilot", [pilot])) != pilot:
+        return f"{record['pilot_samples']} samples chose, instead of {pilot}"
     if record["kind"] == "decision":
         if sum(counts) > samples:
             return f"{sum(counts)} of {samples} samples were counted"

@@ -1,5 +1,6 @@
 """Interval bounds hold everywhere in the box, and are exact where they can be."""
 
+import copy
 import itertools
 
 import numpy as np
@@ -9,6 +10,7 @@ from scipy.optimize import linprog
 from torch import nn
 
 from gradood.distro import Interval, box, confidence_bound, discriminator, propagate, upper_bound
+from gradood.distro.ibp import FLOAT32
 from gradood.errors import InputError, ModelError
 
 
@@ -144,3 +146,18 @@ def test_bounds_have_gradients_to_train_with():
 def test_layers_without_a_bound_are_refused(layer, message):
     with pytest.raises(ModelError, match=message):
         upper_bound(layer, torch.rand(1, 1, 8, 8), 0.1)
+
+
+@pytest.mark.parametrize("name", networks())
+@torch.no_grad()
+def test_boxes_hold_for_networks_that_round(name):
+    """A float32 network at a point against its exact box there, which is one number wide."""
+    network = networks()[name].eval()
+    x = torch.rand(50, 1, 8, 8)
+    exact = copy.deepcopy(network).double()
+    plain = propagate(exact, box(x.double(), 0.0))
+    rounded = propagate(exact, box(x.double(), 0.0), FLOAT32)
+    ran = network(x).double()
+    assert ((ran > plain.upper) | (ran < plain.lower)).any(), "float32 rounds"
+    assert ((ran <= rounded.upper) & (ran >= rounded.lower)).all()
+    assert (rounded.upper - rounded.lower).max() < 1e-2

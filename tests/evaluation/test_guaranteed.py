@@ -17,6 +17,9 @@ NAMES = GuaranteedMetrics._fields
 
 
 def guarantee(normal: object, anomalous: object, **options: object) -> Guarantee:
+    if options.get("composition") == "binomial":
+        ids = range(len(normal)), range(len(normal), len(normal) + len(anomalous))
+        options = {"noise": ids, **options}
     return evaluate_guaranteed(normal, anomalous, 0.5, **{"point_alpha": 1e-6} | options)
 
 
@@ -118,6 +121,35 @@ def test_binomial_gives_more_than_bonferroni_at_the_same_samples() -> None:
     wrong = guarantee([0.0] * 500, [1.0] * 500, point_alpha=1e-3, composition="binomial")
     assert wrong.failures == 5
     assert wrong.clean_normals.auroc[0] == pytest.approx(1 - 5 / 500)
+
+
+def test_binomial_refuses_inputs_that_shared_their_noise() -> None:
+    """By default both sets are numbered from 0: under one seed, their bounds are wrong together."""
+    import torch
+
+    import gradood
+
+    def certified(seed: int | None, ids: range | None = None) -> gradood.smoothing.Evidence:
+        settings = gradood.Smoothing(sigma=1.0, n=100, alpha=0.01, seed=seed)
+        x = torch.zeros(3, 1, 2, 2)
+        return gradood.certify_quantile(
+            lambda z: z.flatten(1).sum(1), x, settings, ids=ids
+        ).evidence
+
+    bounds, options = ([0.0] * 3, [1.0] * 3), {"point_alpha": 0.01, "composition": "binomial"}
+    for noise in ((certified(7), certified(7)), ([0, 1, 2], [2, 3, 4]), ([0, 1, 1], [2, 3, 4])):
+        with pytest.raises(InputError, match="the same noise"):
+            evaluate_guaranteed(*bounds, 0.5, noise=noise, **options)
+    for noise in (
+        (certified(7), certified(7, range(3, 6))),
+        (certified(7), certified(8)),
+        (certified(None), certified(None)),
+    ):
+        assert evaluate_guaranteed(*bounds, 0.5, noise=noise, **options).failures >= 0
+    with pytest.raises(InputError, match="normal.evidence"):
+        evaluate_guaranteed(*bounds, 0.5, **options)
+    with pytest.raises(InputError, match="names 2 normal inputs"):
+        evaluate_guaranteed(*bounds, 0.5, noise=([0, 1], [2, 3, 4]), **options)
 
 
 BAD = {

@@ -117,7 +117,7 @@ def test_no_failure_beyond_alpha_on_borderline_points(half_space):
 
 def test_label_and_bounds_come_from_different_samples(half_space, points):
     found = gradood.certify_class(
-        half_space, points(0.01), gradood.Smoothing(sigma=1.0, n=64, n0=64)
+        half_space, points(0.01), gradood.Smoothing(sigma=1.0, n=64, n0=64, seed=0)
     )
     row = found.evidence.rows[0]
     assert sum(row["pilot"]) == sum(row["counts"]) == 64
@@ -298,7 +298,7 @@ def test_noise_is_added_once_at_sigma(points):
 
     gradood.certify_class(model, points(0.0), gradood.Smoothing(sigma=0.25, n=6400, n0=1))
     noise = torch.cat(seen[1:]).numpy()
-    assert np.std(noise) == pytest.approx(0.25, rel=0.02)
+    assert np.std(noise) == pytest.approx(0.25, rel=0.05)
 
 
 def test_clamp_is_part_of_the_model(points):

@@ -173,5 +173,11 @@ def test_10_alpha_is_composed_over_the_data_set() -> None:
     inputs = [0.1] * 500, [0.5] * 500
     with pytest.raises(InputError, match="Certify with alpha = 1e-06"):
         evaluate_guaranteed(*inputs, RADIUS, point_alpha=1e-3)
-    counted = evaluate_guaranteed(*inputs, RADIUS, point_alpha=1e-3, composition="binomial")
+    counted = evaluate_guaranteed(
+        *inputs,
+        RADIUS,
+        point_alpha=1e-3,
+        composition="binomial",
+        noise=(range(len(inputs[0])), range(10**6, 10**6 + len(inputs[1]))),
+    )
     assert counted.failures == 5 and counted.clean_normals.auroc[0] < 1

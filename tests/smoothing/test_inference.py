@@ -152,7 +152,9 @@ class Looking(nn.Module):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_replays_certify_the_same(classifier, pictures):
     classifier, pictures = classifier.cuda(), pictures[3:5].cuda()
-    plain, graph = (gradood.Smoothing(sigma=0.01, n=64, cuda_graph=on) for on in (False, True))
+    plain, graph = (
+        gradood.Smoothing(sigma=0.01, n=64, seed=0, cuda_graph=on) for on in (False, True)
+    )
     wanted = gradood.certify_class(classifier, pictures, plain)
     got = gradood.certify_class(classifier, pictures, graph)
     assert got.evidence.rows == wanted.evidence.rows
@@ -178,7 +180,6 @@ def test_fingerprints_know_weights_and_detectors(classifier):
         other.linear.bias[0] += 1e-6
     assert fingerprint(other) != fingerprint(classifier)
     assert fingerprint(gradood.Energy(classifier)) != fingerprint(gradood.Energy(other))
-    assert fingerprint(lambda x: x) is None
 
 
 def test_outputs_of_other_packages_are_read():

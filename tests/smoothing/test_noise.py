@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gradood
-from gradood.ops import reference
+from gradood.ops import grid
 from gradood.smoothing.noise import ESTIMATION, SELECTION, NoisyInputs
 
 
@@ -16,9 +16,9 @@ def test_copies_are_the_operators(pictures):
     ids = [9, 2**32 - 1, 4, 5, 6, 7]
     made = noisy(pictures, ids, seed=-5, clamp=(0.0, 1.0))
     rows, samples = torch.tensor([0, 1, 1]), torch.tensor([3, 0, 2**31])
-    expected = reference.noisy_batch(
+    expected = grid.grid_batch(
         pictures, rows, torch.tensor(ids)[rows], samples, torch.tensor([-5, SELECTION]),
-        0.25, 0.0, 1.0, None, None, torch.float32, False,
+        0.25, 512.0, 0.0, 1.0, torch.float32, False,
     )  # fmt: skip
     assert torch.equal(made.copies(rows, samples, SELECTION), expected)
     assert not torch.equal(made.copies(rows, samples, ESTIMATION), expected)

@@ -1,25 +1,46 @@
 """An interrupted run goes on where it stopped, and ends as if nothing had happened."""
 
+import functools
+import operator
+from dataclasses import replace
+
 import pytest
 import torch
 
 import gradood
-from gradood.errors import CheckpointError
+from gradood.errors import CheckpointError, InputError
 
-SMOOTHING = gradood.Smoothing(sigma=0.5, n=640, n0=64, tile=32)
+SMOOTHING = gradood.Smoothing(sigma=0.5, n=640, n0=64, tile=32, seed=0)
 
 
-class Interrupting:
-    """A model that is interrupted after some batches, as by Ctrl-C."""
+class Passes:
+    """Forward passes that are left before an interruption, as by Ctrl-C; the same for all models.
 
-    def __init__(self, answer, batches):
-        self.answer, self.left = answer, batches
+    Outside of them, for what a model holds is part of its fingerprint.
+    """
 
-    def __call__(self, x):
-        self.left -= 1
-        if self.left < 0:
+    left = 0
+
+
+def interrupted(answer):
+    """A model that is interrupted when no passes are left."""
+
+    def run(x):
+        Passes.left -= 1
+        if Passes.left < 0:
             raise KeyboardInterrupt
-        return self.answer(x)
+        return answer(x)
+
+    return run
+
+
+def run_with(passes, certify, *arguments, **options):
+    """What certifying gives with so many passes, and how many it used."""
+    Passes.left = passes
+    try:
+        return certify(*arguments, **options), passes - Passes.left
+    except KeyboardInterrupt:
+        return None, passes
 
 
 def classes(x):
@@ -42,38 +63,96 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_interruptions_lose_nothing_and_change_nothing(kind, points, tmp_path):
     certify, answer, options = KINDS[kind]
-    x = points(1.0, 0.45, -0.6)
-    whole = certify(Interrupting(answer, 10**6), x, SMOOTHING, **options)
+    model, x = interrupted(answer), points(1.0, 0.45, -0.6)
+    whole, once = run_with(10**6, certify, model, x, SMOOTHING, **options)
     state = tmp_path / "state.safetensors"
-    batches = 0
-    for size in (1, 2, 3, 5, 100):
-        model = Interrupting(answer, size)
-        try:
-            resumed = certify(model, x, SMOOTHING, state=state, **options)
-            batches += size - model.left
+    used, runs = 0, 0
+    for passes in (10, 11, 3, 9, 1000):
+        resumed, some = run_with(passes, certify, model, x, SMOOTHING, state=state, **options)
+        used, runs = used + some, runs + 1
+        assert state.exists()
+        if resumed is not None:
             break
-        except KeyboardInterrupt:
-            batches += size
-            assert state.exists()
     assert resumed.evidence == whole.evidence
-    # Every batch that was finished was kept: none was run twice.
-    once = Interrupting(answer, 10**6)
-    certify(once, x, SMOOTHING, **options)
-    assert batches == 10**6 - once.left
+    # Every batch that was finished was kept: none was run twice but for the probes of each run.
+    assert used <= once + 9 * (runs - 1)
 
 
 def test_a_finished_state_needs_no_samples(points, tmp_path):
-    state = tmp_path / "state.safetensors"
-    first = gradood.certify_class(classes, points(1.0), SMOOTHING, state=state)
-    again = gradood.certify_class(Interrupting(classes, 0), points(1.0), SMOOTHING, state=state)
+    state, model = tmp_path / "state.safetensors", interrupted(classes)
+    common = (gradood.certify_class, model, points(1.0), SMOOTHING)
+    first, _ = run_with(1000, *common, state=state)
+    again, _ = run_with(0, *common, state=state)
     assert again.evidence == first.evidence
+
+
+def test_a_drawn_seed_is_kept_in_the_state(points, tmp_path):
+    """Without a seed every run draws one; a state goes on with its own."""
+    state, fresh = tmp_path / "state.safetensors", replace(SMOOTHING, seed=None)
+    first = gradood.certify_class(classes, points(1.0), fresh, state=state)
+    again = gradood.certify_class(classes, points(1.0), fresh, state=state)
+    other = gradood.certify_class(classes, points(1.0), fresh)
+    assert again.evidence == first.evidence
+    seeds = {made.evidence.common["settings"]["seed"] for made in (first, other)}
+    assert len(seeds) == 2
+
+
+class Sided:
+    """A score with an attribute that decides."""
+
+    def __init__(self, flip):
+        self.flip = flip
+
+    def __call__(self, x):
+        return classes(-x if self.flip else x)
+
+
+class SidedModule(torch.nn.Module):
+    def __init__(self, flip):
+        super().__init__()
+        self.flip = flip
+
+    def forward(self, x):
+        return classes(-x if self.flip else x)
+
+
+def enclosing(flip):
+    return lambda x: classes(-x if flip else x)
+
+
+@pytest.mark.parametrize(
+    "model, other",
+    [
+        (Sided(False), Sided(True)),
+        (SidedModule(False), SidedModule(True)),
+        (torch.nn.Sequential(SidedModule(False)), torch.nn.Sequential(SidedModule(True))),
+        (enclosing(False), enclosing(True)),
+        (lambda x: classes(x), lambda x: classes(-x)),
+        (functools.partial(classes), functools.partial(lambda x: classes(-x))),
+        (Sided(False).__call__, Sided(True).__call__),
+        (classes, lambda x: classes(-x)),
+    ],
+)
+def test_a_state_of_another_callable_is_refused(points, tmp_path, model, other):
+    state = tmp_path / "state.safetensors"
+    gradood.certify_class(model, points(1.0), SMOOTHING, state=state)
+    gradood.certify_class(model, points(1.0), SMOOTHING, state=state)
+    with pytest.raises(CheckpointError, match="model"):
+        gradood.certify_class(other, points(1.0), SMOOTHING, state=state)
+
+
+def test_what_has_no_fingerprint_keeps_no_state(points, tmp_path):
+    model = operator.itemgetter((slice(None), slice(0, 2)))  # compiled code, without attributes
+    with pytest.raises(InputError, match="no fingerprint"):
+        gradood.certify_class(model, points(1.0), SMOOTHING, state=tmp_path / "state")
+    assert gradood.certify_class(model, points(1.0), SMOOTHING).label.shape == (1,)
 
 
 @pytest.mark.parametrize(
     "change, match",
     [
-        ({"settings": gradood.Smoothing(sigma=0.4, n=640, tile=32)}, "settings"),
-        ({"settings": gradood.Smoothing(sigma=0.5, n=641, tile=32)}, "settings"),
+        ({"settings": gradood.Smoothing(sigma=0.4, n=640, tile=32, seed=0)}, "settings"),
+        ({"settings": gradood.Smoothing(sigma=0.5, n=641, tile=32, seed=0)}, "settings"),
         ({"radius": 0.2}, "target"),
         ({"x": torch.ones(1, 4)}, "inputs"),
         ({"ids": [5]}, "inputs"),
@@ -109,15 +188,14 @@ def test_errors_of_the_model_keep_what_was_counted(points, tmp_path):
     state = tmp_path / "state.safetensors"
 
     def failing(x):
-        if failing.left == 0:
+        Passes.left -= 1
+        if Passes.left == 0:
             raise RuntimeError("out of memory")
-        failing.left -= 1
         return classes(x)
 
-    failing.left = 7
+    common = (gradood.certify_class, failing, points(1.0), SMOOTHING)
     with pytest.raises(RuntimeError, match="out of memory"):
-        gradood.certify_class(failing, points(1.0), SMOOTHING, state=state)
-    whole = gradood.certify_class(classes, points(1.0), SMOOTHING)
-    rest = Interrupting(classes, 22 - 7)
-    resumed = gradood.certify_class(rest, points(1.0), SMOOTHING, state=state)
-    assert resumed.evidence == whole.evidence and rest.left == 0
+        run_with(17, *common, state=state)  # 8 of them look for dependence
+    resumed, rest = run_with(10**6, *common, state=state)
+    whole, once = run_with(10**6, *common)
+    assert resumed.evidence == whole.evidence and rest == once - 8

@@ -1,8 +1,10 @@
 """Stop as soon as the answer is clear: an e-value test of "the probability is above p0"."""
 
+from functools import lru_cache
+
 import numpy as np
 import numpy.typing as npt
-from scipy import special
+from scipy import special, stats
 
 from gradood.smoothing.bounds import binomial
 
@@ -11,6 +13,19 @@ Ints = npt.NDArray[np.int64]
 
 #: What ``decide`` answers.
 FUTILE, GO_ON, CERTIFY = -1, 0, 1
+#: Samples between two looks, at most.
+MOST = 32
+#: Probabilities that the exact calculation leaves out, and counts as crossings.
+_NEGLIGIBLE = 1e-30
+
+
+def block_at(start: int, tile: int) -> int:
+    """Samples between the look at ``start`` and the next: few at first, never more than a tile.
+
+    The clearest inputs need some fifty samples: looking every 8 there saves what looking every 32
+    would waste, and costs nothing, for the test may look as often as it likes.
+    """
+    return min(8 if start < 64 else 16 if start < 128 else MOST, tile)
 
 
 def log_evalue(successes: npt.ArrayLike, n: npt.ArrayLike, p0: npt.ArrayLike) -> Floats:
@@ -27,6 +42,12 @@ def log_evalue(successes: npt.ArrayLike, n: npt.ArrayLike, p0: npt.ArrayLike) ->
     larger at x = 1; so each ratio, and their average, is a nonnegative supermartingale from 1, and
     Ville's inequality holds (Ville 1939; Robbins 1970; Voracek 2024, arXiv 2406.17830). It may be
     looked at after any N, chosen in any way that does not look ahead.
+
+    E_N grows with A. It falls with p0 wherever it is above 2.02: with h = density / tail of the cut
+    prior, d log E / d p0 = h (1 - 1 / E) - (A - N p0) / (p0 (1 - p0)), and h <= 1 / (2 sqrt(p0)
+    (1 - p0)), for arcsin(s) >= s; so it falls where A - N p0 >= sqrt(p0) / 2. Elsewhere E is at
+    most the likelihood ratio of A / N, exp(N d(A / N, p0)): for A <= N - 1 at most
+    exp(1 / (4 N (1 - p0))) <= exp(1 / 4), for A = N at most (1 - 1 / (2 N))^-N <= 2.
 
     Far below p0 the tail underflows and the result is -inf: less evidence than there is.
 
@@ -45,6 +66,81 @@ def log_evalue(successes: npt.ArrayLike, n: npt.ArrayLike, p0: npt.ArrayLike) ->
     return np.asarray(evidence, np.float64)
 
 
+def lower(successes: npt.ArrayLike, n: npt.ArrayLike, alpha: npt.ArrayLike) -> Floats:
+    r"""The smallest p0 with ``E_N < 1 / alpha``: a lower bound of p that holds at all N at once.
+
+    Claim: ``P(lower(A_N, N) > p for some N >= 0) <= alpha``, for alpha <= 0.49.
+    Proof: E falls with p0 where it is above 2.02 < 1 / alpha (``log_evalue``), so lower > p only if
+    E_N(p) >= 1 / alpha, which happens at some N with probability at most alpha. (Bisection ends
+    below the root.)
+
+    So an experiment may be looked at after every sample, and go on until it says what one likes.
+    """
+    a, n, alpha = np.broadcast_arrays(*(np.asarray(v, np.float64) for v in (successes, n, alpha)))
+    if (alpha > 0.49).any():
+        return np.zeros_like(a)
+    low, high = np.zeros_like(a), a / np.maximum(n, 1)
+    goal = -np.log(alpha)
+    for _ in range(60):
+        middle = (low + high) / 2
+        inside = (middle > 0) & (middle < 1)
+        rejected = inside & (log_evalue(a, n, np.where(inside, middle, 0.5)) >= goal)
+        low, high = np.where(rejected, middle, low), np.where(rejected, high, middle)
+    return low
+
+
+def upper(successes: npt.ArrayLike, n: npt.ArrayLike, alpha: npt.ArrayLike) -> Floats:
+    """``1 - lower(n - A, n, alpha)``; see there."""
+    return 1 - lower(np.subtract(n, successes), n, alpha)
+
+
+def first_count(n: npt.ArrayLike, p0: float, alpha: float) -> Ints:
+    """The smallest A with ``E_N >= 1 / alpha``; N + 1 if there is none."""
+    n = np.asarray(n, np.float64)
+    low, high = np.floor(n * p0), n + 1
+    while (low < high).any():
+        middle = np.floor((low + high) / 2)
+        inside = np.minimum(middle, n)
+        yes = (middle > n) | (log_evalue(inside, n, p0) >= -np.log(alpha))
+        low, high = np.where(yes, low, middle + 1), np.where(yes, middle, high)
+    return high.astype(np.int64)
+
+
+@lru_cache(maxsize=4096)
+def spent(p0: float, alpha: float, n_max: int, tile: int = 1) -> float:
+    r"""``P(E_N >= 1 / alpha at a look before n_max)`` at p = p0, which is at most alpha.
+
+    The exact calculation: between two looks, the distribution of A among the runs that have not
+    crossed is convolved with a binomial one, and what crosses is taken out. What is cut off below
+    (less than 1e-30 a look) is counted as if it crossed.
+
+    Args:
+        p0: Of the test.
+        alpha: Of the test.
+        n_max: The look that is not counted.
+        tile: Of the looks, see ``block_at``; 1 looks after every sample.
+    """
+    looks = [0]
+    while looks[-1] < n_max:
+        looks.append(min(looks[-1] + block_at(looks[-1], tile), n_max))
+    limits = first_count(looks[1:-1], p0, alpha).tolist()
+    steps = {size: stats.binom.pmf(np.arange(size + 1), size, p0) for size in range(1, MOST + 1)}
+    alive, first, crossed = np.ones(1), 0, 0.0  # alive[i]: P(A = first + i, not crossed)
+    for before, here, limit in zip(looks, looks[1:-1], limits, strict=False):
+        alive = np.convolve(alive, steps[here - before])
+        crossed += float(alive[max(limit - first, 0) :].sum())
+        alive = alive[: max(limit - first, 0)]
+        low = int(np.searchsorted(alive.cumsum(), _NEGLIGIBLE))
+        crossed += float(alive[:low].sum())
+        alive, first = alive[low:], first + low
+    return min(crossed * (1 + 1e-9), alpha)
+
+
+def left(p0: float, alpha: float, n_max: int, tile: int = 1) -> float:
+    """What ``decide`` has left for its last look: ``alpha - spent(...)``."""
+    return max(alpha - spent(p0, alpha, n_max, tile), 0.0)
+
+
 def decide(
     successes: npt.ArrayLike,
     n: npt.ArrayLike,
@@ -52,17 +148,23 @@ def decide(
     alpha: float,
     futility: float = 0.02,
     n_max: int | None = None,
+    tile: int = 1,
 ) -> Ints:
     r"""Whether to certify "p > p0", to give up, or to go on sampling.
 
-    ``CERTIFY`` if ``E_N >= 2 / alpha`` at any N, or if at ``N = n_max`` the Clopper-Pearson lower
-    bound at alpha / 2 is above p0. ``FUTILE`` if the reverse e-value, against p >= p0, reaches
-    1 / futility, or if n_max is reached without a certificate. Else ``GO_ON``.
+    ``CERTIFY`` if ``E_N >= 1 / alpha`` at a look, or if at ``N = n_max`` the Clopper-Pearson lower
+    bound at what is left of alpha is above p0. ``FUTILE`` if the reverse e-value, against p >= p0,
+    reaches 1 / futility, or if n_max is reached without a certificate. Else ``GO_ON``.
 
-    Claim: if p <= p0, the probability of ever answering CERTIFY is at most alpha: alpha / 2 from
-    ``log_evalue`` over all N, alpha / 2 from ``binomial.lower`` at the one fixed N. FUTILE claims
-    nothing, so ``futility`` costs power only: it is the largest probability of giving up, before
-    n_max, on an input with p > p0.
+    Claim: if p <= p0, the probability of ever answering CERTIFY is at most alpha.
+    Proof: at p = p0 the e-value crosses before n_max with probability ``spent``, by an exact
+    calculation, and at n_max with E >= 1 / alpha or the bound above p0 with probability at most
+    max(alpha, left) in general; see below. At p < p0 both are less likely: more successes never
+    hinder either. The last look is a certificate exactly if A >= k, where k is the smaller of the
+    counts that either rule asks for. Where it is the bound's, P(A >= k) <= left = alpha - spent.
+    Where it is the e-value's, crossing at n_max is crossing at some N, at most alpha in all by
+    Ville's inequality. FUTILE claims nothing, so ``futility`` costs power only: it is the largest
+    probability of giving up, before n_max, on an input with p > p0.
 
     Args:
         successes: Counts, any shape.
@@ -70,18 +172,28 @@ def decide(
         p0: What p must exceed, broadcast: ``Phi(r / sigma)`` for a majority within r.
         alpha: Error probability of the whole test.
         futility: Probability of giving up on an input that deserves a certificate; 0 for never.
-        n_max: Where sampling ends; None for no end, whose alpha / 2 is then not used.
+        n_max: Where sampling ends; None for no end.
+        tile: Looks are no more frequent than ``block_at(…, tile)``; 1 allows all.
 
     Returns:
         int64 of the broadcast shape.
     """
     a, n, p0 = np.broadcast_arrays(*(np.asarray(v, np.float64) for v in (successes, n, p0)))
-    certified = log_evalue(a, n, p0) >= np.log(2 / alpha)
+    certified = log_evalue(a, n, p0) >= -np.log(alpha)
     futile = np.zeros_like(certified)
     if futility > 0:
         futile = log_evalue(n - a, n, 1 - p0) >= np.log(1 / futility)
     if n_max is not None:
-        last = n >= n_max
-        certified |= last & (binomial.lower(a, n, alpha / 2) > p0)
-        futile |= last
+        last = (n >= n_max) & ~certified
+        for limit in np.unique(p0[last]).tolist():
+            some = last & (p0 == limit)
+            share = left(limit, alpha, n_max, tile)
+            certified = certified | (some & (binomial.lower(a, n, share) > p0))
+        futile = futile | (n >= n_max)
     return np.where(certified, CERTIFY, np.where(futile, FUTILE, GO_ON)).astype(np.int64)
+
+
+def coarse(p0: npt.ArrayLike) -> Floats:
+    """p0 rounded up by less than 1 / 4096 of ``1 - p0``: few values, so that few are calculated."""
+    mantissa, exponent = np.frexp(1 - np.asarray(p0, np.float64))
+    return np.asarray(1 - np.ldexp(np.floor(mantissa * 4096) / 4096, exponent))

@@ -1,0 +1,98 @@
+"""Fix what is certified before the noise is drawn, so that nobody can fit one to the other."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradood.errors import InputError
+from gradood.smoothing.fingerprint import fingerprint
+from gradood.smoothing.noise import NoisyInputs
+from gradood.smoothing.settings import Smoothing
+
+#: What a ``certify`` function claims where nothing is said.
+_TARGETS: Mapping[str, Mapping[str, Any]] = {
+    "class": {"radius": None},
+    "decision": {"threshold": None, "radius": None, "q": 0.5},
+    "mean": {"radius": 0.0},
+    "quantile": {"radius": 0.0, "q": 0.5},
+}
+
+
+@dataclass(frozen=True)
+class Commitment:
+    """What ``commit`` returns.
+
+    Attributes:
+        digest: 32 hexadecimal digits, to be published before the challenge is drawn.
+        settings: Those that were committed to, without a seed.
+    """
+
+    digest: str
+    settings: Smoothing
+
+    def open(self, challenge: str) -> Smoothing:
+        """The settings with the seed that follows from the digest and a challenge.
+
+        Args:
+            challenge: Drawn after the digest was published, by the auditor or a public source of
+                randomness: any text that nobody could foresee.
+        """
+        mixed = hashlib.blake2b(f"{self.digest} {challenge}".encode(), digest_size=8)
+        return replace(self.settings, seed=int.from_bytes(mixed.digest(), "big", signed=True))
+
+
+def commit(
+    kind: str,
+    model: Any,
+    x: Tensor,
+    settings: Smoothing,
+    *,
+    ids: Sequence[int] | Tensor | None = None,
+    **target: Any,
+) -> Commitment:
+    """Commit to model, inputs, settings and claim, before the seed of their noise is drawn.
+
+    Publish ``digest``; draw a challenge; certify with ``open(challenge)``. Later, anyone who has
+    the inputs checks with ``verify_with_model(..., challenge=challenge)`` that all of it was fixed
+    first. A seed that is drawn by the certifier alone could be drawn until it pleases.
+
+    Args:
+        kind: "class", "decision", "mean" or "quantile".
+        model: What will be certified.
+        x: ``[N, ...]``.
+        settings: Their seed is ignored.
+        ids: As for the ``certify`` function.
+        **target: Its further arguments: radius, threshold, q.
+
+    Raises:
+        InputError: There is no such kind, or argument.
+    """
+    if kind not in _TARGETS:
+        raise InputError(f"kind = {kind!r}; expected one of {', '.join(_TARGETS)}")
+    unknown = set(target) - set(_TARGETS[kind])
+    if unknown:
+        raise InputError(f"{kind} certificates have no {', '.join(sorted(unknown))}")
+    claim = {**_TARGETS[kind], **target}
+    if kind in ("mean", "quantile"):
+        claim["radius"] = torch.as_tensor(claim["radius"], dtype=torch.float64).flatten().tolist()
+    settings = replace(settings, seed=None)
+    inputs = NoisyInputs(x, ids, settings)
+    content = {
+        "kind": kind,
+        "target": {
+            k: v if v is None or isinstance(v, list) else float(v) for k, v in claim.items()
+        },
+        "settings": {**settings.as_json(), "tile": inputs.tile},
+        "inputs": inputs.digest(),
+        "model": fingerprint(model),
+        "denoiser": fingerprint(settings.denoiser),
+    }
+    text = json.dumps(content, sort_keys=True)
+    return Commitment(hashlib.blake2b(text.encode(), digest_size=16).hexdigest(), settings)

@@ -1,0 +1,123 @@
+"""Do rows of one forward pass influence one another? Every bound counts on it that they do not.
+
+A certificate counts n samples as independent. They are if every row of a pass is a function of
+itself alone, or has randomness of its own. Neither can be read off a model, so the first tile is
+run again: beside other rows, and, if the model turns out to be random, as copies of one row.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from gradood.errors import ModelError
+
+Pass = Callable[[Tensor], Tensor]
+
+#: How often the first tile is run again: a coin that no known generator tosses shows at once, or
+#: with probability 2^-_REPEATS not at all.
+_REPEATS = 6
+#: Passes of copies of one row, and the chance of calling independent rows dependent.
+_PASSES, _FALSE_ALARM = 8, 1e-6
+
+
+def check_rows(run: Pass, tile: Tensor) -> tuple[bool, Tensor]:
+    """Whether the model is random, so that each row needs a pass of its own; and the first result.
+
+    A model is taken to be random if it moves a generator of PyTorch, NumPy or Python, or gives the
+    same tile two results. Rows of a random model may share a coin that falls rarely, which no probe
+    can see; one row a pass is independent by construction.
+
+    Args:
+        run: ``[T, ...] -> [T, ...]``.
+        tile: Noisy inputs ``[T, ...]``, T > 1.
+
+    Raises:
+        ModelError: A row's result depends on the other rows, or rows share their randomness.
+    """
+    before = _generators(tile.device)
+    first = run(tile)
+    drawn = _generators(tile.device) != before
+    drawn = drawn or any(not _same(first, run(tile)) for _ in range(_REPEATS))
+    if drawn:
+        _refuse_shared_coins(run, tile)
+        return True, first
+    for kept in _quarters(len(tile)):
+        if not _same(first[kept], run(_beside_others(tile, kept))[kept]):
+            raise ModelError(
+                "a row's result depends on the rows beside it in the batch (as by statistics of "
+                "the batch, or dynamic quantisation), so that samples are not independent; call "
+                "model.eval(), use static quantisation, or certify with Smoothing(tile=1)"
+            )
+    return False, first
+
+
+def _generators(device: torch.device) -> tuple[Any, ...]:
+    """The states of all generators that code usually draws from."""
+    states: list[Any] = [torch.get_rng_state().numpy().tobytes(), random.getstate()]
+    name, keys, *rest = np.random.get_state()
+    states += [name, np.asarray(keys).tobytes(), *rest]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device).numpy().tobytes())
+    return tuple(states)
+
+
+def _quarters(rows: int) -> tuple[Tensor, Tensor]:
+    """Two disjoint sets of rows, scattered so that no arrangement of batches hides in them."""
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(rows))
+    size = max(1, rows // 4)
+    return order[:size], order[size : 2 * size]
+
+
+def _beside_others(tile: Tensor, kept: Tensor) -> Tensor:
+    """The same rows in their places; in all others one of them, so that every statistic changes."""
+    other = tile[kept[:1].to(tile.device)].expand_as(tile).contiguous()
+    kept = kept.to(tile.device)
+    other[kept] = tile[kept]
+    return other
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Up to rounding, which kernels on a GPU may do in any order."""
+    a, b = a.double(), b.double()
+    finite = a.isfinite() & b.isfinite()
+    if not torch.equal(a[~finite].nan_to_num(7), b[~finite].nan_to_num(7)):
+        return False
+    if not finite.any():
+        return True
+    numbers = a[finite]
+    allowed = 1e-5 * numbers.abs().max() + 1e-4 * (numbers.max() - numbers.min())
+    return bool(((a - b)[finite].abs() <= allowed).all())
+
+
+def _refuse_shared_coins(run: Pass, tile: Tensor) -> None:
+    """Copies of one row: independent ones differ within a pass as much as between passes."""
+    copies = tile[:1].expand_as(tile).contiguous()
+    results = torch.stack([run(copies).double().cpu() for _ in range(_PASSES)]).nan_to_num(0)
+    if all(_same(result, result[:1].expand_as(result)) for result in results):
+        raise _shared()
+    table = results.reshape(_PASSES, len(tile), -1).numpy()  # [passes, rows, columns]
+    passes, rows, columns = table.shape
+    means = table.mean(1)
+    within = ((table - means[:, None]) ** 2).sum((0, 1)) / (passes * (rows - 1))
+    between = rows * means.var(0, ddof=1)
+    some = (within > 0) | (between > 1e-12 * (1 + means**2).max())
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = between[some] / within[some]
+    chance = stats.f.sf(ratio, passes - 1, passes * (rows - 1))
+    if (chance < _FALSE_ALARM / max(columns, 1)).any():
+        raise _shared()
+
+
+def _shared() -> ModelError:
+    return ModelError(
+        "the model is random, and rows of one batch share their randomness (as one coin, crop or "
+        "mask a batch does), so that samples are not independent; switch it off with model.eval(), "
+        "draw it for every row, or certify with Smoothing(tile=1), one row a pass"
+    )
