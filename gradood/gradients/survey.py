@@ -180,6 +180,7 @@ class Survey(Follower):
         #: By position, what operators pick by values of the batch.
         self.picks: dict[int, Pick] = {}
         self.bytes = 0
+        self._picked: dict[int, dict[int, Pick]] = {}
         self._smaller = smaller
         self._anchor = torch.zeros((), dtype=torch.float32, device=rows.device, requires_grad=True)
         # Memory that depends on the rows; the tensors are kept so that it is not used again.
@@ -197,8 +198,10 @@ class Survey(Follower):
         sources = self.sources_in(args, kwargs)
         if sources:
             self.check_surroundings()
-        if (picked := pick(name, args, kwargs, self._depends)) is not None:
-            self.picks[position] = picked
+        for value in flatten((args, tuple(kwargs.values()))) if self._picked else ():
+            if isinstance(value, Tensor) and (found := self._picked.get(_memory(value))):
+                self.picks.update(found)
+        picked = pick(name, args, kwargs, self._depends)
         read = () if name in _BLANK else args[:1] if name in _LIKE else (args, *kwargs.values())
         meets = any(map(self._depends, flatten(read)))
         if not sources:
@@ -211,6 +214,11 @@ class Survey(Follower):
                 out = self.meet(position, function, args, kwargs)
         grown = self._grows(position, out)
         tensors = [t for t in flatten(out) if isinstance(t, Tensor)]
+        if picked is not None and not tensors:
+            self.picks[position] = picked
+        elif picked is not None:  # it matters once something reads it, not if it is only counted
+            for t in tensors:
+                self._picked.setdefault(_memory(t), {})[position] = picked
         if meets:
             written = args[:1] if name == "__setitem__" else ()
             self._batch.update((_memory(t), t) for t in (*tensors, *written))
