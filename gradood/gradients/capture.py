@@ -8,7 +8,7 @@ operator: no weight gradient is computed, and nothing is recorded before the fir
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -124,7 +124,7 @@ class SourceMode(OperatorMode):
 
     def sources_in(self, args: Any, kwargs: Any) -> list[Source]:
         """Every source among the arguments of an operator."""
-        found = [self.source(value) for value in flatten((args, tuple(kwargs.values())))]
+        found = [self.source(t) for t in tensors_in((*args, *kwargs.values()))]
         return [s for s in found if s is not None]
 
     def check_surroundings(self) -> None:
@@ -258,13 +258,19 @@ def watch(
     return out
 
 
-def flatten(value: Any) -> Iterator[Any]:
-    """The leaves of nested lists and tuples."""
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            yield from flatten(item)
-    else:
-        yield value
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors in nested lists and tuples."""
+    if isinstance(value, Tensor):
+        return [value]
+    if not isinstance(value, (list, tuple)):
+        return []
+    found: list[Tensor] = []
+    for item in value:
+        if isinstance(item, Tensor):
+            found.append(item)
+        elif isinstance(item, (list, tuple)):
+            found += tensors_in(item)
+    return found
 
 
 def constants(value: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gradood.gradients.capture import flatten
+from gradood.gradients.capture import tensors_in
 
 #: Operators that work along one dimension: where it stands among their arguments, and its default.
 _ALONG = {
@@ -83,8 +83,10 @@ def _picked_dimensions(
         moves = name == "__getitem__" or depends(rest[1])  # constants written are no samples
         return set(_indexed(first, rest[0], depends)) if moves else set()
     name = name.removesuffix("_") if name != "_pack_padded_sequence" else name
+    if name not in _ANYWHERE and name not in _ALONG:
+        return set()
     picking = [first] if name in _BY_VALUE else [*rest, *kwargs.values()]
-    if not any(map(depends, flatten(picking))):
+    if not any(map(depends, tensors_in(picking))):
         return set()
     if name in _ANYWHERE:
         return set(range(first.dim()))

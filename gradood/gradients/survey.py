@@ -19,8 +19,8 @@ from gradood.gradients.capture import (
     PlanError,
     SourceMode,
     constants,
-    flatten,
     name_of,
+    tensors_in,
     watch,
 )
 from gradood.gradients.picking import Pick, pick
@@ -125,7 +125,7 @@ class Follower(SourceMode):
     ) -> tuple[Call | str, tuple[Use, ...]]:
         rule = RULES.get(function)
         everything = (args, tuple(kwargs.values()))
-        given = [t for t in flatten(everything) if self.source(t) is not None]
+        given = [t for t in tensors_in(everything) if self.source(t) is not None]
         call: Call | str = f"no rule for {name_of(function)}"
         if rule is not None:
             try:
@@ -210,7 +210,7 @@ class Survey(Follower):
         picks = self._picks_behind(position, args, kwargs) if self.picks else frozenset()
         picks |= {position} & self.picks.keys()
         read = () if name in _BLANK else args[:1] if name in _LIKE else (args, *kwargs.values())
-        meets = any(map(self._depends, flatten(read)))
+        meets = any(map(self._depends, tensors_in(read)))
         if not sources:
             out = self.call_plain(function, args, kwargs)
         elif meets or (_writes(function) and self._grows(position, args[0])):
@@ -222,7 +222,7 @@ class Survey(Follower):
         grown = self._grows(position, out)
         if position in self.meetings:
             self.meetings[position].picked = picks
-        tensors = [t for t in flatten(out) if isinstance(t, Tensor)]
+        tensors = tensors_in(out)
         if meets:
             written = args[:1] if name == "__setitem__" else ()
             self._batch.update((_memory(t), t) for t in (*tensors, *written))
@@ -247,7 +247,7 @@ class Survey(Follower):
 
     def observe(self, meeting: Meeting, out: Tensor) -> Tensor:
         """Have backward passes leave the gradient of an output with its meeting."""
-        if not out.is_floating_point():
+        if self._smaller is None or not out.is_floating_point():
             return out
         return watch(out, self._anchor, lambda d: meeting.gradients.append(d.detach()))
 
@@ -290,7 +290,7 @@ class Survey(Follower):
     def _picks_behind(self, position: int, args: Any, kwargs: Any) -> frozenset[int]:
         """The picks that the arguments come from: all, for what comes from a hidden operator."""
         found: frozenset[int] = frozenset()
-        given = [t for t in flatten((args, *kwargs.values())) if isinstance(t, Tensor)]
+        given = tensors_in((args, *kwargs.values()))
         self._given[position] = [t.shape for t in given]
         before = [] if self._smaller is None else self._smaller._given.get(position, [])
         for i, t in enumerate(given):
@@ -304,7 +304,7 @@ class Survey(Follower):
     def _grows(self, position: int, out: Any) -> bool:
         if self._smaller is None:
             return False
-        shapes = [t.shape for t in flatten(out) if isinstance(t, Tensor)]
+        shapes = [t.shape for t in tensors_in(out)]
         return shapes != self._smaller.shapes[position - 1]
 
 
