@@ -10,6 +10,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, linear
 
 from gradood.detectors.features import Standardiser, log_norms, require_finite
 from gradood.detectors.norm_detector import LogNormDetector
+from gradood.gradients.engine import full_precision
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -82,7 +83,12 @@ class ConfoundingDetector(LogNormDetector):
         return self
 
     def _train(self, normal: Tensor, anomalous: Tensor) -> dict[str, Tensor]:
-        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            full_precision("cpu"),
+        ):
             torch.default_generator.manual_seed(self.seed)  # of the CPU, and no other device's
             # On the CPU: the network is tiny, and a seed gives the same one wherever it is scored.
             features = _clip(torch.cat([normal.cpu().clone(), anomalous.cpu().clone()]))
