@@ -93,10 +93,10 @@ inline void gram_tiles(const Positions& a, int64_t i, int64_t j, float* to) {
 }
 
 struct TileProducts {
-  // Two bfloat16 numbers hold 16 bits of a float32's 24.
-  static constexpr double kLeast = 0.25;
-  static bool direct(const Convolution& c, Result result, int64_t threads) {
-    return kAvx512.direct(c, result, threads);
+  // Two bfloat16 numbers hold 16 bits of a float32's 24, which are multiplied again where needed.
+  static constexpr double kLeast = 0.4;
+  static bool again(const Convolution& c, Result result, int64_t threads) {
+    return kAvx512.gram(c, result, threads);
   }
 
   TileScope scope;

@@ -65,7 +65,8 @@ GRADOOD_INLINE Vector diagonal_weight(int64_t row, int64_t first_column) {
 
 struct VectorProducts {
   static constexpr double kLeast = 0.05;
-  static constexpr auto direct = gradood::direct;
+  // The gradient itself, whose sums round as they do everywhere.
+  static constexpr auto again = direct;
 
   VectorProducts(const Convolution&, const PhasePlan&, Arena&) {}
 

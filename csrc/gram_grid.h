@@ -36,13 +36,13 @@ inline Result result_of(const Result& r, int64_t n) {
 }
 
 // What the gradients of single positions leave when they cancel is small beside the inner products,
-// and so lost in their rounding. Then the gradient itself is summed, which rounds as it does
-// everywhere. `Algorithm::kLeast` is the share of the diagonal below which that is needed.
+// and so lost in their rounding: `Algorithm::kLeast` is the share of the diagonal below which the
+// sample is done `Algorithm::again`, by a more accurate algorithm.
 template <class Algorithm>
 void write_norm(const Convolution& c, int64_t n, const Products& p, Result result) {
   result.weight[n] = static_cast<float>(p.norm);
   if (p.norm < Algorithm::kLeast * p.diagonal &&
-      !Algorithm::direct(sample_of(c, n), result_of(result, n), 1))
+      !Algorithm::again(sample_of(c, n), result_of(result, n), 1))
     result.weight[n] = NAN;  // there is no memory for it
 }
 

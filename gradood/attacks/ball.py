@@ -145,7 +145,7 @@ def make_ball(x: Tensor, norm: Norm, epsilon: float | Tensor, limits: Limits) ->
         raise InputError(f"images must be finite and in [{low:g}, {high:g}], these leave the range")
     if norm not in ("linf", "l2"):
         raise InputError(f'norm = {norm!r}; expected "linf" or "l2"')
-    radius = torch.as_tensor(epsilon, dtype=torch.float64)
+    radius = torch.as_tensor(epsilon, dtype=torch.float64, device="cpu")
     if radius.shape not in ((), (len(x),)):
         raise InputError(f"epsilon has shape {list(radius.shape)}; give a number or [{len(x)}]")
     if not bool(((radius >= 0) & radius.isfinite()).all()):

@@ -205,7 +205,11 @@ def _climb(
     """Steps of a fixed size up the cross-entropy; down it for a negative size."""
     parts = []
     with torch.inference_mode(False):
-        for rows in torch.arange(len(start)).split(batch_size) if len(start) else ():
+        for rows in (
+            torch.arange(len(start), dtype=torch.int64, device="cpu").split(batch_size)
+            if len(start)
+            else ()
+        ):
             images, inner, classes = start[rows].clone(), ball.rows(rows), labels[rows].clone()
             for _ in range(steps):
                 images = images.detach().requires_grad_()

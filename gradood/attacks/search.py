@@ -107,10 +107,14 @@ def search(
     x = ball.centres
     own = {"budget": budget, "norm": ball.norm, "inputs": _digest(x, ball.epsilon)}
     file = StateFile(state, "gradood-attack", {**own, **identity}, "an interrupted attack")
-    rows = torch.arange(len(x))
+    rows = torch.arange(len(x), dtype=torch.int64, device="cpu")
     jobs = [(r, part) for r in range(budget.restarts) for part in rows.split(budget.batch_size)]
     with torch.inference_mode(False):
-        done, best, values = 0, x.clone(), torch.full((len(x),), -torch.inf, dtype=torch.float64)
+        done, best, values = (
+            0,
+            x.clone(),
+            torch.full((len(x),), -torch.inf, dtype=torch.float64, device="cpu"),
+        )
         saved = file.read()
         if saved is not None:
             done, best, values = int(saved["done"]), saved["best"].to(x), saved["values"]
@@ -130,7 +134,13 @@ def search(
                 values[part] = torch.where(better, value, values[part])
             last = number + 1 == len(jobs) or jobs[number + 1][0] > restart
             if last or file.due:
-                file.write({"done": torch.tensor(number + 1), "best": best, "values": values})
+                file.write(
+                    {
+                        "done": torch.tensor(number + 1, dtype=torch.int64, device="cpu"),
+                        "best": best,
+                        "values": values,
+                    }
+                )
 
     def judge(points: Tensor) -> Tensor:
         parts = rows.split(budget.batch_size) if len(x) else ()
@@ -171,7 +181,9 @@ class _Noisy:
     def _mean(self, points: Tensor, first: int, samples: int, stream: int) -> Tensor:
         assert self._budget.expectation is not None
         rows = self._rows.to(points.device).repeat_interleave(samples)
-        numbers = first + torch.arange(samples, device=points.device).repeat(len(points))
+        numbers = first + torch.arange(samples, device=points.device, dtype=torch.int64).repeat(
+            len(points)
+        )
         noise = _normals(points, rows, numbers, self._budget.seed, stream)
         copies = points.repeat_interleave(samples, 0) + self._budget.expectation.sigma * noise
         return self._loss(copies, rows).view(len(points), samples).mean(1)
@@ -196,13 +208,13 @@ def random_points(ball: Ball, rows: Tensor, seed: int, number: int = 0) -> Tenso
 def _normals(like: Tensor, rows: Tensor, numbers: Tensor | int, seed: int, stream: int) -> Tensor:
     """Standard normal numbers ``[n, ...]``, a function of seed, stream, row and number alone."""
     rows = rows.to(like.device)
-    numbers = torch.as_tensor(numbers, device=like.device).expand(len(rows))
+    numbers = torch.as_tensor(numbers, dtype=torch.int64, device=like.device).expand(len(rows))
     normals: Tensor = ops.noisy_batch(
         torch.zeros_like(like[:1], dtype=torch.float32),
         torch.zeros_like(rows),
         rows,
         numbers.contiguous(),
-        torch.tensor([seed, stream], device=like.device),
+        torch.tensor([seed, stream], dtype=torch.int64, device=like.device),
         1.0,
         *(None, None, None, None),
         torch.float32,

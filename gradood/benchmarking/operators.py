@@ -30,7 +30,9 @@ def small_checks(backend: ModuleType, device: str) -> Iterator[Check]:
     generator = torch.Generator().manual_seed(0)
 
     def tensor(*shape: int) -> Tensor:
-        return (torch.randn(shape, generator=generator) + 0.5).to(device)
+        return (
+            torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu") + 0.5
+        ).to(device)
 
     x, d = tensor(2, 37, 41), tensor(2, 37, 41)
     image, change = tensor(2, 18, 9, 7), tensor(2, 20, 9, 7)
@@ -42,7 +44,11 @@ def small_checks(backend: ModuleType, device: str) -> Iterator[Check]:
         "batch_norm_sqnorm": (x, x + d, *tensor(2, 37)),
         "layer_norm_sqnorm": (x, x + d, 1e-5, False),
         "group_norm_sqnorm": (x[:, :36], (x + d)[:, :36], 4, 1e-5),
-        "embedding_sqnorm": (torch.arange(74, device=device).view(2, 37) % 5, d, 0),
+        "embedding_sqnorm": (
+            torch.arange(74, device=device, dtype=torch.int64).view(2, 37) % 5,
+            d,
+            0,
+        ),
     }
     for name, arguments in calls.items():
         for dtype in TOLERANCE:
@@ -62,9 +68,11 @@ def noise_checks(backend: ModuleType, device: str) -> Iterator[Check]:
     """Known answers of the generator, and bits of noisy copies."""
     right = all(_philox(counter, key) == answer for counter, key, answer in philox.KNOWN_ANSWERS)
     yield Check("Philox, known answers", right, "Random123's three vectors")
-    x = torch.rand(2, 3, 9, 7, generator=torch.Generator().manual_seed(0)).to(device)
-    rows = torch.tensor([0, 1, 1], device=device)
-    key = torch.tensor([2**35 + 1, 1], device=device)
+    x = torch.rand(
+        2, 3, 9, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu"
+    ).to(device)
+    rows = torch.tensor([0, 1, 1], dtype=torch.int64, device=device)
+    key = torch.tensor([2**35 + 1, 1], dtype=torch.int64, device=device)
     for last in (False, True):
         arguments: tuple[Any, ...] = (x, rows, rows + 7, rows + 2**31, key)
         options: tuple[Any, ...] = (0.25, None, None, None, None, torch.float32, last)
@@ -78,11 +86,11 @@ def noise_checks(backend: ModuleType, device: str) -> Iterator[Check]:
 def vote_checks(backend: ModuleType, device: str) -> Iterator[Check]:
     """Counts with ties, infinities and NaN."""
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(97, 300, generator=generator)
+    logits = torch.randn(97, 300, generator=generator, dtype=torch.float32, device="cpu")
     logits[3], logits[5, 2] = 1.0, torch.nan
     winners = torch.where(logits.isnan().any(1), 300, logits.nan_to_num(-1e9).argmax(1))
-    rows = torch.arange(97) % 3
-    wanted = torch.zeros(3, 301, dtype=torch.int64)
+    rows = torch.arange(97, dtype=torch.int64, device="cpu") % 3
+    wanted = torch.zeros(3, 301, dtype=torch.int64, device="cpu")
     wanted.index_put_((rows, winners), torch.ones_like(rows), accumulate=True)
     got = backend.vote_count(logits.to(device), rows.to(device), "argmax", None, 3)
     yield Check("votes", torch.equal(got.cpu(), wanted), "97 votes, one NaN, one tie")

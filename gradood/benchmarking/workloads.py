@@ -44,7 +44,9 @@ class Workload:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = BUILDERS[self.model](self).eval()
-            x = torch.randn(self.batch, self.channels, self.size, self.size)
+            x = torch.randn(
+                self.batch, self.channels, self.size, self.size, dtype=torch.float32, device="cpu"
+            )
             _calibrate(model, x)
             return model, x
 
@@ -151,7 +153,10 @@ class VisionTransformer(nn.Module):
     def __init__(self, size: int, width: int, depth: int, patch: int = 4) -> None:
         super().__init__()
         self.patches = nn.Conv2d(3, width, patch, patch)
-        self.register_buffer("positions", 0.02 * torch.randn(1, (size // patch) ** 2, width))
+        self.register_buffer(
+            "positions",
+            0.02 * torch.randn(1, (size // patch) ** 2, width, dtype=torch.float32, device="cpu"),
+        )
         heads = max(1, width // 64)
         self.blocks = nn.Sequential(*[TransformerBlock(width, heads) for _ in range(depth)])
         self.norm = nn.LayerNorm(width)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -61,8 +62,9 @@ def load_denoiser(path: str | Path) -> "EpsDenoiser":
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}
-        unet = PatchedUNet(json.loads(metadata["unet"]))
-        unet.load_state_dict(tensors)
+        with torch.device("meta"):  # no random weights, nor anybody's default dtype
+            unet = PatchedUNet(json.loads(metadata["unet"]))
+        unet.load_state_dict(tensors, assign=True)
         scheduler = package.DDPMScheduler(**json.loads(metadata["scheduler"]))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"Cannot read the denoiser {path}: {error}") from error

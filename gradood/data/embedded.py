@@ -97,7 +97,7 @@ def embedded_set(name: str) -> ImageSet:
         raise InputError(f"There is no embedded set {name!r}; there are {', '.join(EMBEDDED)}.")
     stored = _read(name)
     # A copy each time: pictures changed in place by a caller must not change for the next one.
-    return stored.select(torch.arange(len(stored)))
+    return stored.select(torch.arange(len(stored), dtype=torch.int64, device="cpu"))
 
 
 def embedded_images(name: str) -> Tensor:

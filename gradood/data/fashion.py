@@ -139,7 +139,7 @@ def split_by_class(image_set: ImageSet, held_out: Iterable[int]) -> tuple[ImageS
         raise InputError(
             f"Classes {sorted(set(classes) - present)} do not occur in {image_set.name}."
         )
-    outside = torch.isin(image_set.labels, torch.tensor(classes, dtype=torch.int64))
+    outside = torch.isin(image_set.labels, torch.tensor(classes, dtype=torch.int64, device="cpu"))
     return image_set.select(~outside), image_set.select(outside)
 
 

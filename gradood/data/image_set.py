@@ -60,7 +60,9 @@ class ImageSet:
     def sample(self, count: int, seed: int = 0) -> "ImageSet":
         """``count`` different pictures drawn at random, or all of them if there are fewer."""
         generator = torch.Generator().manual_seed(seed)
-        return self.select(torch.randperm(len(self), generator=generator)[:count])
+        return self.select(
+            torch.randperm(len(self), generator=generator, dtype=torch.int64, device="cpu")[:count]
+        )
 
 
 def from_array(
@@ -81,11 +83,13 @@ def from_array(
     return ImageSet(
         name=name,
         # A copy: the array may be a read-only view of a file.
-        pixels=torch.tensor(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))),
-        groups=torch.tensor(group_ids, dtype=torch.int64),
+        pixels=torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy(order="C")),
+        groups=torch.tensor(group_ids, dtype=torch.int64, device="cpu"),
         licence=licence,
         source=source,
-        labels=None if labels is None else torch.tensor(np.asarray(labels), dtype=torch.int64),
+        labels=None
+        if labels is None
+        else torch.tensor(np.asarray(labels), dtype=torch.int64, device="cpu"),
     )
 
 
@@ -118,6 +122,8 @@ def halve_by_group(image_set: ImageSet, seed: int = 0) -> tuple[ImageSet, ImageS
         raise InputError(
             f"{image_set.name} has {len(groups)} group(s), and halving by group needs at least 2."
         )
-    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(
+        len(groups), generator=torch.Generator().manual_seed(seed), dtype=torch.int64, device="cpu"
+    )
     in_first = torch.isin(image_set.groups, groups[order[: (len(groups) + 1) // 2]])
     return image_set.select(in_first), image_set.select(~in_first)

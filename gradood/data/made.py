@@ -10,27 +10,40 @@ from gradood.errors import InputError
 
 
 def _noise(name: str, pixels: Tensor) -> ImageSet:
-    return ImageSet(name, pixels, torch.arange(len(pixels)), "CC0-1.0", "computed")
+    return ImageSet(
+        name,
+        pixels,
+        torch.arange(len(pixels), dtype=torch.int64, device="cpu"),
+        "CC0-1.0",
+        "computed",
+    )
 
 
 def uniform_noise(count: int = 2000, seed: int = 0) -> ImageSet:
     """Independent pixels, uniform on 0 … 255."""
     generator = torch.Generator().manual_seed(seed)
     size = (count, 1, 28, 28)
-    return _noise("uniform-noise", torch.randint(256, size, generator=generator, dtype=torch.uint8))
+    return _noise(
+        "uniform-noise",
+        torch.randint(256, size, generator=generator, dtype=torch.uint8, device="cpu"),
+    )
 
 
 def gaussian_noise(count: int = 2000, seed: int = 0) -> ImageSet:
     """Independent pixels, normal with mean 127.5 and standard deviation 64, clipped to 0 … 255."""
     generator = torch.Generator().manual_seed(seed)
-    values = 127.5 + 64 * torch.randn(count, 1, 28, 28, generator=generator)
+    values = 127.5 + 64 * torch.randn(
+        count, 1, 28, 28, generator=generator, dtype=torch.float32, device="cpu"
+    )
     return _noise("gaussian-noise", values.round().clamp(0, 255).byte())
 
 
 def pixel_shuffled(normal: ImageSet, seed: int = 0) -> ImageSet:
     """Every picture with its pixels in a random order of its own: same histogram, no shape."""
     generator = torch.Generator().manual_seed(seed)
-    order = torch.rand(len(normal), 28 * 28, generator=generator).argsort(1)
+    order = torch.rand(
+        len(normal), 28 * 28, generator=generator, dtype=torch.float32, device="cpu"
+    ).argsort(1)
     pixels = normal.pixels.flatten(1).gather(1, order).view_as(normal.pixels)
     return replace(normal, name=f"{normal.name}-shuffled", pixels=pixels)
 

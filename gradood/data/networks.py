@@ -20,8 +20,8 @@ class Normalise(nn.Module):
 
     def __init__(self, mean: float, std: float) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean))
-        self.register_buffer("std", torch.tensor(std))
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32, device="cpu"))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32, device="cpu"))
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, 1, H, W]`` in [0, 1] -> the same shape, about zero mean and unit variance."""
@@ -133,8 +133,9 @@ def load_classifier(path: str | Path) -> ResNet:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         sizes = {key: int(metadata[key]) for key in ("depth", "width", "classes")}
-        network = ResNet(**sizes)
-        network.load_state_dict(tensors)
+        with torch.device("meta"):  # no random weights, nor anybody's default dtype
+            network = ResNet(**sizes)
+        network.load_state_dict(tensors, assign=True)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"Cannot read the classifier {path}: {error}") from error
     except (KeyError, ValueError, RuntimeError) as error:

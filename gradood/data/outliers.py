@@ -90,12 +90,14 @@ def foreign_glyphs(count_per_font: int = 60, seed: int = 0, root: str | Path = _
 
 
 def _grid() -> tuple[Tensor, Tensor]:
-    axis = (torch.arange(28) - 13.5) / 14
+    axis = (torch.arange(28, dtype=torch.int64, device="cpu") - 13.5) / 14
     return axis[:, None], axis[None, :]
 
 
 def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
-    return low + (high - low) * torch.rand(count, 1, 1, generator=generator)
+    return low + (high - low) * torch.rand(
+        count, 1, 1, generator=generator, dtype=torch.float32, device="cpu"
+    )
 
 
 def _waves(count: int, generator: torch.Generator) -> Tensor:
@@ -114,7 +116,7 @@ def _squares(count: int, generator: torch.Generator) -> Tensor:
 def _discs(count: int, generator: torch.Generator) -> Tensor:
     """Ellipses with soft edges, one or two of them."""
     y, x = _grid()
-    total = torch.zeros(count, 28, 28)
+    total = torch.zeros(count, 28, 28, dtype=torch.float32, device="cpu")
     for _ in range(2):
         across, down = (_uniform(count, -0.6, 0.6, generator) for _ in range(2))
         wide, high = (_uniform(count, 0.15, 0.9, generator) for _ in range(2))
@@ -128,10 +130,14 @@ def _clouds(count: int, generator: torch.Generator) -> Tensor:
     parts = []
     for size in range(2, 14):
         share = -(-count // 12)
-        coarse = torch.rand(share, 1, size, size, generator=generator)
+        coarse = torch.rand(
+            share, 1, size, size, generator=generator, dtype=torch.float32, device="cpu"
+        )
         parts.append(F.interpolate(coarse, size=(28, 28), mode="bicubic", align_corners=True))
     mixed = torch.cat(parts)[:, 0]
-    return mixed[torch.randperm(len(mixed), generator=generator)[:count]]
+    return mixed[
+        torch.randperm(len(mixed), generator=generator, dtype=torch.int64, device="cpu")[:count]
+    ]
 
 
 _FORMULAS: tuple[Callable[[int, torch.Generator], Tensor], ...] = (
@@ -147,7 +153,7 @@ def textures(count: int = 8000, seed: int = 0) -> ImageSet:
     return ImageSet(
         "textures",
         (255 * made.clamp(0, 1)).round().byte().unsqueeze(1),
-        torch.arange(len(_FORMULAS)).repeat_interleave(share),
+        torch.arange(len(_FORMULAS), dtype=torch.int64, device="cpu").repeat_interleave(share),
         "CC0-1.0",
         "computed",
     )
@@ -160,10 +166,10 @@ def augmented(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """
     count = len(pixels)
     images = pixels.float() / 255
-    turned = torch.randint(4, (count,), generator=generator)
+    turned = torch.randint(4, (count,), generator=generator, dtype=torch.int64, device="cpu")
     images = torch.stack(
         [image.rot90(int(k), (1, 2)) for image, k in zip(images, turned, strict=True)]
     )
-    draw = torch.rand(3, count, 1, 1, 1, generator=generator)
+    draw = torch.rand(3, count, 1, 1, 1, generator=generator, dtype=torch.float32, device="cpu")
     images = torch.where(draw[0] < 1 / 3, 1 - images, images)
     return (0.4 + 0.6 * draw[1]) * images + 0.2 * draw[2] * (1 - images) * (draw[0] > 2 / 3)

@@ -130,7 +130,11 @@ class Detector(ABC):
         if isinstance(x, GradientNorms):
             return self._score_norms(x)
         scores = [self._score_batch(batch) for batch in self._batches(x, "scoring")]
-        return torch.cat(scores) if scores else torch.empty(0, device=self._device)
+        return (
+            torch.cat(scores)
+            if scores
+            else torch.empty(0, device=self._device, dtype=torch.float32)
+        )
 
     def differentiable_score(self, x: Tensor) -> Tensor:
         """``score`` of one batch, with an autograd graph that leads back to ``x``.
@@ -204,6 +208,9 @@ class Detector(ABC):
         """What ``fit`` learned."""
         if self._learned is None:
             raise NotFittedError(f"this {type(self).__name__} is not fitted; call fit(...) first")
+        if any(tensor.is_inference() for tensor in self._learned.values()):
+            with torch.inference_mode(False):  # autograd cannot save what that mode made
+                self._learned = {name: tensor.clone() for name, tensor in self._learned.items()}
         return self._learned
 
     @property

@@ -235,7 +235,8 @@ def _check_weights(
     changed = []
     for name in saved.keys() & present.keys():
         before, now = (
-            torch.tensor(values[name], dtype=torch.float64) for values in (saved, present)
+            torch.tensor(values[name], dtype=torch.float64, device="cpu")
+            for values in (saved, present)
         )
         if not torch.dist(before, now) <= _SAME_WEIGHTS * before.norm() + 1e-6:
             changed.append(name)
@@ -270,7 +271,7 @@ def decode(value: Any) -> Any:
                 f"a setting is {value['dtype']}, which torch {torch.__version__} does not know"
             )
         exact = torch.float64 if dtype.is_floating_point else dtype
-        return torch.tensor(value["tensor"], dtype=exact).to(dtype)
+        return torch.tensor(value["tensor"], dtype=exact, device="cpu").to(dtype)
     return [decode(item) for item in value] if isinstance(value, list) else value
 
 

@@ -53,7 +53,7 @@ def fit_gaussians(features: Tensor, classes: Tensor) -> Learned:
         "means": torch.stack([group.mean(0) for group in groups.values()]),
         "whitenings": torch.stack([w.matrix for w in whitenings]),
         "log_determinants": torch.stack([w.log_determinant for w in whitenings]),
-        "classes": torch.tensor(list(groups), device=features.device),
+        "classes": torch.tensor(list(groups), dtype=torch.int64, device=features.device),
     }
 
 

@@ -10,6 +10,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, linear
 
 from gradood.detectors.features import Standardiser, log_norms, require_finite
 from gradood.detectors.norm_detector import LogNormDetector
+from gradood.gradients.engine import full_precision
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -82,13 +83,24 @@ class ConfoundingDetector(LogNormDetector):
         return self
 
     def _train(self, normal: Tensor, anomalous: Tensor) -> dict[str, Tensor]:
-        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
-            torch.manual_seed(self.seed)
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            full_precision("cpu"),
+        ):
+            torch.default_generator.manual_seed(self.seed)  # of the CPU, and no other device's
             # On the CPU: the network is tiny, and a seed gives the same one wherever it is scored.
             features = _clip(torch.cat([normal.cpu().clone(), anomalous.cpu().clone()]))
-            target = torch.cat([torch.zeros(len(normal)), torch.ones(len(anomalous))])
-            weight = torch.where(target > 0, 0.5 / len(anomalous), 0.5 / len(normal))
-            hidden, output = nn.Linear(features.shape[1], _HIDDEN), nn.Linear(_HIDDEN, 1)
+            target = torch.cat(
+                [
+                    torch.zeros(len(normal), dtype=torch.float32, device="cpu"),
+                    torch.ones(len(anomalous), dtype=torch.float32, device="cpu"),
+                ]
+            )
+            weight = target * (0.5 / len(anomalous)) + (1 - target) * (0.5 / len(normal))
+            sizes = ((features.shape[1], _HIDDEN), (_HIDDEN, 1))
+            hidden, output = (nn.Linear(*size, dtype=torch.float32, device="cpu") for size in sizes)
             weights = [hidden.weight, hidden.bias, output.weight, output.bias]
             optimizer = torch.optim.Adam(weights, lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
             for _ in range(_STEPS):

@@ -11,6 +11,7 @@ from gradood.detectors.neighbours import nearest
 from gradood.detectors.norm_detector import LogNormDetector
 from gradood.detectors.whitening import covariance, whitening_matrix
 from gradood.errors import InputError
+from gradood.gradients.engine import full_precision
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -66,7 +67,8 @@ class GradientKNN(LogNormDetector):
         standardise = Standardiser.fit(features)
         standardised = standardise(features)
         whitening = whitening_matrix(covariance(standardised.double())).to(standardised)
-        learned = {"whitening": whitening, "bank": standardised @ whitening}
+        with full_precision(standardised.device.type):
+            learned = {"whitening": whitening, "bank": standardised @ whitening}
         self._learned = standardise._asdict() | learned
         return self
 

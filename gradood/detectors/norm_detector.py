@@ -13,6 +13,7 @@ from gradood.detectors.base import Detector
 from gradood.detectors.features import Standardiser, log_norms
 from gradood.errors import InputError
 from gradood.gradients import GradientNorms, differentiable_norms, gradient_norms
+from gradood.gradients.engine import full_precision
 from gradood.gradients.validation import not_finite
 
 if TYPE_CHECKING:
@@ -187,4 +188,6 @@ class LogNormDetector(NormDetector):
         usable = features.isfinite().all(1)
         # A flagged row must not reach the arithmetic, where Inf - Inf would make it NaN.
         finite = torch.where(usable[:, None], features, 0.0)
-        return torch.where(usable, self._score_features(standardise(finite)).float(), torch.inf)
+        with full_precision(self._device.type):
+            scores = self._score_features(standardise(finite)).float()
+        return torch.where(usable, scores, torch.inf)

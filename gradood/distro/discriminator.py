@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.resources import as_file, files
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -52,9 +53,10 @@ def load_discriminator(path: str | Path, width: int = 16) -> nn.Sequential:
     Raises:
         CheckpointError: The file is missing, damaged, or not one of ours.
     """
-    network = discriminator(width)
+    with torch.device("meta"):  # no random weights, nor anybody's default dtype
+        network = discriminator(width)
     try:
-        network.load_state_dict(load_file(path))
+        network.load_state_dict(load_file(path), assign=True)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(
             f"{path} is no discriminator of this package ({error}). Expected a file written by "

@@ -32,7 +32,7 @@ def joint_log_probabilities(logits: Tensor, d: Tensor) -> Tensor:
     d = d.reshape(-1, 1)
     if logits.dim() != 2 or len(d) != len(logits):
         raise InputError(f"logits {list(logits.shape)} and d {list(d.shape)}; expected [N, K], [N]")
-    uniform = torch.tensor(logits.shape[1], dtype=logits.dtype).log()
+    uniform = torch.tensor(logits.shape[1], dtype=logits.dtype, device="cpu").log()
     return torch.logaddexp(F.logsigmoid(d) + logits.log_softmax(1), F.logsigmoid(-d) - uniform)
 
 
@@ -129,7 +129,7 @@ def guaranteed_confidence(
         raise InputError(f'norm = {norm!r}; expected "linf" or "l2"')
     if smoothed is not None and smoothed.shape != (len(x),):
         raise InputError(f"smoothed is {list(smoothed.shape)}; expected [{len(x)}]")
-    above = torch.ones(len(x), dtype=torch.float64)
+    above = torch.ones(len(x), dtype=torch.float64, device="cpu")
     classifier = None if smoothed is None else smoothed.double().clamp(1 / classes, 1)
     confidence = above if classifier is None else classifier
     if discriminator is None:

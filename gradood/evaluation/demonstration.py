@@ -222,7 +222,7 @@ def _score_set(
 ) -> SetResult:
     normal = {name: one.score(normal_norms)[split.normals] for name, one in detectors.items()}
     anomalous = {name: one.score(norms) for name, one in detectors.items()}
-    reaction = torch.zeros(len(norms.names))
+    reaction = torch.zeros(len(norms.names), dtype=torch.float32, device="cpu")
     reaction[standardise.kept] = standardise(log_norms(norms.values)).median(0).values
     threshold = detectors[DEFAULT].threshold
     return SetResult(
@@ -244,7 +244,15 @@ def _embedded_splits(normals: int, at_most: int | None, seed: int) -> list[_Spli
             one = _load(name, at_most, seed)
             fit, score = halve_by_group(one, seed)
             about = f"{one.source}. Licence: {one.licence}."
-            splits.append(_Split(name, about, fit.images, score.images, torch.arange(normals)))
+            splits.append(
+                _Split(
+                    name,
+                    about,
+                    fit.images,
+                    score.images,
+                    torch.arange(normals, dtype=torch.int64, device="cpu"),
+                )
+            )
     return splits
 
 

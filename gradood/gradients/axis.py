@@ -67,7 +67,7 @@ def fitting_axes(dim: int, owners: Tensor) -> set[SampleAxis]:
     ``owners`` ``[entries, SAMPLES]`` says whose an entry may be.
     """
     size = owners.shape[0]
-    entries, place = size // SAMPLES, torch.arange(size)
+    entries, place = size // SAMPLES, torch.arange(size, dtype=torch.int64, device="cpu")
     return {
         SampleAxis(dim, entries // inner, inner)
         for inner in range(1, entries + 1)

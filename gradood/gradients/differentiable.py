@@ -145,15 +145,17 @@ def _choose(model: nn.Module, x: Tensor, classes: int, parameters: dict[str, Par
         return "loop"
     few = next(candidates(x)).x[:2].clone().requires_grad_()
     generator = torch.Generator().manual_seed(0)
-    pulled = [torch.randn(2, classes, generator=generator, dtype=torch.float64).to(x.device)]
+    pulled = [
+        torch.randn(2, classes, generator=generator, dtype=torch.float64, device="cpu").to(x.device)
+    ]
     slopes = []
     for norms in (
         vmap_norms(model, few, parameters, None, pulled, 0),
         loop_norms(model, few, parameters, None, pulled, True, True),
     ):
         # Relative changes: no parameter is too small to count.
-        total = sum((v / v.detach().clamp_min(1e-30)).sum() for v in norms[0].values())
-        slopes.append(torch.autograd.grad(torch.as_tensor(total), few)[0])
+        relative = [(v / v.detach().clamp_min(1e-30)).sum().double() for v in norms[0].values()]
+        slopes.append(torch.autograd.grad(torch.stack(relative).sum(), few)[0])
     scale = float(slopes[1].abs().amax())
     if torch.allclose(slopes[0], slopes[1], rtol=0, atol=1e-3 * scale):
         return "vmap"

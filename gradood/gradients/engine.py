@@ -309,7 +309,7 @@ def run(
 @cache
 def _anchor(device: torch.device) -> Tensor:
     """What every graph leads down to; it holds nothing."""
-    return torch.zeros((), device=device, requires_grad=True)
+    return torch.zeros((), device=device, requires_grad=True, dtype=torch.float32)
 
 
 def full_precision(device: str) -> AbstractContextManager[object]:

@@ -173,7 +173,7 @@ def choose(
     through a float32 LSTM on the CPU. The samples are those that a probe takes.
     """
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randn(3, classes, generator=generator, dtype=torch.float64)
+    drawn = torch.randn(3, classes, generator=generator, dtype=torch.float64, device="cpu")
     gradients = [drawn.to(x.device)]
     few, expected = _first_that_runs(
         [rows.x for rows in candidates(x)],

@@ -140,7 +140,7 @@ class _GramScorer(Scorer):
             logits = self.forward(x)
         recorder.finish()
         classes = logits.shape[1]
-        unit = torch.eye(classes, device=x.device)
+        unit = torch.eye(classes, device=x.device, dtype=torch.float32)
         with full_precision(x.device.type):
             for c in range(classes):
                 recorder.logit = c

@@ -55,7 +55,7 @@ def target(label: Label, logits: Tensor, loss: str) -> Tensor:
         case "k_hot", _:
             count, _, seed = argument.partition(":")
             generator = torch.Generator().manual_seed(_number(label, seed or "0", 2**63 - 1))
-            order = torch.randperm(classes, generator=generator)
+            order = torch.randperm(classes, generator=generator, dtype=torch.int64, device="cpu")
             hot[:, order[: _number(label, count, classes)].to(hot.device)] = 1
             return hot
         case "top_k_hot", _:

@@ -23,6 +23,7 @@ from gradood.gradients.axis import differs
 from gradood.gradients.caches import Cache, emptied, filled_by, find
 from gradood.gradients.capture import PlanError
 from gradood.gradients.independence import agree, agree_roughly, in_float64
+from gradood.gradients.randomness import restart
 from gradood.gradients.rows import Rows, candidates
 from gradood.gradients.state import Snapshot, Written, observed
 from gradood.gradients.survey import Follower, Replay, Survey
@@ -134,7 +135,7 @@ class Probe:
         return survey
 
     def _follow(self, mode: Follower, rows: Tensor) -> None:
-        torch.manual_seed(0)
+        restart(rows)
         before = _random_state(rows)
         with mode:
             mode.logits = self.forward(rows)

@@ -121,7 +121,7 @@ def _reverse(x: Tensor, lengths: Tensor | None) -> Tensor:
     """Every sequence of ``[T, N, …]`` backwards; its padding stays where it is."""
     if lengths is None:
         return x.flip(0)
-    steps = torch.arange(len(x), device=x.device)[:, None]
+    steps = torch.arange(len(x), device=x.device, dtype=torch.int64)[:, None]
     places = torch.where(steps < lengths, lengths - 1 - steps, steps)[..., None]
     return x.gather(0, places.expand_as(x))
 
@@ -215,13 +215,15 @@ class _Fixed(NamedTuple):
     def ends(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """Where the last states are in ``[T, N, H]``."""
         assert self.lengths is not None
-        return self.lengths - 1, torch.arange(states.shape[1], device=states.device)
+        return self.lengths - 1, torch.arange(
+            states.shape[1], device=states.device, dtype=torch.int64
+        )
 
     def inside(self, states: Tensor) -> Tensor:
         """Zeros for padding."""
         if self.lengths is None:
             return states
-        steps = torch.arange(len(states), device=states.device)[:, None]
+        steps = torch.arange(len(states), device=states.device, dtype=torch.int64)[:, None]
         return states * (steps < self.lengths)[..., None]
 
     def gradient(self, states: Tensor, every: Tensor | None, last: Tensor | None) -> Tensor:

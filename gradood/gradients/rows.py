@@ -81,5 +81,5 @@ _CHANGES: tuple[Callable[[Tensor, int], Tensor], ...] = (_nearer, _farther, _per
 def _noise(row: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     dtype = row.dtype if row.is_floating_point() else torch.float32
-    noise = torch.rand(row.shape, generator=generator, dtype=torch.float32)
+    noise = torch.rand(row.shape, generator=generator, dtype=torch.float32, device="cpu")
     return noise.to(row.device, dtype)

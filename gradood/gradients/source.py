@@ -172,7 +172,7 @@ def disjoint(a: Region, b: Region) -> bool:
     (a_first, a_last), (b_first, b_last) = a.bounds, b.bounds
     if a_last < b_first or b_last < a_first:
         return True
-    seen = torch.zeros(1 + max(a_last, b_last), dtype=torch.uint8)
+    seen = torch.zeros(1 + max(a_last, b_last), dtype=torch.uint8, device="cpu")
     for region in (a, b):
         seen.as_strided(region.size, region.stride, region.offset).add_(1)
     return bool((seen < 2).all())

@@ -74,7 +74,7 @@ class Follower(SourceMode):
         self._weights = {_memory(p): name for name, p in model.named_parameters() if p.numel()}
         #: By the position of their operator, which counts from one.
         self.meetings: dict[int, Meeting] = {}
-        self.logits = torch.empty(0, dtype=torch.float32)
+        self.logits = torch.empty(0, dtype=torch.float32, device="cpu")
         #: Whether random numbers were drawn.
         self.random = False
         #: Why a rule says that samples which influence one another do.
@@ -256,8 +256,10 @@ class Survey(Follower):
         if not self.logits.requires_grad:
             return
         generator = torch.Generator().manual_seed(0)
-        pulled = torch.randn(self.logits.shape, generator=generator, dtype=torch.float32)
-        pulled *= torch.tensor(weights)[:, None]
+        pulled = torch.randn(
+            self.logits.shape, generator=generator, dtype=torch.float32, device="cpu"
+        )
+        pulled *= torch.tensor(weights, dtype=torch.float32, device="cpu")[:, None]
         end = End.apply(self.logits, pulled.to(self.logits))
         # Graphs of models that hide something from the mode may not lead to the anchor.
         leaves = [leaf for leaf in graph_leaves(self.logits) if leaf.requires_grad]

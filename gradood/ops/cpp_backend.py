@@ -20,11 +20,10 @@ from torch import Tensor
 
 from gradood.errors import BackendError
 from gradood.ops import choice, noise_cpp
+from gradood.ops.addresses import DTYPES, address, address_of_any, require_fit
 
 NAME = "cpp"
 TAKES_OVER = ("batch_norm_backward_sqnorm", "layer_norm_backward_sqnorm")
-
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 _kernels: ModuleType | None
 try:
@@ -81,7 +80,7 @@ def reject(op: str, *args: Any) -> str | None:
             return f"tensor on {t.device}"
         if op in ("noisy_batch", "grid_batch", "vote_count"):
             continue
-        if place < 2 and t.dtype not in _DTYPES and t.is_floating_point():
+        if place < 2 and t.dtype not in DTYPES and t.is_floating_point():
             return f"{t.dtype} is left to PyTorch"
     if op in ("noisy_batch", "grid_batch", "vote_count"):
         return noise_cpp.reject(op, *args)
@@ -113,8 +112,8 @@ def bias_sqnorm(d: Tensor) -> Tensor:
     """See ``reference.bias_sqnorm``."""
     if d.numel() == 0:
         return _zeros(d.shape[0])
-    norm = torch.empty(d.shape[0])
-    _call("bias", *_describe(d), norm.data_ptr())
+    norm = _new(d.shape[0])
+    _call("bias", *_describe(d), _address(norm, d.shape[0]))
     return norm
 
 
@@ -145,8 +144,9 @@ def conv_sqnorm(
 
 def batch_norm_sqnorm(x: Tensor, d: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
     """See ``reference.batch_norm_sqnorm``."""
-    mean, rstd = mean.float().contiguous(), rstd.float().contiguous()
-    return _fused("batch_norm", x, d, mean.data_ptr(), rstd.data_ptr(), *_NOTHING)
+    statistics = [t.float().contiguous() for t in (mean, rstd)]
+    addresses = [_address(t, x.shape[1]) for t in statistics]
+    return _fused("batch_norm", x, d, *addresses, *_NOTHING)
 
 
 def batch_norm_backward_sqnorm(
@@ -159,7 +159,7 @@ def batch_norm_backward_sqnorm(
     else:
         passed_on = d.new_empty(d.shape)
     statistics = [t.float().contiguous() for t in (mean, rstd, scale)]
-    addresses = (t.data_ptr() for t in statistics)
+    addresses = [_address(t, channels) for t in statistics]
     norms = _fused("batch_norm", x, d, *addresses, *_describe(passed_on))
     return *norms, passed_on
 
@@ -175,12 +175,13 @@ def layer_norm_backward_sqnorm(
     """See ``reference.layer_norm_backward_sqnorm``."""
     passed_on = x.new_empty(x.shape)
     scale = scale.float().contiguous()
-    options = (scale.data_ptr(), eps, int(rms), *_describe(passed_on))
+    options = (_address(scale, x.shape[2]), eps, int(rms), *_describe(passed_on))
     return *_fused("layer_norm_backward", x, d, *options), passed_on
 
 
 def group_norm_sqnorm(x: Tensor, d: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
     """See ``reference.group_norm_sqnorm``."""
+    require_fit(groups > 0 and x.shape[1] % groups == 0, f"group_norm of {groups} groups", x)
     return _fused("group_norm", x, d, groups, eps)
 
 
@@ -189,8 +190,9 @@ def embedding_sqnorm(indices: Tensor, d: Tensor, padding_idx: int) -> Tensor:
     if d.numel() == 0:
         return _zeros(d.shape[0])
     indices = indices.to(torch.int64).contiguous()
-    norm = torch.empty(d.shape[0])
-    _call("embedding", indices.data_ptr(), *_describe(d), padding_idx, norm.data_ptr())
+    norm = _new(d.shape[0])
+    places = address(indices, torch.int64, (d.shape[0], d.shape[1]))
+    _call("embedding", places, *_describe(d), padding_idx, _address(norm, d.shape[0]))
     return norm
 
 
@@ -267,6 +269,8 @@ class _Prepared(NamedTuple):
 @lru_cache(4096)
 def _prepare_linear(x: _Layout, d: _Layout, instruction_set: str) -> _Prepared:
     costs = choice.CPP[instruction_set]
+    fits = len(x.size) == len(d.size) == 3 and x.size[:2] == d.size[:2]
+    require_fit(fits, "linear_sqnorm", x.size, d.size)
     kind = choice.linear(x.size[1], x.size[2], d.size[2], costs)
     if kind == "outer":
         return _Prepared(kind, (x.dtype, *x.size, *x.stride), (d.dtype, *d.size, *d.stride), ())
@@ -279,7 +283,12 @@ def _prepare_conv(
     x: _Layout, d: _Layout, geometry: _Geometry, instruction_set: str, kind: str | None
 ) -> _Prepared:
     costs = choice.CPP[instruction_set]
-    kernel_size, stride, padding, _, groups = geometry
+    kernel_size, stride, padding, dilation, groups = geometry
+    fits = len(x.size) == len(d.size) > 2 and x.size[0] == d.size[0] and groups > 0
+    fits = fits and x.size[1] % groups == 0 and d.size[1] % groups == 0
+    fits = fits and all(len(sizes) == len(x.size) - 2 for sizes in geometry[:4])
+    fits = fits and min(*kernel_size, *stride, *dilation) > 0 and min(padding) >= 0
+    require_fit(fits, "conv_sqnorm", x.size, d.size, *geometry[:4], (groups,))
     if kind is None:
         kind = choice.conv(x.size[1:], d.size[1:], kernel_size, stride, padding, groups, costs)
     if kind == "pointwise":
@@ -293,18 +302,27 @@ def _empty(x: Tensor, d: Tensor) -> bool:
 
 
 def _zeros(samples: int) -> Tensor:
-    return torch.zeros(samples)
+    return _new(samples).zero_()
+
+
+def _new(samples: int) -> Tensor:
+    return torch.empty(samples, dtype=torch.float32, device="cpu")
+
+
+def _address(t: Tensor, count: int) -> int:
+    """Of numbers of which there are so many: statistics, or norms to be."""
+    return address(t, torch.float32, (count,))
 
 
 def _layouts(x: Tensor, d: Tensor) -> tuple[_Layout, _Layout]:
     return (
-        _Layout(_DTYPES[x.dtype], x.shape, x.stride()),
-        _Layout(_DTYPES[d.dtype], d.shape, d.stride()),
+        _Layout(DTYPES[x.dtype], x.shape, x.stride()),
+        _Layout(DTYPES[d.dtype], d.shape, d.stride()),
     )
 
 
 def _describe(t: Tensor) -> tuple[int, ...]:
-    return (t.data_ptr(), _DTYPES[t.dtype], *t.shape, *t.stride())
+    return (address_of_any(t), DTYPES[t.dtype], *t.shape, *t.stride())
 
 
 def _call(kernel: str, *arguments: float) -> None:
@@ -313,11 +331,13 @@ def _call(kernel: str, *arguments: float) -> None:
 
 def _results(d: Tensor, bias: bool) -> tuple[Tensor, Tensor, int, int]:
     """Both norms to be, and their addresses."""
-    weight, bias_norm = torch.empty(d.shape[0]), torch.empty(d.shape[0] if bias else 0)
-    return weight, bias_norm, weight.data_ptr(), bias_norm.data_ptr() if bias else 0
+    samples = d.shape[0]
+    weight, bias_norm = _new(samples), _new(samples if bias else 0)
+    return weight, bias_norm, _address(weight, samples), _address(bias_norm, samples) if bias else 0
 
 
 def _fused(kernel: str, x: Tensor, d: Tensor, *options: float) -> tuple[Tensor, Tensor]:
+    require_fit(x.shape == d.shape and x.dim() == 3, kernel, x, d)
     if _empty(x, d):
         return _zeros(d.shape[0]), _zeros(d.shape[0])
     weight, bias, *addresses = _results(d, True)
@@ -328,5 +348,5 @@ def _fused(kernel: str, x: Tensor, d: Tensor, *options: float) -> tuple[Tensor, 
 def _run(prepared: _Prepared, x: Tensor, d: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
     kernel, of_x, of_d, geometry = prepared
     weight, bias_norm, *addresses = _results(d, bias)
-    _call(kernel, x.data_ptr(), *of_x, d.data_ptr(), *of_d, *geometry, *addresses)
+    _call(kernel, address_of_any(x), *of_x, address_of_any(d), *of_d, *geometry, *addresses)
     return weight, bias_norm

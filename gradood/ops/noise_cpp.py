@@ -8,6 +8,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from gradood.ops.addresses import address
 from gradood.ops.philox import channels_and_elements
 
 _MODES = {"argmax": 0, "above": 1, "histogram": 2}
@@ -47,6 +48,7 @@ def noisy_batch(
         (len(rows), *x.shape[1:]),
         dtype=dtype if half else torch.float32,
         memory_format=layout,
+        device="cpu",
     )
     if out.numel() == 0:
         return out.to(dtype)
@@ -56,21 +58,21 @@ def noisy_batch(
         mean = rstd = None
     _check_rows(rows, len(x))
     seed, tag = key.tolist()
+    channels, elements = channels_and_elements(tuple(x.shape[1:]))
+    copies, dense = (len(rows),), layout if out.dim() == 4 else torch.contiguous_format
     kernels.noisy_batch(
-        x.data_ptr(),
-        *channels_and_elements(tuple(x.shape[1:])),
+        address(x, torch.float32, tuple(x.shape)),
+        channels,
+        elements,
         len(rows),
-        rows.data_ptr(),
-        inputs.data_ptr(),
-        samples.data_ptr(),
+        *(address(t, torch.int64, copies) for t in (rows, inputs, samples)),
         seed,
         tag,
         sigma,
         -math.inf if low is None else low,
         math.inf if high is None else high,
-        0 if mean is None else mean.data_ptr(),
-        0 if rstd is None else rstd.data_ptr(),
-        out.data_ptr(),
+        *(0 if t is None else address(t, torch.float32, (channels,)) for t in (mean, rstd)),
+        address(out, out.dtype, tuple(out.shape), dense),
         int(half),
         int(channels_last),
         torch.get_num_threads(),
@@ -137,18 +139,18 @@ def vote_count(
     thresholds = values.new_empty(0) if thresholds is None else thresholds.float().contiguous()
     width = values.shape[1] if mode == "argmax" else 1
     columns = {"argmax": width, "above": len(thresholds), "histogram": len(thresholds) + 1}[mode]
-    counts = torch.zeros(inputs, columns + 1, dtype=torch.int64)
+    counts = torch.zeros(inputs, columns + 1, dtype=torch.int64, device="cpu")
     if len(rows):
         _check_rows(rows, inputs)
         kernels.vote_count(
             _MODES[mode],
-            values.data_ptr(),
-            rows.data_ptr(),
+            address(values, torch.float32, (len(rows), width)[: values.dim()]),
+            address(rows, torch.int64, (len(rows),)),
             len(rows),
             width,
-            thresholds.data_ptr(),
+            address(thresholds, torch.float32, (len(thresholds),)),
             len(thresholds),
-            counts.data_ptr(),
+            address(counts, torch.int64, (inputs, columns + 1)),
             columns + 1,
         )
     return counts

@@ -46,7 +46,7 @@ def noise_words(shape: tuple[int, ...], inputs: Tensor, samples: Tensor, key: Te
     """Words int64 ``[M, C, counters, 4]`` for copies of inputs of ``shape`` ``[C, *S]``."""
     channels, elements = channels_and_elements(shape)
     counters = (elements + 3) // 4
-    first = torch.arange(channels * counters, device=key.device)
+    first = torch.arange(channels * counters, device=key.device, dtype=torch.int64)
     sample, owner = samples[:, None], inputs[:, None]
     words = torch.broadcast_tensors(first, sample, owner, key[1])
     seed = key[0]

@@ -54,7 +54,9 @@ def conv_gradient(
     x = functional.pad(x, pads)
     d = d.reshape(n, groups, out_channels // groups, -1)
     gradient = x.new_zeros(n, out_channels, channels // groups, *kernel_size)
-    for offset in torch.cartesian_prod(*(torch.arange(k) for k in kernel_size)).view(-1, nd):
+    for offset in torch.cartesian_prod(
+        *(torch.arange(k, dtype=torch.int64, device="cpu") for k in kernel_size)
+    ).view(-1, nd):
         window = x
         for i in range(nd):
             start = int(offset[i]) * dilation[i]

@@ -40,7 +40,9 @@ class CountAbove:
         """See ``Counter``."""
         # Compared as PyTorch does, in the precision of the scores; votes have that of float32.
         above = torch.where(values.isnan(), torch.nan, (values > self._threshold).float())
-        return _votes(above, owners, "above", torch.tensor([0.5]), blocks)
+        return _votes(
+            above, owners, "above", torch.tensor([0.5], dtype=torch.float32, device="cpu"), blocks
+        )
 
 
 class CountUnit:
@@ -89,7 +91,7 @@ class Record:
 
     def __call__(self, values: Tensor, owners: Tensor, blocks: Sequence[Block]) -> Tensor:
         """See ``Counter``."""
-        result = torch.zeros(len(blocks), self._n, dtype=torch.float64)
+        result = torch.zeros(len(blocks), self._n, dtype=torch.float64, device="cpu")
         parts = values.double().cpu().split([block.size for block in blocks])
         for row, block, part in zip(result, blocks, parts, strict=True):
             row[block.first : block.first + block.size] = part

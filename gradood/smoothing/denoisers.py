@@ -227,9 +227,9 @@ def openai_schedule(steps: int, schedule: str = "cosine") -> Tensor:
     if steps < 1:
         raise InputError(f"steps = {steps}; expected a positive integer")
     if schedule == "linear":
-        beta = torch.linspace(0.1 / steps, 20 / steps, steps, dtype=torch.float64)
+        beta = torch.linspace(0.1 / steps, 20 / steps, steps, dtype=torch.float64, device="cpu")
     elif schedule == "cosine":
-        u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+        u = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device="cpu")
         height = (math.pi / 2 * (u + 0.008) / 1.008).cos().square()
         beta = (1 - height[1:] / height[:-1]).clamp(max=0.999)
     else:
@@ -238,7 +238,7 @@ def openai_schedule(steps: int, schedule: str = "cosine") -> Tensor:
 
 
 def _checked_schedule(alphas_cumprod: Tensor) -> Tensor:
-    schedule = torch.as_tensor(alphas_cumprod).detach().cpu().double()
+    schedule = torch.as_tensor(alphas_cumprod, dtype=torch.float64, device="cpu").detach()
     good = schedule.dim() == 1 and len(schedule) > 0 and bool(schedule.diff().lt(0).all())
     if not (good and 0 <= float(schedule[-1]) and float(schedule[0]) <= 1):
         raise InputError("alphas_cumprod must be [T], decreasing from at most 1 to at least 0")

@@ -58,12 +58,16 @@ class Evidence:
 
     def column(self, name: str, dtype: torch.dtype) -> Tensor:
         """One result of all inputs, ``[N]`` or ``[N, …]``."""
-        return torch.tensor([result[name] for result in self.results], dtype=dtype)
+        return torch.tensor([result[name] for result in self.results], dtype=dtype, device="cpu")
 
     @property
     def samples(self) -> Tensor:
         """int64 ``[N]``: all that were counted, the choice of class or edges included."""
-        return torch.tensor([r["samples"] + r["pilot_samples"] for r in self.rows]).long()
+        return torch.tensor(
+            [r["samples"] + r["pilot_samples"] for r in self.rows],
+            dtype=torch.int64,
+            device="cpu",
+        )
 
 
 class Run:
@@ -173,7 +177,7 @@ def check_radius(radius: float) -> float:
 
 def check_radii(radius: float | Sequence[float] | Tensor) -> list[float]:
     """One radius or several, as floats."""
-    radii = torch.as_tensor(radius, dtype=torch.float64).flatten().tolist()
+    radii = torch.as_tensor(radius, dtype=torch.float64, device="cpu").flatten().tolist()
     if not radii:
         raise InputError("radius is empty; give one radius or several")
     return [check_radius(r) for r in radii]

@@ -84,7 +84,7 @@ def certify_mean(
     return MeanCertificates(
         evidence.column("lower", torch.float64).view(shape),
         evidence.column("upper", torch.float64).view(shape),
-        torch.tensor(radii, dtype=torch.float64),
+        torch.tensor(radii, dtype=torch.float64, device="cpu"),
         evidence.samples,
         evidence,
     )

@@ -83,7 +83,9 @@ class NoisyInputs:
 
     def _key(self, tag: int) -> Tensor:
         if tag not in self._keys:
-            self._keys[tag] = torch.tensor([self.settings.seed, tag], device=self.x.device)
+            self._keys[tag] = torch.tensor(
+                [self.settings.seed, tag], dtype=torch.int64, device=self.x.device
+            )
         return self._keys[tag]
 
     def digest(self) -> str:
@@ -112,8 +114,8 @@ def _check_inputs(x: Tensor, settings: Smoothing) -> None:
 
 def _checked_ids(ids: Sequence[int] | Tensor | None, count: int) -> Tensor:
     if ids is None:
-        return torch.arange(count)
-    numbers = torch.as_tensor(ids).cpu()
+        return torch.arange(count, dtype=torch.int64, device="cpu")
+    numbers = torch.as_tensor(ids, device="cpu")
     if numbers.shape != (count,) or numbers.is_floating_point():
         raise InputError(f"ids must be {count} integers, one for every input")
     numbers = numbers.long()

@@ -105,7 +105,7 @@ def certify_quantile(
     return QuantileCertificates(
         evidence.column("lower", torch.float64).view(shape),
         evidence.column("upper", torch.float64).view(shape),
-        torch.tensor(radii, dtype=torch.float64),
+        torch.tensor(radii, dtype=torch.float64, device="cpu"),
         q,
         evidence.samples,
         evidence,

@@ -111,3 +111,19 @@ def test_norms_do_not_depend_on_the_number_of_threads(model, inputs):
         with threads(count):
             norms.append(gradood.gradient_norms(model, inputs[0]).values)
     torch.testing.assert_close(*norms, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_autocast_is_for_the_model_and_not_for_the_detector(name, model, inputs):
+    """The same norms give the same detector."""
+    detector_class, options = DETECTORS[name]
+    detector = fit(detector_class, model, inputs, 1, **options)  # settles the labels
+    label = {"loss": "bce_softmax"} if detector_class is GradUncertainty else {}
+    if isinstance(detector, GradientDetector):
+        label = {"label": detector.label, "loss": detector.loss}
+    normal, anomalies, mixed = (gradood.gradient_norms(model, x, **label) for x in inputs)
+    examples = (anomalies,) if detector_class is ConfoundingDetector else ()
+    expected = detector_class(model, **options).fit(normal, *examples).score(mixed)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = detector_class(model, **options).fit(normal, *examples).score(mixed)
+    assert torch.equal(found, expected)

@@ -142,12 +142,13 @@ def test_bad_numbers_stay_in_their_sample(name):
     + ["bias (3, 17, 41)"],
 )
 def test_result_does_not_depend_on_the_batch(name):
-    """Not by a single bit."""
+    """Not by a single bit on a GPU; the interpreter multiplies with NumPy, which rounds by shape."""
     call = CALLS[name]
     together = run(call)
     alone = run(call.map(lambda t: t[1:]))
     together, alone = (r if isinstance(r, tuple) else (r,) for r in (together, alone))
-    assert all(torch.equal(a[1:], b) for a, b in zip(together, alone, strict=True))
+    for a, b in zip(together, alone, strict=True):
+        torch.testing.assert_close(a[1:], b, rtol=FLOAT if launch.INTERPRETING else 0, atol=0)
 
 
 def test_empty_sizes_give_zeros():

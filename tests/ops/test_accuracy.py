@@ -19,9 +19,10 @@ def backend(request):
     if request.param == "torch":
         yield torch_backend
         return
+    before = cpp_backend.instruction_set()
     cpp_backend.use_instruction_set(request.param)
     yield cpp_backend
-    cpp_backend.use_instruction_set("auto")
+    cpp_backend.use_instruction_set(before)
 
 
 def numbers(*shape):

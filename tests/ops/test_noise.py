@@ -14,23 +14,24 @@ SHAPES = [(1, 28, 28), (3, 32, 32), (3, 7, 5), (5,), (700,), (2, 601), (1, 1, 1)
 
 
 def instruction_sets():
-    available = []
+    before, available = cpp_backend.instruction_set(), []
     for name in ("baseline", "avx2", "avx512", "amx"):
         try:
             cpp_backend.use_instruction_set(name)
         except BackendError:
             continue
         available.append(name)
-    cpp_backend.use_instruction_set("auto")
+    cpp_backend.use_instruction_set(before)
     return available
 
 
 @pytest.fixture(params=instruction_sets())
 def isa(request):
     """Each instruction set in turn."""
+    before = cpp_backend.instruction_set()
     cpp_backend.use_instruction_set(request.param)
     yield request.param
-    cpp_backend.use_instruction_set("auto")
+    cpp_backend.use_instruction_set(before)
 
 
 def call(shape, copies=7, dtype=torch.float32, extras=False, channels_last=False):

@@ -33,7 +33,7 @@ class LaunchCase(NamedTuple):
         def tensor(*shape: int, dtype: torch.dtype = self.dtype) -> Tensor:
             if device == "meta":
                 return torch.empty(shape, dtype=dtype, device=device)
-            return (torch.randn(shape, device=device) + 0.25).to(dtype)
+            return (torch.randn(shape, device=device, dtype=torch.float32) + 0.25).to(dtype)
 
         return self.arguments(tensor)
 
@@ -91,14 +91,14 @@ def _rows(tokens: int, width: int, *options: Any) -> Callable[[Make], Any]:
 
 def _embedding(t: Make) -> tuple[Any, ...]:
     d = t(64, 128, 768)
-    return torch.arange(128, device=d.device).expand(64, 128) % 50, d, 0
+    return torch.arange(128, device=d.device, dtype=torch.int64).expand(64, 128) % 50, d, 0
 
 
 def _noise(last: bool, dtype: torch.dtype) -> Callable[[Make], Any]:
     def arguments(t: Make) -> tuple[Any, ...]:
         x, channel = t(4, 3, 224, 224, dtype=FLOAT), t(3, dtype=FLOAT)
-        ids = torch.arange(64, device=x.device)
-        key = torch.arange(2, device=x.device)
+        ids = torch.arange(64, device=x.device, dtype=torch.int64)
+        key = torch.arange(2, device=x.device, dtype=torch.int64)
         rows = ids % 4
         return x, rows, rows, ids, key, 0.25, 0.0, 1.0, channel, channel, dtype, last
 
@@ -109,7 +109,7 @@ def _votes(mode: str) -> Callable[[Make], Any]:
     def arguments(t: Make) -> tuple[Any, ...]:
         values = t(1000, 1000) if mode == "argmax" else t(1000)
         thresholds = None if mode == "argmax" else t(100, dtype=FLOAT).sort()[0]
-        rows = torch.arange(1000, device=values.device) // 250
+        rows = torch.arange(1000, device=values.device, dtype=torch.int64) // 250
         return values, rows, mode, thresholds, 4
 
     return arguments

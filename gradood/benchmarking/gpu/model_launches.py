@@ -116,7 +116,7 @@ def _model(name: str) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     build: Callable[..., nn.Module] = getattr(torchvision.models, name)
     model = build(weights=None).eval().to(memory_format=torch.channels_last)
-    x = torch.rand(_RECORDED, 3, 224, 224)
+    x = torch.rand(_RECORDED, 3, 224, 224, dtype=torch.float32, device="cpu")
     return model, x.contiguous(memory_format=torch.channels_last)
 
 

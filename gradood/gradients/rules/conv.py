@@ -121,7 +121,9 @@ class ConvCall(Call):
         kernel = self.geometry.kernel_size
         width = x.shape[1] * prod(kernel) * channels.shape[2]
         parts = []
-        for rows in torch.split(torch.arange(len(x)), max(1, UNFOLDED // width)):
+        for rows in torch.split(
+            torch.arange(len(x), dtype=torch.int64, device="cpu"), max(1, UNFOLDED // width)
+        ):
             taps = functional.unfold(x[rows], kernel, dilation, padding, stride)
             parts.append(torch.bmm(channels[rows], taps.transpose(1, 2)))
         return torch.cat(parts).view(*d.shape[:3], x.shape[1], *kernel)

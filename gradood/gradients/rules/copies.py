@@ -67,7 +67,9 @@ class CopyCall(Call):
                 return torch.zeros_like(value, dtype=torch.int64) if _copied(value) else value
             if id(value) not in operands:
                 operands[id(value)] = value
-                count = torch.arange(first, first + value.numel(), device=value.device)
+                count = torch.arange(
+                    first, first + value.numel(), device=value.device, dtype=torch.int64
+                )
                 numbers[id(value)] = count.view(value.shape)
                 first += value.numel()
             return numbers[id(value)]

@@ -1,0 +1,67 @@
+"""Where tensors lie, for the C++ kernels: the one place where an address leaves Python.
+
+The kernels believe what they are told and read and write there, so everything is checked here.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gradood.errors import BackendError
+
+#: What the kernels read, by the number that they know it by.
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+def address(
+    t: Tensor,
+    dtype: torch.dtype,
+    size: tuple[int, ...],
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> int:
+    """The address of a dense tensor that is just what a kernel expects.
+
+    Raises:
+        BackendError: It is not.
+    """
+    if (
+        t.dtype != dtype
+        or t.shape != size
+        or not _on_cpu(t)
+        or not t.is_contiguous(memory_format=memory_format)
+    ):
+        raise BackendError(
+            f"a kernel expects {dtype} {list(size)} on the CPU, dense in memory, and was given "
+            f"{t.dtype} {list(t.shape)} on {t.device} with strides {list(t.stride())}"
+        )
+    return t.data_ptr()
+
+
+def address_of_any(t: Tensor) -> int:
+    """The address of a tensor whose dtype, sizes and strides the kernel is told.
+
+    Raises:
+        BackendError: It is elsewhere, or of a dtype that no kernel knows.
+    """
+    if t.dtype not in DTYPES or not _on_cpu(t):
+        raise BackendError(
+            f"a kernel expects float32, bfloat16 or float16 on the CPU, and was given {t.dtype} on "
+            f"{t.device}"
+        )
+    return t.data_ptr()
+
+
+def _on_cpu(t: Tensor) -> bool:
+    return t.device.type == "cpu" and t.layout == torch.strided
+
+
+def require_fit(fits: bool, operator: str, *tensors: Tensor | tuple[int, ...]) -> None:
+    """Refuse tensors whose sizes contradict one another.
+
+    Raises:
+        BackendError: ``fits`` is False.
+    """
+    if not fits:
+        sizes = ", ".join(str(list(t.shape if isinstance(t, Tensor) else t)) for t in tensors)
+        raise BackendError(f"{operator} has no meaning for tensors of sizes {sizes}")
