@@ -22,7 +22,7 @@ from gradood.gradients.axis import SampleAxis
 from gradood.gradients.caches import Cache
 from gradood.gradients.capture import Function, PlanError, name_of
 from gradood.gradients.evidence import ROUNDING, Evidence
-from gradood.gradients.picking import Pick
+from gradood.gradients.picking import NUMBERS, Pick
 from gradood.gradients.probe import Findings, Forward, Probe
 from gradood.gradients.rules import RULES, Call
 from gradood.gradients.source import disjoint
@@ -172,16 +172,19 @@ def _plan(found: Findings, evidence: Evidence, uneven: frozenset[int]) -> Plan:
         provisional=not any(found.rows.differ),
     )
     plan.uncovered, plan.strange = three.hidden_uses()
-    moved = torch.inf
+    moved: set[int] = set()
     for position, pick in three.picks.items():
         if _moves_samples(two.picks.get(position), pick):
             if position not in uneven and pick.even is not None and _is_even(two, three, position):
                 plan.even[position] = pick.even
             else:
-                moved = min(moved, position)
+                moved.add(position)
+    # After numbers have left the tensors, any operator may depend on them.
+    left = (i for i in moved if name_of(three.functions[i - 1]) in NUMBERS)
+    everything = min(left, default=torch.inf)
     for position, meeting in three.meetings.items():
         step = _step(position, found, evidence)
-        if isinstance(step, Step) and position > moved:
+        if isinstance(step, Step) and (position > everything or moved & meeting.picked):
             step = "the values of the batch decide which rows the operator gets"
         if isinstance(step, Step):
             plan.steps[position] = step

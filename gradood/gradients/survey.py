@@ -54,6 +54,8 @@ class Meeting:
     out: Tensor | None
     #: The version of the call's data when it was read.
     version: int
+    #: Positions of the operators that picked places by values on the way to this one.
+    picked: frozenset[int] = frozenset()
     #: The gradient of ``out``, of one backward pass after the other.
     gradients: list[Tensor] = field(default_factory=list)
 
@@ -179,8 +181,13 @@ class Survey(Follower):
         self.grown: set[int] = set()
         #: By position, what operators pick by values of the batch.
         self.picks: dict[int, Pick] = {}
+        #: By memory, the positions of the picks that a tensor comes from.
+        self._picked: dict[int, frozenset[int]] = {}
+        #: By position, after the first pick, the shapes of the arguments.
+        self._given: dict[int, list[torch.Size]] = {}
+        #: Memory of the meetings' results, which may be no one's but grow with the batch.
+        self._made: set[int] = set()
         self.bytes = 0
-        self._picked: dict[int, dict[int, Pick]] = {}
         self._smaller = smaller
         self._anchor = torch.zeros((), dtype=torch.float32, device=rows.device, requires_grad=True)
         # Memory that depends on the rows; the tensors are kept so that it is not used again.
@@ -198,10 +205,10 @@ class Survey(Follower):
         sources = self.sources_in(args, kwargs)
         if sources:
             self.check_surroundings()
-        for value in flatten((args, tuple(kwargs.values()))) if self._picked else ():
-            if isinstance(value, Tensor) and (found := self._picked.get(_memory(value))):
-                self.picks.update(found)
-        picked = pick(name, args, kwargs, self._depends)
+        if (picked := pick(name, args, kwargs, self._depends)) is not None:
+            self.picks[position] = picked
+        picks = self._picks_behind(position, args, kwargs) if self.picks else frozenset()
+        picks |= {position} & self.picks.keys()
         read = () if name in _BLANK else args[:1] if name in _LIKE else (args, *kwargs.values())
         meets = any(map(self._depends, flatten(read)))
         if not sources:
@@ -213,16 +220,16 @@ class Survey(Follower):
             if self._grows(position, out):
                 out = self.meet(position, function, args, kwargs)
         grown = self._grows(position, out)
+        if position in self.meetings:
+            self.meetings[position].picked = picks
+            self._made.update(_memory(t) for t in flatten(out) if isinstance(t, Tensor))
         tensors = [t for t in flatten(out) if isinstance(t, Tensor)]
-        if picked is not None and not tensors:
-            self.picks[position] = picked
-        elif picked is not None:  # it matters once something reads it, not if it is only counted
-            for t in tensors:
-                self._picked.setdefault(_memory(t), {})[position] = picked
         if meets:
             written = args[:1] if name == "__setitem__" else ()
             self._batch.update((_memory(t), t) for t in (*tensors, *written))
             self.meets.add(position)
+            if picks:
+                self._picked.update((_memory(t), picks) for t in (*tensors, *written))
         if grown:
             self.grown.add(position)
             self.bytes += sum(t.nbytes for t in tensors if not t._is_view())
@@ -277,6 +284,20 @@ class Survey(Follower):
 
     def _depends(self, value: object) -> bool:
         return isinstance(value, Tensor) and _memory(value) in self._batch
+
+    def _picks_behind(self, position: int, args: Any, kwargs: Any) -> frozenset[int]:
+        """The picks that the arguments come from: all, for what comes from a hidden operator."""
+        found: frozenset[int] = frozenset()
+        given = [t for t in flatten((args, *kwargs.values())) if isinstance(t, Tensor)]
+        self._given[position] = [t.shape for t in given]
+        before = [] if self._smaller is None else self._smaller._given.get(position, [])
+        for i, t in enumerate(given):
+            place = _memory(t)
+            known = place in self._batch or place in self._made
+            grows = self._given[position][i : i + 1] != before[i : i + 1]
+            hidden = not known and (grows or t.grad_fn is not None)
+            found |= frozenset(self.picks) if hidden else self._picked.get(place, frozenset())
+        return found
 
     def _grows(self, position: int, out: Any) -> bool:
         if self._smaller is None:

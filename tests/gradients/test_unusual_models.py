@@ -115,6 +115,19 @@ class _Scale(torch.autograd.Function):
         return d * w, (d * x).sum(0)
 
 
+@case
+def batch_sorted_before_a_custom_function():
+    def forward(m, x):
+        order = (x != 0).sum(1).argsort(stable=True)
+        y = m.b(_Scale.apply(x[order], torch.ones(6).to(x)))
+        return m.out(torch.tanh(m.a(torch.empty_like(y).index_copy(0, order, y))))
+
+    model, x = two_layers(forward, rows=6, b=nn.Linear(6, 6))
+    x[3, 4:] = 0
+    x[4, 2:] = 0
+    return model, x
+
+
 class _Sign(torch.autograd.Function):
     @staticmethod
     def forward(ctx, w):
@@ -516,3 +529,18 @@ def test_what_autograd_saves_in_another_way_needs_no_fallback(keep, hidden):
     assert_norms(gradood.gradient_norms(model, x), reference_norms(model, x), 1e-9)
     explanation = gradood.explain(model, x)
     assert (hidden and not keep) or not explanation.fallbacks, explanation
+
+
+def test_only_what_picked_places_lead_to_has_no_rule():
+    def forward(m, x):
+        counts = (x > -9).sum(1)
+        assert len(torch.unique_consecutive(counts)) == 1
+        best = x.argsort(1)[:, 0].argsort()
+        y = torch.tanh(m.b(x[best])).index_select(0, best.argsort())
+        return m.out(torch.tanh(m.a(x))) + y[:, :4]
+
+    model, x = two_layers(forward, rows=6, b=nn.Linear(6, 6))
+    model, x = model.eval().double(), x.double()
+    assert_norms(gradood.gradient_norms(model, x), reference_norms(model, x), 1e-9)
+    found = {row.parameter for row in gradood.explain(model, x).fallbacks}
+    assert found == {"b.weight", "b.bias"}
