@@ -17,7 +17,7 @@ from torch.nn import Parameter, functional
 from torch.overrides import handle_torch_function
 
 from gradood.errors import ModelError
-from gradood.gradients import recurrent
+from gradood.gradients import packed, recurrent
 from gradood.gradients.rules import RULES
 from gradood.gradients.rules.copies import written
 
@@ -73,6 +73,14 @@ def _likeness(place: int, function: Function) -> Callable[..., Function | None]:
         return body if len(args) > place and isinstance(args[place], Parameter) else None
 
     return choose
+
+
+def _index_select_body(*_: Any, **kwargs: Any) -> Function | None:
+    return None if "out" in kwargs else packed.index_select
+
+
+def _sort_body(input: Tensor, *_: Any, **__: Any) -> Function | None:
+    return packed.sort if input.dim() == 1 and not input.is_floating_point() else None
 
 
 def _set_item(target: Tensor, index: Any, value: Any) -> Tensor:
@@ -221,7 +229,12 @@ _BODIES: dict[Function, Callable[..., Function | None]] = {
     torch.einsum: _einsum_body,
     **dict.fromkeys((torch.chain_matmul, torch.linalg.multi_dot), _always(_chain)),
     functional.bilinear: _always(_bilinear),
-    **{function: _always(body) for function, body in recurrent.BODIES.items()},
+    **{function: _always(cell) for function, cell in recurrent.CELLS.items()},
+    **{getattr(torch, kind): packed.body(kind) for kind in recurrent.LAYERS},
+    torch.sort: _sort_body,
+    **dict.fromkeys((torch.index_select, Tensor.index_select), _index_select_body),
+    torch._pack_padded_sequence: _always(packed.pack),
+    torch._pad_packed_sequence: _always(packed.pad),
 }
 
 

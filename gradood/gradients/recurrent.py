@@ -8,13 +8,13 @@ outputs their whole gradient, through time. The rule of ``linear`` does the rest
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.overrides import handle_torch_function, has_torch_function
+from torch.overrides import handle_torch_function
 
 
 class _Weights(NamedTuple):
@@ -29,26 +29,6 @@ class _Weights(NamedTuple):
     def given(self) -> list[Tensor]:
         """As PyTorch's functions want them."""
         return [w for w in self if w is not None]
-
-
-def lstm(*args: Any) -> tuple[Tensor, ...]:
-    """``torch.lstm``, padded or packed."""
-    return _layers("lstm", *args)
-
-
-def gru(*args: Any) -> tuple[Tensor, ...]:
-    """``torch.gru``, padded or packed."""
-    return _layers("gru", *args)
-
-
-def rnn_tanh(*args: Any) -> tuple[Tensor, ...]:
-    """``torch.rnn_tanh``, padded or packed."""
-    return _layers("rnn_tanh", *args)
-
-
-def rnn_relu(*args: Any) -> tuple[Tensor, ...]:
-    """``torch.rnn_relu``, padded or packed."""
-    return _layers("rnn_relu", *args)
 
 
 def lstm_cell(
@@ -92,13 +72,11 @@ def rnn_relu_cell(
 
 
 #: By PyTorch's function, what takes its place.
-BODIES = {
-    getattr(torch, f.__name__): f
-    for f in (lstm, gru, rnn_tanh, rnn_relu, lstm_cell, gru_cell, rnn_tanh_cell, rnn_relu_cell)
-}
+CELLS = {getattr(torch, f.__name__): f for f in (lstm_cell, gru_cell, rnn_tanh_cell, rnn_relu_cell)}
+LAYERS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 
-def _layers(
+def layers(
     kind: str,
     input: Tensor,
     hx: Any,
@@ -111,7 +89,10 @@ def _layers(
     batch_first: bool,
     lengths: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """All layers in all directions over a padded input ``[T, N, I]``, or ``[N, T, I]``."""
+    """All layers of a kind in all directions over a padded input ``[T, N, I]``, or ``[N, T, I]``.
+
+    What lies beyond ``lengths`` ``[N]``, if there are any, is padding.
+    """
     x = input.transpose(0, 1) if batch_first else input
     directions = 2 if bidirectional else 1
     group = len(weights) // (num_layers * directions)
@@ -150,26 +131,41 @@ def _layer(
 ) -> tuple[Tensor, ...]:
     """One layer in one direction: its output ``[T, N, H]``, and its last states."""
     with torch.no_grad(), torch._C.DisableTorchFunction():
-        first = [state[None] for state in initial]
-        given = (w.given(), w.b_ih is not None, 1, 0.0, False, False, False)
-        out = getattr(torch, kind)(x, first if kind == "lstm" else first[0], *given)[0]
-        before = torch.cat([first[0], out[:-1]])
-        w_hh = w.w_hh.detach()
-        w_hr = None if w.w_hr is None else w.w_hr.detach()
+        plain = [weight.detach() for weight in w.given()]
+    weights = (plain[1],) if w.w_hr is None else (plain[1], plain[-1])
+    out, before = _visible(_states, kind, x, initial, plain, w.b_ih is not None)
     from_input = functional.linear(x, w.w_ih, w.b_ih)
     from_state = functional.linear(before, w.w_hh, w.b_hh)
-    if kind != "lstm":
-        return recurrence(kind, from_input, from_state, initial, (out, before), (w_hh,), lengths)
-    c, memory = _memory(from_input, from_state, initial[1])
-    projected = None if w.w_hr is None else functional.linear(memory, w.w_hr)
-    values = (out, c, *(() if projected is None else (projected,)))
-    plain = (w_hh,) if w_hr is None else (w_hh, w_hr)
-    return recurrence(kind, from_input, from_state, initial, values, plain, lengths)
+    values: tuple[Tensor, ...] = (out, before)
+    if kind == "lstm":
+        cells, memory = _visible(_cells, from_input, from_state, initial[1])
+        values = (out, cells)
+        if w.w_hr is not None:
+            values += (functional.linear(memory, w.w_hr),)
+    arguments = kind, from_input, from_state, initial, values, weights, lengths
+    result: tuple[Tensor, ...] = _visible(recurrence, *arguments)
+    return result
 
 
-def _memory(from_input: Tensor, from_state: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+def _visible(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function of this module as an operator, which an active mode sees."""
+    return handle_torch_function(function, [t for t in args if isinstance(t, Tensor)], *args)
+
+
+def _states(
+    kind: str, x: Tensor, initial: list[Tensor], weights: list[Tensor], has_biases: bool
+) -> tuple[Tensor, Tensor]:
+    """The outputs of a layer, and the state before each, as constants."""
+    with torch.no_grad():
+        first = [state[None] for state in initial]
+        given = (first if kind == "lstm" else first[0], weights, has_biases, 1, 0.0)
+        out = getattr(torch, kind)(x, *given, False, False, False)[0]
+        return out, torch.cat([first[0], out[:-1]])
+
+
+def _cells(from_input: Tensor, from_state: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """The cells ``c_t`` of an LSTM, and what its gates let out: ``o_t tanh c_t``, as constants."""
-    with torch.no_grad(), torch._C.DisableTorchFunction():
+    with torch.no_grad():
         i, f, g, o = _lstm_gates(from_input, from_state)
         cells = torch.empty_like(i)
         entering = i * g
@@ -198,11 +194,6 @@ def recurrence(
     the projected outputs that its graph holds) or the states before each step. ``weights`` are
     ``W_hh`` and, for projections, ``W_hr``, as constants. Returns outputs and last states.
     """
-    tensors = (from_input, from_state, *initial, *values)
-    if has_torch_function(tensors):
-        arguments = kind, from_input, from_state, initial, values, weights, lengths
-        result: tuple[Tensor, ...] = handle_torch_function(recurrence, tensors, *arguments)
-        return result
     fixed = _Fixed(kind, values[:2], weights, lengths)
     projected = values[2] if len(values) > 2 else None
     out, *last = _Recurrence.apply(fixed, from_input, from_state, projected, *initial)

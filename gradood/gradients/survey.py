@@ -185,8 +185,8 @@ class Survey(Follower):
         self._picked: dict[int, frozenset[int]] = {}
         #: By position, after the first pick, the shapes of the arguments.
         self._given: dict[int, list[torch.Size]] = {}
-        #: Memory of the meetings' results, which may be no one's but grow with the batch.
-        self._made: set[int] = set()
+        #: By memory, what grows with the batch: what else was seen to be made.
+        self._made: dict[int, Tensor] = {}
         self.bytes = 0
         self._smaller = smaller
         self._anchor = torch.zeros((), dtype=torch.float32, device=rows.device, requires_grad=True)
@@ -222,7 +222,6 @@ class Survey(Follower):
         grown = self._grows(position, out)
         if position in self.meetings:
             self.meetings[position].picked = picks
-            self._made.update(_memory(t) for t in flatten(out) if isinstance(t, Tensor))
         tensors = [t for t in flatten(out) if isinstance(t, Tensor)]
         if meets:
             written = args[:1] if name == "__setitem__" else ()
@@ -231,6 +230,9 @@ class Survey(Follower):
             if picks:
                 self._picked.update((_memory(t), picks) for t in (*tensors, *written))
         if grown:
+            self._made.update((_memory(t), t) for t in tensors)
+            if picks:
+                self._picked.update((_memory(t), picks) for t in tensors)
             self.grown.add(position)
             self.bytes += sum(t.nbytes for t in tensors if not t._is_view())
         self.functions.append(function)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import rnn
 
 import gradood
 from tests.gradients.oracle import assert_norms, randomise, reference_norms
@@ -130,3 +131,87 @@ def test_parameters_after_a_layer_alone():
     model, x = prepare(Sequences(nn.GRU, True, False), torch.randn(3, 4, 6), torch.float64)
     norms = gradood.gradient_norms(model, x, parameters="head.*")
     assert_norms(norms, reference_norms(model, x)[:, -2:], 1e-11)
+
+
+class Packed(nn.Module):
+    """Sequences of several lengths, up to the first zero; outputs and last states are read."""
+
+    def __init__(self, kind, batch_first, enforce_sorted, given, **options):
+        super().__init__()
+        self.layers = kind(6, 5, batch_first=batch_first, **options)
+        width = (options.get("proj_size") or 5) * (1 + options.get("bidirectional", False))
+        self.second = nn.GRU(width, 4)
+        self.head = nn.Linear(4 + width, 4)
+        self.first = nn.Linear(6, 5) if given else None
+        self.order = {"batch_first": batch_first}
+        self.enforce_sorted = enforce_sorted
+
+    def forward(self, x):
+        lengths = (x != 0).all(2).sum(1)
+        states = None if self.first is None else Sequences.states(self, x)
+        steps = x if self.order["batch_first"] else x.transpose(0, 1)
+        packed = rnn.pack_padded_sequence(
+            steps, lengths.cpu(), **self.order, enforce_sorted=self.enforce_sorted
+        )
+        out, last = self.layers(packed, states)
+        _, again = self.second(out)
+        out, found = rnn.pad_packed_sequence(out, **self.order)
+        assert torch.equal(found, lengths.cpu())
+        out = out if self.order["batch_first"] else out.transpose(0, 1)
+        last = torch.cat(last, -1) if isinstance(last, tuple) else last
+        mean = out.sum(1) / lengths[:, None]
+        logits = self.head(torch.cat([torch.tanh(mean), again[-1]], 1))
+        return logits + last.square().sum((0, 2))[:, None]
+
+
+@pytest.mark.parametrize("dtype", EXACT, ids=str)
+@pytest.mark.parametrize("enforce_sorted", [False, True])
+@pytest.mark.parametrize("name", ["lstm-two-ways", "lstm-projected", "gru-two-ways", "rnn-tanh"])
+def test_packed_sequences(name, enforce_sorted, dtype):
+    torch.manual_seed(0)
+    kind, options = LAYERS[name]
+    first = name != "gru-two-ways"
+    model = Packed(kind, first, enforce_sorted, name != "rnn-tanh", **options)
+    x = torch.randn(5, 7, 6)
+    lengths = (7, 7, 5, 3, 1) if enforce_sorted else (3, 7, 1, 7, 5)
+    for row, length in zip(x, lengths, strict=True):
+        row[length:] = 0
+    model, x = prepare(model, x, dtype)
+    # Whole batches of one length tell a probe nothing, and longer ones come later.
+    for rows in (slice(0, 1), slice(0, 5), slice(2, 5), slice(2, 3)):
+        norms = gradood.gradient_norms(model, x[rows])
+        assert_norms(norms, reference_norms(model, x[rows]), EXACT[dtype])
+        torch.testing.assert_close(norms.logits, model(x[rows]).detach())
+    explanation = gradood.explain(model, x)
+    assert not explanation.fallbacks, explanation
+
+
+def test_samples_that_were_moved_and_then_changed():
+    def forward(m, x):
+        order = (x[..., 0] < 0).sum(1).argsort()
+        y = m.cell(x).index_select(0, order)
+        y.mul_(2).register_hook(lambda d: d * 3)
+        return m.head(y.index_select(0, order.argsort()).sum(1))
+
+    torch.manual_seed(0)
+    model = Apply(forward, cell=nn.Linear(6, 5), head=nn.Linear(5, 4))
+    model, x = prepare(model, torch.randn(4, 3, 6), torch.float64)
+    norms = gradood.gradient_norms(model, x)
+    assert_norms(norms, reference_norms(model, x), 1e-11)
+    torch.testing.assert_close(norms.logits, model(x).detach())
+
+
+def test_packed_steps_that_are_changed_between_layers():
+    def forward(m, x):
+        lengths = (x != 0).all(2).sum(1).cpu()
+        packed = rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        data = torch.tanh(m.before(packed.data))
+        _, last = m.layer(rnn.PackedSequence(data, *packed[1:]))
+        return m.head(last[0])
+
+    torch.manual_seed(0)
+    model = Apply(forward, before=nn.Linear(6, 5), layer=nn.GRU(5, 4), head=nn.Linear(4, 3))
+    model, x = prepare(model, torch.randn(4, 3, 6), torch.float64)
+    x[1, 2:] = 0
+    x[3, 1:] = 0
+    assert_norms(gradood.gradient_norms(model, x), reference_norms(model, x), 1e-11)
