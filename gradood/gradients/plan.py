@@ -24,7 +24,7 @@ from gradood.gradients.capture import Function, PlanError, name_of
 from gradood.gradients.evidence import ROUNDING, Evidence
 from gradood.gradients.picking import NUMBERS, Pick
 from gradood.gradients.probe import Findings, Forward, Probe
-from gradood.gradients.rules import RULES, Call
+from gradood.gradients.rules import Call, rule_of
 from gradood.gradients.source import disjoint
 from gradood.gradients.state import Written
 from gradood.gradients.survey import Survey, Use
@@ -207,7 +207,7 @@ def _step(position: int, found: Findings, evidence: Evidence) -> Step | str:
     needed = any(use.role in call.needs_data for use in meeting.uses)
     if needed and call.data is not None and call.data._version != meeting.version:
         return "the operator's input is overwritten later in the forward pass"
-    rule = RULES[meeting.function]
+    rule = rule_of(call, meeting.function)
     return call.refuses(axis) or Step(position, meeting.function, rule, meeting.uses, axis)
 
 
