@@ -22,7 +22,7 @@ from gradood.gradients.axis import SampleAxis
 from gradood.gradients.caches import Cache
 from gradood.gradients.capture import Function, PlanError, name_of
 from gradood.gradients.evidence import ROUNDING, Evidence
-from gradood.gradients.picking import NUMBERS, Pick
+from gradood.gradients.picking import Pick
 from gradood.gradients.probe import Findings, Forward, Probe
 from gradood.gradients.rules import Call, rule_of
 from gradood.gradients.source import disjoint
@@ -180,8 +180,8 @@ def _plan(found: Findings, evidence: Evidence, uneven: frozenset[int]) -> Plan:
             else:
                 moved.add(position)
     # After numbers have left the tensors, any operator may depend on them.
-    left = (i for i in moved if name_of(three.functions[i - 1]) in NUMBERS)
-    everything = min(left, default=torch.inf)
+    left = {**two.left, **three.left}.items()
+    everything = min((i for i, picks in left if picks & moved), default=torch.inf)
     for position, meeting in three.meetings.items():
         step = _step(position, found, evidence)
         if isinstance(step, Step) and (position > everything or moved & meeting.picked):

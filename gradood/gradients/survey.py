@@ -23,7 +23,7 @@ from gradood.gradients.capture import (
     name_of,
     watch,
 )
-from gradood.gradients.picking import Pick, pick
+from gradood.gradients.picking import NUMBERS, Pick, pick
 from gradood.gradients.rules import Call, bind
 from gradood.gradients.source import Region, derived_source, graph_leaves, parameter_name
 
@@ -179,12 +179,15 @@ class Survey(Follower):
         self.picks: dict[int, Pick] = {}
         #: By memory, the positions of the picks that a tensor comes from.
         self._picked: dict[int, frozenset[int]] = {}
+        #: By the position at which they leave a tensor as numbers, the picks that these come from.
+        self.left: dict[int, frozenset[int]] = {}
         #: By position, after the first pick, the shapes of the arguments.
         self._given: dict[int, list[torch.Size]] = {}
         #: By memory, what grows with the batch: what else was seen to be made.
         self._made: dict[int, Tensor] = {}
         self.bytes = 0
         self._smaller = smaller
+        self._samples = len(rows)
         self._anchor = torch.zeros((), dtype=torch.float32, device=rows.device, requires_grad=True)
         # Memory that depends on the rows; the tensors are kept so that it is not used again.
         self._batch = {_memory(rows): rows}
@@ -218,6 +221,8 @@ class Survey(Follower):
         grown = self._grows(position, out)
         if position in self.meetings:
             self.meetings[position].picked = picks
+        if picks and name in NUMBERS and out != self._samples:
+            self.left[position] = picks
         tensors = [t for t in flatten(out) if isinstance(t, Tensor)]
         if meets:
             written = args[:1] if name == "__setitem__" else ()
