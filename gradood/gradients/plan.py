@@ -180,8 +180,8 @@ def _plan(found: Findings, evidence: Evidence, uneven: frozenset[int]) -> Plan:
             else:
                 moved.add(position)
     # After numbers have left the tensors, any operator may depend on them.
-    left = {**two.left, **three.left}.items()
-    everything = min((i for i, picks in left if picks & moved), default=torch.inf)
+    left = (i for i, picks in three.left.items() if picks & moved)
+    everything = min(left, default=torch.inf)
     for position, meeting in three.meetings.items():
         step = _step(position, found, evidence)
         if isinstance(step, Step) and (position > everything or moved & meeting.picked):

@@ -187,7 +187,6 @@ class Survey(Follower):
         self._made: dict[int, Tensor] = {}
         self.bytes = 0
         self._smaller = smaller
-        self._samples = len(rows)
         self._anchor = torch.zeros((), dtype=torch.float32, device=rows.device, requires_grad=True)
         # Memory that depends on the rows; the tensors are kept so that it is not used again.
         self._batch = {_memory(rows): rows}
@@ -221,7 +220,7 @@ class Survey(Follower):
         grown = self._grows(position, out)
         if position in self.meetings:
             self.meetings[position].picked = picks
-        if picks and name in NUMBERS and out != self._samples:
+        if picks and name in NUMBERS:
             self.left[position] = picks
         tensors = [t for t in flatten(out) if isinstance(t, Tensor)]
         if meets:

@@ -128,19 +128,6 @@ def batch_sorted_before_a_custom_function():
     return model, x
 
 
-@case
-def batch_rolled_by_a_number_from_its_order():
-    def forward(m, x):
-        shift = int((x != 0).sum(1).argsort(stable=True)[0])
-        y = torch.tanh(m.a(x.roll(shift, 0))).roll(-shift, 0)
-        return m.out(y)
-
-    model, x = two_layers(forward, rows=6)
-    x[3, 4:] = 0
-    x[4, 2:] = 0
-    return model, x
-
-
 class _Sign(torch.autograd.Function):
     @staticmethod
     def forward(ctx, w):
