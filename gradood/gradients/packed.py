@@ -68,6 +68,10 @@ def pack(input: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Ten
         steps = input.transpose(0, 1) if batch_first else input
         padded = _Padded(steps, lengths.to(steps.device), order)
         _remember(data, _PADDED, padded, steps, lengths)
+        # How many sequences have so many steps does not depend on their order.
+        with torch._C.DisableTorchFunction():
+            before = torch.arange(len(batch_sizes))[:, None]
+        batch_sizes = (lengths.cpu() > before).sum(1)
     return data, batch_sizes
 
 
@@ -133,15 +137,17 @@ def body(kind: str) -> Callable[..., Callable[..., Any]]:
 
 def _remember(t: Tensor, name: str, origin: Any, *parts: Tensor) -> None:
     """Have a tensor remember what it came from, until either is changed in place."""
-    setattr(t, name, (origin, _version(t), [(part, _version(part)) for part in parts]))
+    with torch._C.DisableTorchFunction():
+        setattr(t, name, (origin, _version(t), [(part, _version(part)) for part in parts]))
 
 
 def _recall(t: Tensor, name: str) -> Any:
     origin, version, parts = getattr(t, name, (None, None, []))
-    if origin is None or t._backward_hooks:  # hooks want the gradients that come this way
-        return None
-    unchanged = _version(t) == version and all(_version(part) == v for part, v in parts)
-    return origin if unchanged else None
+    with torch._C.DisableTorchFunction():
+        if origin is None or t._backward_hooks:  # hooks want the gradients that come this way
+            return None
+        unchanged = _version(t) == version and all(_version(part) == v for part, v in parts)
+        return origin if unchanged else None
 
 
 def _version(t: Tensor) -> int | None:

@@ -33,7 +33,7 @@ _ALONG = {
 #: These pick by the values of their first argument, the others by those of their other arguments.
 _BY_VALUE = {"sort", "topk", "msort", "unique", "unique_consecutive", "tolist", "numpy"}
 #: These return numbers, which may do anything to what comes later.
-NUMBERS = {"tolist", "numpy"}
+NUMBERS = {"tolist", "numpy", "item", "__int__", "__index__", "__float__"}
 #: Operators that may move any element anywhere.
 _ANYWHERE = {
     "masked_select", "masked_scatter", "take", "put", "index_put", "unique", "unique_consecutive",

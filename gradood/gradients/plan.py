@@ -22,9 +22,9 @@ from gradood.gradients.axis import SampleAxis
 from gradood.gradients.caches import Cache
 from gradood.gradients.capture import Function, PlanError, name_of
 from gradood.gradients.evidence import ROUNDING, Evidence
-from gradood.gradients.picking import NUMBERS, Pick
+from gradood.gradients.picking import Pick
 from gradood.gradients.probe import Findings, Forward, Probe
-from gradood.gradients.rules import RULES, Call
+from gradood.gradients.rules import Call, rule_of
 from gradood.gradients.source import disjoint
 from gradood.gradients.state import Written
 from gradood.gradients.survey import Survey, Use
@@ -180,7 +180,7 @@ def _plan(found: Findings, evidence: Evidence, uneven: frozenset[int]) -> Plan:
             else:
                 moved.add(position)
     # After numbers have left the tensors, any operator may depend on them.
-    left = (i for i in moved if name_of(three.functions[i - 1]) in NUMBERS)
+    left = (i for i, picks in three.left.items() if picks & moved)
     everything = min(left, default=torch.inf)
     for position, meeting in three.meetings.items():
         step = _step(position, found, evidence)
@@ -207,7 +207,7 @@ def _step(position: int, found: Findings, evidence: Evidence) -> Step | str:
     needed = any(use.role in call.needs_data for use in meeting.uses)
     if needed and call.data is not None and call.data._version != meeting.version:
         return "the operator's input is overwritten later in the forward pass"
-    rule = RULES[meeting.function]
+    rule = rule_of(call, meeting.function)
     return call.refuses(axis) or Step(position, meeting.function, rule, meeting.uses, axis)
 
 

@@ -23,8 +23,8 @@ from gradood.gradients.capture import (
     tensors_in,
     watch,
 )
-from gradood.gradients.picking import Pick, pick
-from gradood.gradients.rules import RULES, Call
+from gradood.gradients.picking import NUMBERS, Pick, pick
+from gradood.gradients.rules import Call, bind
 from gradood.gradients.source import Region, derived_source, graph_leaves, parameter_name
 
 #: What reads no more than the shape and type of its other arguments, or of all of them.
@@ -123,17 +123,13 @@ class Follower(SourceMode):
     def _bind(
         self, function: Function, args: Any, kwargs: Any
     ) -> tuple[Call | str, tuple[Use, ...]]:
-        rule = RULES.get(function)
         everything = (args, tuple(kwargs.values()))
         given = [t for t in tensors_in(everything) if self.source(t) is not None]
-        call: Call | str = f"no rule for {name_of(function)}"
-        if rule is not None:
-            try:
-                call = rule.bind(function, *args, **kwargs)
-            except TypeError:
-                call = f"{name_of(function)} was called with arguments that no rule knows"
-            except ModelError as error:  # true of a batch, perhaps not of what a sample alone is
-                self.refusal, call = error, str(error)
+        call: Call | str
+        try:
+            call = bind(function, args, kwargs)
+        except ModelError as error:  # true of a batch, perhaps not of what a sample alone is
+            self.refusal, call = error, str(error)
         if isinstance(call, Call) and _changes_a_view(function, args):
             call = f"{name_of(function)} changes a view in place"
         if isinstance(call, Call) and any(t.is_complex() for t in _tensors(call)):
@@ -183,6 +179,8 @@ class Survey(Follower):
         self.picks: dict[int, Pick] = {}
         #: By memory, the positions of the picks that a tensor comes from.
         self._picked: dict[int, frozenset[int]] = {}
+        #: By the position at which they leave a tensor as numbers, the picks that these come from.
+        self.left: dict[int, frozenset[int]] = {}
         #: By position, after the first pick, the shapes of the arguments.
         self._given: dict[int, list[torch.Size]] = {}
         #: By memory, what grows with the batch: what else was seen to be made.
@@ -222,6 +220,8 @@ class Survey(Follower):
         grown = self._grows(position, out)
         if position in self.meetings:
             self.meetings[position].picked = picks
+        if picks and name in NUMBERS:
+            self.left[position] = picks
         tensors = tensors_in(out)
         if meets:
             written = args[:1] if name == "__setitem__" else ()

@@ -612,7 +612,6 @@ def test_norms_equal_a_loop_over_samples(name, dtype):
 
 
 FALL_BACK = {
-    "images_merged_into_the_batch_of_a_group_norm",
     "a_parameter_hidden_in_a_custom_function",
     "a_frozen_parameter_hidden_in_a_custom_function",
 }

@@ -209,6 +209,30 @@ def fill(x, p, q):
     return torch.tanh(y) * x
 
 
+#: Operators without a rule of their own.
+ALONE = {
+    "cdist": (TOKENS, [(4, 6)], torch.cdist),
+    "cosine_similarity": (
+        TOKENS, [(3, 6)], lambda x, p: functional.cosine_similarity(x, p, dim=-1)
+    ),
+    "cosine_similarity of rows": (
+        ROWS, [(4, 6)], lambda x, p: functional.cosine_similarity(x[:, None], p, dim=-1)
+    ),
+    "pairwise_distance": (ROWS, [(6,)], lambda x, p: functional.pairwise_distance(x, p)[:, None]),
+    "cross": ((4, 3), [(1, 3)], lambda x, p: torch.linalg.cross(x, p)),
+    "kron": (ROWS, [(1, 2)], lambda x, p: torch.kron(x, p)),
+    "samples along another dimension, cdist": (
+        TOKENS, [(3, 4, 6)], lambda x, p: torch.cdist(x.transpose(0, 1), p).transpose(0, 1)
+    ),
+    "group norm of merged images": (
+        (2, 3, 4, 6), [(4,), (4,)],
+        lambda x, w, b: functional.group_norm(x.flatten(0, 1), 2, w, b).unflatten(0, (-1, 3)),
+    ),
+    "an operator used twice": (
+        TOKENS, [(6, 6)], lambda x, p: torch.cdist(torch.tanh(torch.cdist(x, p)), p)
+    ),
+}  # fmt: skip
+
 #: Operators that read no more of a parameter than its shape or its type.
 LIKE = {
     "to": (ROWS, [(6,)], lambda x, p: x.round().to(p) + p),
@@ -221,7 +245,7 @@ LIKE = {
 #: Where values alone do not tell which copies belong to which sample.
 UNCLEAR = {"masked_scatter"}
 
-TABLE = {**POINTWISE, **CONTRACTIONS, **COPIES, **LIKE}
+TABLE = {**POINTWISE, **CONTRACTIONS, **COPIES, **ALONE, **LIKE}
 
 
 def build(name):

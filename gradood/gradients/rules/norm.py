@@ -15,6 +15,7 @@ from gradood import ops
 from gradood.errors import ModelError
 from gradood.gradients.axis import SampleAxis
 from gradood.gradients.rules.call import Call, batch_comes_first, tensors
+from gradood.ops.row_norms import row_sqnorm
 
 
 class _NormCall(Call):
@@ -139,9 +140,19 @@ class GroupNormCall(_NormCall):
         return cls(input, weight, bias, num_groups, eps)
 
     def refuses(self, axis: SampleAxis) -> str | None:
-        if axis.merged:
-            return "groups are normalised for every image, and several belong to one sample"
         return batch_comes_first(axis)
+
+    def norms(self, x: Tensor | None, d: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:
+        if self.axis.merged:  # gradients of a sample's images are added before they are squared
+            return {role: row_sqnorm(self.gradient(x, d, role)) for role in roles}
+        return super().norms(x, d, roles)
+
+    def gradient(self, x: Tensor | None, d: Tensor, role: str) -> Tensor:
+        if not self.axis.merged:
+            return super().gradient(x, d, role)
+        images = super().gradient(None if x is None else x.flatten(0, 1), d.flatten(0, 1), role)
+        total: Tensor = images.unflatten(0, d.shape[:2]).sum(1)
+        return total
 
     def _arrange(self, t: Tensor) -> Tensor:
         return channels_first(t, False)
