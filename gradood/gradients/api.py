@@ -175,6 +175,8 @@ def gradient_norms(
         )
         score = cuda_graph_score if cuda_graph else Scorer.score
         scores = call.flagged(score(scorer, call.x, micro_batch))
+        if labels and call.chosen and not bool(scores.values.any()):
+            scorer.require_gradient(call.x)
     values = scores.values if several else scores.values[:, 0]
     return _gathered(values, call, scores)
 

@@ -103,6 +103,8 @@ def gradient_grams(
             return GradientGrams(empty, tuple(call.chosen), x.new_empty(0, 0))
         scorer = _GramScorer(model, call.known, call.chosen, (), (), method)
         scores = call.flagged(scorer.score(call.x, micro_batch))
+        if call.chosen and not bool(scores.values.any()):
+            scorer.require_gradient(call.x)
     return GradientGrams(scores.values, tuple(call.chosen), scores.logits, scores.features)
 
 

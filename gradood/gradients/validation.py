@@ -14,6 +14,7 @@ from gradood.errors import InputError, ModelError
 from gradood.gradients.decision import as_classes
 from gradood.gradients.labels import LOSSES, Label
 from gradood.gradients.outline import Outline
+from gradood.gradients.wrappers import is_plain, refuse_script
 
 METHODS = ("auto", "rules", "vmap", "loop")
 
@@ -32,8 +33,14 @@ def select_parameters(
 
 
 def _select(model: nn.Module, selection: Selection) -> dict[str, Parameter]:
+    refuse_script(model)
     everything = dict(model.named_parameters())
     if selection is None:
+        if not everything:
+            raise ModelError(
+                "the model has no parameters, so there are no gradient norms of it; a quantised "
+                "one keeps its weights elsewhere: give the model as it was trained"
+            )
         chosen = everything
     elif callable(selection):
         chosen = {name: p for name, p in everything.items() if selection(name, p)}
@@ -57,6 +64,11 @@ def _select(model: nn.Module, selection: Selection) -> dict[str, Parameter]:
     for name, p in chosen.items():
         if not p.is_floating_point():
             raise InputError(f"parameter {name} is {p.dtype}; norms need real floating point")
+        if not is_plain(p):
+            raise InputError(
+                f"parameter {name} is a {type(p.data).__name__} (quantised or sharded), which has "
+                "no gradient of its own; leave it out with parameters=…, or give the plain model"
+            )
     return chosen
 
 

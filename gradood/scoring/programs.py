@@ -50,15 +50,6 @@ def load_program(path: Path, trust: bool) -> nn.Module:
     return _with_functions(_module(_any_batch(path, exported)))
 
 
-def refuse_script(model: nn.Module) -> None:
-    """Raise ModelError if the operators of ``model`` cannot be seen."""
-    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        raise ModelError(
-            "TorchScript hides its operators, so there are no gradient norms of it; save the model "
-            "with torch.export.save, or use --detector max-softmax or energy"
-        )
-
-
 def _kind(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
