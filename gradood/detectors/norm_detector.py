@@ -59,7 +59,7 @@ class NormDetector(Detector):
 
     def _forget(self) -> None:
         """Begin a new ``fit``; if it fails, the detector is not fitted, rather than half."""
-        self._learned = self._threshold = self._names = None
+        self._learned = self._threshold = self._names = self._fitted_count = None
 
     def _norms(self, source: Source, description: str) -> GradientNorms:
         """Gradient norms of all of ``source``, on the model's device."""
@@ -70,6 +70,8 @@ class NormDetector(Detector):
         parts = [part for part in parts if len(part.values)]
         if not parts:
             raise InputError("there are no inputs to fit on: the source is empty")
+        if self._fitted_count is None:  # of those who learn from two sources, the normal one
+            self._fitted_count = sum(len(part.values) for part in parts)
         return GradientNorms.join([part.to(self._device) for part in parts])
 
     def norms(self, batch: Tensor) -> GradientNorms:
