@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gradood.detectors import checkpoint
-from gradood.detectors.batches import InputSource, iterate_batches, track
+from gradood.detectors.batches import AnyBatch, InputSource, iterate_batches, track
 from gradood.detectors.threshold import Calibration, conservative_threshold
 from gradood.errors import InputError, ModelError, NotFittedError
 from gradood.gradients import GradientNorms
@@ -88,7 +88,7 @@ class Detector(ABC):
         return {n for n, v in self._settings().items() if n not in unsaid and v is not None}
 
     @abstractmethod
-    def _score_batch(self, batch: Tensor) -> Tensor:
+    def _score_batch(self, batch: AnyBatch) -> Tensor:
         """Scores ``[n]`` of the inputs ``batch`` ``[n, ...]``, which is on the model's device."""
 
     @abstractmethod
@@ -234,7 +234,7 @@ class Detector(ABC):
         tensors = itertools.chain(self.model.parameters(), self.model.buffers())
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
-    def _batches(self, source: InputSource, description: str) -> Iterator[Tensor]:
+    def _batches(self, source: InputSource, description: str) -> Iterator[AnyBatch]:
         batches = iterate_batches(source, self.batch_size)
         for batch in track(batches, source, description, self.progress):
             if len(batch):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gradood.detectors.base import Detector
+from gradood.detectors.batches import AnyBatch
 from gradood.detectors.features import Standardiser, log_norms
 from gradood.errors import InputError
 from gradood.gradients import GradientNorms, differentiable_norms, gradient_norms
@@ -74,7 +75,7 @@ class NormDetector(Detector):
             self._fitted_count = sum(len(part.values) for part in parts)
         return GradientNorms.join([part.to(self._device) for part in parts])
 
-    def norms(self, batch: Tensor) -> GradientNorms:
+    def norms(self, batch: AnyBatch) -> GradientNorms:
         """Gradient norms of one batch ``[n, …]`` with this detector's label, loss and parameters.
 
         What ``score`` and ``deviations`` take: one pass through the model serves both.
@@ -139,7 +140,7 @@ class NormDetector(Detector):
         first = found[0] if found else ""
         return Standardiser(*(learned[first + name] for name in Standardiser._fields))
 
-    def _norms_of(self, batch: Tensor) -> GradientNorms:
+    def _norms_of(self, batch: AnyBatch) -> GradientNorms:
         not_finite(batch, self.nan_policy)
         # The policy is about inputs. What the model makes NaN or Inf of is no normal input.
         norms = gradient_norms(
@@ -170,7 +171,7 @@ class NormDetector(Detector):
             )
         return norms
 
-    def _score_batch(self, batch: Tensor) -> Tensor:
+    def _score_batch(self, batch: AnyBatch) -> Tensor:
         return self._score_norms(self._norms_of(batch))
 
 
