@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gradood.detectors import checkpoint
-from gradood.detectors.batches import InputSource, iterate_batches, track
+from gradood.detectors.batches import AnyBatch, InputSource, iterate_batches, track
 from gradood.detectors.threshold import Calibration, conservative_threshold
 from gradood.errors import InputError, ModelError, NotFittedError
 from gradood.gradients import GradientNorms
@@ -63,9 +63,32 @@ class Detector(ABC):
         self._learned: dict[str, Tensor] | None = None
         self._threshold: float | None = None
         self._calibration: Calibration | None = None
+        #: How many normal inputs ``fit`` saw, where it learns from any.
+        self._fitted_count: int | None = None
+
+    def __repr__(self) -> str:
+        """What it is, for which model, what it was fitted on and where its threshold came from."""
+        given = {n: v for n, v in self._settings().items() if n in self._options_shown()}
+        parts = [f"{type(self.model).__name__}", *(f"{n}={v!r}" for n, v in given.items())]
+        if self._learned is None:
+            parts.append("not fitted")
+        elif self._fitted_count is not None:
+            parts.append(f"fitted on {self._fitted_count:,} inputs")
+        if self._threshold is None:
+            parts.append("no threshold")
+        else:
+            chosen = self._calibration
+            how = f" (fpr {chosen.fpr:g} on {chosen.inputs:,} inputs)" if chosen else ""
+            parts.append(f"threshold {self._threshold:.6g}{how}")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+    def _options_shown(self) -> set[str]:
+        """Those of the settings that tell one detector of a class from another."""
+        unsaid = {"nan_policy", "batch_size", "parameters"}
+        return {n for n, v in self._settings().items() if n not in unsaid and v is not None}
 
     @abstractmethod
-    def _score_batch(self, batch: Tensor) -> Tensor:
+    def _score_batch(self, batch: AnyBatch) -> Tensor:
         """Scores ``[n]`` of the inputs ``batch`` ``[n, ...]``, which is on the model's device."""
 
     @abstractmethod
@@ -218,7 +241,7 @@ class Detector(ABC):
         tensors = itertools.chain(self.model.parameters(), self.model.buffers())
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
-    def _batches(self, source: InputSource, description: str) -> Iterator[Tensor]:
+    def _batches(self, source: InputSource, description: str) -> Iterator[AnyBatch]:
         batches = iterate_batches(source, self.batch_size)
         for batch in track(batches, source, description, self.progress):
             if len(batch):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gradood.detectors.base import Detector
+from gradood.detectors.batches import AnyBatch
 from gradood.gradients import GradientNorms
 from gradood.gradients.decision import as_classes, not_finite_rows
 from gradood.gradients.validation import class_logits, not_finite, require_eval
@@ -42,7 +43,7 @@ class LogitDetector(Detector):
         return self._score_outputs(logits.double(), features)
 
     @torch.no_grad()
-    def _score_batch(self, batch: Tensor) -> Tensor:
+    def _score_batch(self, batch: AnyBatch) -> Tensor:
         require_eval(self.model)
         bad = not_finite(batch, self.nan_policy)
         scores = self._score(*self._forward(batch))
@@ -58,7 +59,7 @@ class LogitDetector(Detector):
         scores = self._score_outputs(logits.double(), features).float()
         return torch.where(unusable, torch.inf, scores)
 
-    def _forward(self, batch: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _forward(self, batch: AnyBatch) -> tuple[Tensor, Tensor | None]:
         """Logits ``[n, C]``, and penultimate features ``[n, F]`` if they are needed."""
         return class_logits(self.model, batch), None
 

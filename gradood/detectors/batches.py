@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence, Sized
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from rich.console import Console
@@ -13,13 +13,23 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from gradood.errors import InputError
+from gradood.gradients.inputs import Inputs
 
-#: A tensor ``[N, ...]``, a data set of samples, or an iterable of batches such as a ``DataLoader``.
-#: A sample or a batch may be a tuple or list; its first element is the input.
-InputSource: TypeAlias = "Tensor | Dataset[Any] | Iterable[Any]"
+#: A tensor ``[N, ...]``, a mapping of such by the names of the model's arguments, a data set of
+#: samples, or an iterable of batches such as a ``DataLoader``. A sample or a batch may be a tuple
+#: or list; its first element is the input. It may be a mapping too.
+InputSource: TypeAlias = "Tensor | Mapping[str, Any] | Inputs | Dataset[Any] | Iterable[Any]"
+
+#: What a batch is: one tensor, or several that are given to the model together.
+AnyBatch: TypeAlias = "Tensor | Inputs"
+
+_Batch = TypeVar("_Batch", bound=AnyBatch)
+
+#: What mappings call that which is no input.
+_LABELS = frozenset({"label", "labels", "label_ids"})
 
 
-def iterate_batches(source: InputSource, batch_size: int) -> Iterator[Tensor]:
+def iterate_batches(source: InputSource, batch_size: int) -> Iterator[AnyBatch]:
     """Yield the inputs of ``source`` in order, at most ``batch_size`` at a time.
 
     Raises:
@@ -31,19 +41,32 @@ def iterate_batches(source: InputSource, batch_size: int) -> Iterator[Tensor]:
             raise InputError("the inputs are a single number; expected a tensor [N, ...]")
         yield from torch.split(source, batch_size)
         return
+    if isinstance(source, Mapping | Inputs):
+        yield from _inputs(source).split(batch_size)
+        return
     if isinstance(source, Dataset):
         source = DataLoader(source, batch_size=batch_size)
-    if isinstance(source, str | bytes | dict) or not isinstance(source, Iterable):
+    if isinstance(source, str | bytes) or not isinstance(source, Iterable):
         raise InputError(
             f"cannot read inputs from {type(source).__name__}; give a Tensor [N, ...], a Dataset, "
             "a DataLoader or an iterable of batches"
         )
     for batch in source:
-        yield from torch.split(_inputs(batch), batch_size)
+        yield from _inputs(batch).split(batch_size)
 
 
-def _inputs(batch: object) -> Tensor:
+def _inputs(batch: object) -> AnyBatch:
     inputs = batch[0] if isinstance(batch, Sequence) and batch else batch
+    if isinstance(inputs, Inputs):
+        return inputs
+    if isinstance(inputs, Mapping):
+        named = {name: value for name, value in inputs.items() if name not in _LABELS}
+        (only,) = named.values() if len(named) == 1 else (None,)
+        if "data" in named and isinstance(only, Tensor):  # as OpenOOD has it
+            return only
+        return Inputs.of(named)
+    if isinstance(inputs, tuple | list) and inputs and isinstance(inputs[0], Tensor | Mapping):
+        return Inputs.of(inputs)
     if not isinstance(inputs, Tensor) or inputs.ndim == 0:
         raise InputError(
             f"a batch is {type(inputs).__name__}; expected a Tensor [N, ...], or a tuple that "
@@ -53,8 +76,8 @@ def _inputs(batch: object) -> Tensor:
 
 
 def track(
-    batches: Iterable[Tensor], source: InputSource, description: str, show: bool | None
-) -> Iterator[Tensor]:
+    batches: Iterable[_Batch], source: InputSource, description: str, show: bool | None
+) -> Iterator[_Batch]:
     """Pass ``batches`` through, with a progress bar on stderr that counts inputs.
 
     ``show``: None shows the bar only when stderr is a terminal.

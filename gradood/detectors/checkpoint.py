@@ -60,6 +60,7 @@ def content(detector: Detector) -> bytes:
         "settings": {name: encode(value) for name, value in settings.items()},
         "threshold": detector._threshold,
         "calibration": detector.calibration and detector.calibration._asdict(),
+        "fitted_on": detector._fitted_count,
         "model": _architecture(detector.model, own),
         "weights": _sampled_weights(detector.model, own),
     }
@@ -157,7 +158,8 @@ def _rebuild(
         )
     detector._restore({name: tensor.to(detector._device) for name, tensor in state.items()})
     detector._threshold = None if header["threshold"] is None else float(header["threshold"])
-    calibration = header.get("calibration")  # files of older versions do not say
+    detector._fitted_count = header.get("fitted_on")  # files of older versions do not say
+    calibration = header.get("calibration")  # nor do they say this
     detector._calibration = None if calibration is None else Calibration(**calibration)
     return detector
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from gradood.detectors.batches import AnyBatch
 from gradood.detectors.features import count_different
 from gradood.detectors.fusion import agreement_weights, fit_part, score_part, tells
 from gradood.detectors.norm_detector import NormDetector
@@ -253,7 +254,7 @@ class GradientDetector(NormDetector):
         )
         return self._score_norms(norms)
 
-    def _norms_of(self, batch: Tensor) -> GradientNorms:
+    def _norms_of(self, batch: AnyBatch) -> GradientNorms:
         not_finite(batch, self.nan_policy)
         self._settle_labels(batch)
         if not self.label:
@@ -265,7 +266,7 @@ class GradientDetector(NormDetector):
         )
         return self._checked(norms)
 
-    def _settle_labels(self, batch: Tensor) -> None:
+    def _settle_labels(self, batch: AnyBatch) -> None:
         """Find the labels, for as many classes as the model has."""
         if self.label is None:
             self.label, self.loss = [], []

@@ -7,6 +7,7 @@ from abc import abstractmethod
 from torch import Tensor
 
 from gradood.detectors.baselines import LogitDetector
+from gradood.detectors.batches import AnyBatch
 from gradood.errors import ModelError
 from gradood.gradients.penultimate import LastLinear
 
@@ -18,7 +19,7 @@ class HeadDetector(LogitDetector):
     def _score_head(self, logits: Tensor, features: Tensor) -> Tensor:
         """Scores ``[n]`` of float64 logits ``[n, C]`` and features ``[n, F]``."""
 
-    def _forward(self, batch: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _forward(self, batch: AnyBatch) -> tuple[Tensor, Tensor | None]:
         with LastLinear() as seen:
             logits, _ = super()._forward(batch)
         return logits, seen.features

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gradood.detectors.base import Detector
+from gradood.detectors.batches import AnyBatch
 from gradood.detectors.features import Standardiser, log_norms
 from gradood.errors import InputError
 from gradood.gradients import GradientNorms, differentiable_norms, gradient_norms
@@ -60,7 +61,7 @@ class NormDetector(Detector):
 
     def _forget(self) -> None:
         """Begin a new ``fit``; if it fails, the detector is not fitted, rather than half."""
-        self._learned = self._threshold = self._names = None
+        self._learned = self._threshold = self._names = self._fitted_count = None
 
     def _norms(self, source: Source, description: str) -> GradientNorms:
         """Gradient norms of all of ``source``, on the model's device."""
@@ -71,9 +72,11 @@ class NormDetector(Detector):
         parts = [part for part in parts if len(part.values)]
         if not parts:
             raise InputError("there are no inputs to fit on: the source is empty")
+        if self._fitted_count is None:  # of those who learn from two sources, the normal one
+            self._fitted_count = sum(len(part.values) for part in parts)
         return GradientNorms.join([part.to(self._device) for part in parts])
 
-    def norms(self, batch: Tensor) -> GradientNorms:
+    def norms(self, batch: AnyBatch) -> GradientNorms:
         """Gradient norms of one batch ``[n, …]`` with this detector's label, loss and parameters.
 
         What ``score`` and ``deviations`` take: one pass through the model serves both.
@@ -138,7 +141,7 @@ class NormDetector(Detector):
         first = found[0] if found else ""
         return Standardiser(*(learned[first + name] for name in Standardiser._fields))
 
-    def _norms_of(self, batch: Tensor) -> GradientNorms:
+    def _norms_of(self, batch: AnyBatch) -> GradientNorms:
         not_finite(batch, self.nan_policy)
         # The policy is about inputs. What the model makes NaN or Inf of is no normal input.
         norms = gradient_norms(
@@ -169,7 +172,7 @@ class NormDetector(Detector):
             )
         return norms
 
-    def _score_batch(self, batch: Tensor) -> Tensor:
+    def _score_batch(self, batch: AnyBatch) -> Tensor:
         return self._score_norms(self._norms_of(batch))
 
 

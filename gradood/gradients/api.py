@@ -17,11 +17,12 @@ from gradood.gradients.labels import Label
 from gradood.gradients.outline import Outline
 from gradood.gradients.scorer import Scorer, Scores, join_known, locked
 from gradood.gradients.validation import (
+    Batch,
     Selection,
     as_labels,
     as_losses,
     check_arguments,
-    not_finite,
+    one_tensor,
     select_parameters,
     unusable_rows,
 )
@@ -97,7 +98,7 @@ class GradientNorms:
 
 def gradient_norms(
     model: nn.Module,
-    x: Tensor,
+    x: Batch,
     label: Label | Sequence[Label] = "all_hot",
     loss: str | Sequence[str] = "bce",
     parameters: Selection = None,
@@ -125,7 +126,9 @@ def gradient_norms(
     Args:
         model: a classifier in evaluation mode that maps ``x`` to logits ``[N, C]`` (a tensor, or an
             object or mapping with ``logits``).
-        x: a batch, samples first.
+        x: a batch, samples first: a tensor, or several. A mapping holds the model's keyword
+            arguments, a tuple or list its arguments, however they are nested: tensors with the
+            same first dimension, on one device, and constants.
         label: ``"all_hot"``, ``"zero_hot"``, ``"k_hot:K"`` (K random classes from a fixed seed),
             ``"top_k_hot:K"``, ``"one_hot:c"``, ``"predicted"``, ``"uniform"``, a Tensor ``[C]`` or
             ``[N, C]`` with entries in [0, 1], or a list of these.
@@ -166,21 +169,22 @@ def gradient_norms(
     labels, several = as_labels(label)
     losses = as_losses(loss, len(labels))
     with prepared(model, x, parameters, method, micro_batch, nan_policy) as call:
-        if x.shape[0] == 0:
+        if len(call.x) == 0:
             shape = (0, len(labels), len(call.chosen)) if several else (0, len(call.chosen))
-            values = x.new_empty(shape, dtype=torch.float32)
-            return GradientNorms(values, tuple(call.chosen), x.new_empty(0, 0))
+            return _nothing(shape, call)
         scorer = Scorer(
-            *(model, call.known, call.chosen, labels, losses, method), activations=activations
+            *(call.model, call.known, call.chosen, labels, losses, method), activations=activations
         )
         score = cuda_graph_score if cuda_graph else Scorer.score
         scores = call.flagged(score(scorer, call.x, micro_batch))
+        if labels and call.chosen and not bool(scores.values.any()):
+            scorer.require_gradient(call.x)
     values = scores.values if several else scores.values[:, 0]
     return _gathered(values, call, scores)
 
 
 def forward_norms(
-    model: nn.Module, x: Tensor, parameters: Selection = None, nan_policy: str = "raise"
+    model: nn.Module, x: Batch, parameters: Selection = None, nan_policy: str = "raise"
 ) -> GradientNorms:
     """Logits, features and activations of a batch, without a backward pass.
 
@@ -193,12 +197,17 @@ def forward_norms(
         (torch.Size([5, 0, 2]), torch.Size([5, 1]))
     """
     with prepared(model, x, parameters, "auto", None, nan_policy) as call:
-        names = tuple(call.chosen)
-        if x.shape[0] == 0:
-            return GradientNorms(x.new_empty(0, 0, len(names)), names, x.new_empty(0, 0))
-        scorer = Scorer(model, call.known, call.chosen, (), (), "auto", activations=True)
+        if len(call.x) == 0:
+            return _nothing((0, 0, len(call.chosen)), call)
+        scorer = Scorer(call.model, call.known, call.chosen, (), (), "auto", activations=True)
         scores = call.flagged(scorer.score(call.x, None))
     return _gathered(scores.values, call, scores)
+
+
+def _nothing(shape: tuple[int, ...], call: Prepared) -> GradientNorms:
+    """The norms of no sample."""
+    values = call.x.new_empty(shape, dtype=torch.float32)
+    return GradientNorms(values, tuple(call.chosen), values.new_empty(0, 0))
 
 
 def _gathered(values: Tensor, call: Prepared, scores: Scores) -> GradientNorms:
@@ -215,6 +224,7 @@ def _gathered(values: Tensor, call: Prepared, scores: Scores) -> GradientNorms:
 class Prepared(NamedTuple):
     """A checked call: the batch to score, the parameters to score, and rows that are unusable."""
 
+    model: nn.Module
     known: Outline
     chosen: dict[str, Parameter]
     x: Tensor
@@ -242,7 +252,7 @@ def _hidden(tensor: Tensor, rows: Tensor) -> Tensor:
 @contextmanager
 def prepared(
     model: nn.Module,
-    x: Tensor,
+    x: Batch,
     parameters: Selection,
     method: str,
     micro_batch: int | None,
@@ -250,11 +260,11 @@ def prepared(
 ) -> Iterator[Prepared]:
     """Check the arguments of ``gradient_norms``; hold the model's lock, with gradients enabled."""
     check_arguments(model, x, method, micro_batch, nan_policy)
-    bad = not_finite(x, nan_policy)
+    model, x, bad = one_tensor(model, x, nan_policy)
     with torch.inference_mode(False), torch.enable_grad(), locked(model) as known:
         chosen = select_parameters(model, parameters, known)
         if x.shape[0]:
             x = x.clone() if x.is_inference() else x.detach()
         if bad is not None:
             x = x.masked_fill(bad.view(-1, *[1] * (x.dim() - 1)), 0.0)
-        yield Prepared(known, chosen, x, bad, nan_policy)
+        yield Prepared(model, known, chosen, x, bad, nan_policy)

@@ -14,7 +14,13 @@ from gradood import ops
 from gradood.errors import InputError
 from gradood.gradients.rules import Call
 from gradood.gradients.scorer import Scorer, locked
-from gradood.gradients.validation import Selection, check_arguments, not_finite, select_parameters
+from gradood.gradients.validation import (
+    Batch,
+    Selection,
+    check_arguments,
+    one_tensor,
+    select_parameters,
+)
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ class Explanation(Sequence[Row]):
 
 
 def explain(
-    model: nn.Module, x: Tensor, parameters: Selection = None, method: str = "auto"
+    model: nn.Module, x: Batch, parameters: Selection = None, method: str = "auto"
 ) -> Explanation:
     """Say for every parameter which rule, algorithm and backend compute its norm.
 
@@ -109,9 +115,9 @@ def explain(
         ModelError: the model cannot be scored.
     """
     check_arguments(model, x, method, None, "raise")
+    model, x, _ = one_tensor(model, x, "raise")
     if len(x) == 0:
         raise InputError("explain needs a sample or more to see what the model does with it")
-    not_finite(x, "raise")
     chosen: dict[str, Parameter] = {}
     seen: dict[str, Row] = {}
 

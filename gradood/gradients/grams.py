@@ -19,7 +19,7 @@ from gradood.gradients.rules import Call
 from gradood.gradients.scorer import Scorer, Scores
 from gradood.gradients.source import Source
 from gradood.gradients.state import kept
-from gradood.gradients.validation import Selection, as_labels, as_losses
+from gradood.gradients.validation import Batch, Selection, as_labels, as_losses
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class GradientGrams:
 
 def gradient_grams(
     model: nn.Module,
-    x: Tensor,
+    x: Batch,
     parameters: Selection = None,
     method: str = "auto",
     micro_batch: int | None = None,
@@ -98,11 +98,13 @@ def gradient_grams(
         (torch.Size([5, 2, 2, 2]), torch.Size([5, 2]))
     """
     with prepared(model, x, parameters, method, micro_batch, nan_policy) as call:
-        if x.shape[0] == 0:
-            empty = x.new_empty(0, len(call.chosen), 0, 0, dtype=torch.float32)
-            return GradientGrams(empty, tuple(call.chosen), x.new_empty(0, 0))
-        scorer = _GramScorer(model, call.known, call.chosen, (), (), method)
+        if len(call.x) == 0:
+            empty = call.x.new_empty(0, len(call.chosen), 0, 0, dtype=torch.float32)
+            return GradientGrams(empty, tuple(call.chosen), empty.new_empty(0, 0))
+        scorer = _GramScorer(call.model, call.known, call.chosen, (), (), method)
         scores = call.flagged(scorer.score(call.x, micro_batch))
+        if call.chosen and not bool(scores.values.any()):
+            scorer.require_gradient(call.x)
     return GradientGrams(scores.values, tuple(call.chosen), scores.logits, scores.features)
 
 

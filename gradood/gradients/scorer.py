@@ -28,6 +28,7 @@ from gradood.gradients.plan import Plan, PlanError, make_plan, reason_of
 from gradood.gradients.probe import require_grad
 from gradood.gradients.state import kept, observed
 from gradood.gradients.validation import call_model, logits_of
+from gradood.gradients.wrappers import as_written, is_plain
 
 _LOG = logging.getLogger("gradood")
 
@@ -151,6 +152,21 @@ class Scorer:
             _LOG.info("%s: %s", name, reason)
         _PLANS[self.model][self._key] = plan
         return plan
+
+    def require_gradient(self, x: Tensor) -> None:
+        """Refuse a model none of whose parameters autograd can see; what is unused has norm 0.
+
+        Raises:
+            ModelError: it is one.
+        """
+        every = [p for p in self.model.parameters() if p.is_floating_point() and is_plain(p)]
+        with observed(self.model, []), require_grad(every):
+            if not self.forward(x[:2]).requires_grad:
+                raise ModelError(
+                    "the logits have no gradient with respect to any parameter: the forward pass "
+                    "runs inside no_grad or inference_mode, detaches what it returns, or is "
+                    "quantised; give the model as it was trained, or a detector that reads logits"
+                )
 
     def forward(self, x: Tensor) -> Tensor:
         """The model's logits, checked."""
@@ -298,7 +314,8 @@ def locked(model: nn.Module) -> Iterator[Outline]:
         )
         _ACTIVE.setdefault(thread, []).append(modules)
     try:
-        yield known
+        with as_written(model):
+            yield known
     finally:
         with _RELEASED:
             _ACTIVE[thread].pop()

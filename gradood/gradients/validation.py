@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from math import isfinite
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,15 @@ from torch.nn import Parameter
 
 from gradood.errors import InputError, ModelError
 from gradood.gradients.decision import as_classes
+from gradood.gradients.inputs import Inputs, explain_dtype
 from gradood.gradients.labels import LOSSES, Label
 from gradood.gradients.outline import Outline
+from gradood.gradients.wrappers import is_plain, refuse_script
 
 METHODS = ("auto", "rules", "vmap", "loop")
+
+#: A tensor ``[N, …]``, or a tuple or mapping that holds several.
+Batch = Tensor | Inputs | Sequence[Any] | Mapping[str, Any]
 
 Selection = None | str | Sequence[str] | Callable[[str, Parameter], bool]
 
@@ -32,8 +38,14 @@ def select_parameters(
 
 
 def _select(model: nn.Module, selection: Selection) -> dict[str, Parameter]:
+    refuse_script(model)
     everything = dict(model.named_parameters())
     if selection is None:
+        if not everything:
+            raise ModelError(
+                "the model has no parameters, so there are no gradient norms of it; a quantised "
+                "one keeps its weights elsewhere: give the model as it was trained"
+            )
         chosen = everything
     elif callable(selection):
         chosen = {name: p for name, p in everything.items() if selection(name, p)}
@@ -57,31 +69,38 @@ def _select(model: nn.Module, selection: Selection) -> dict[str, Parameter]:
     for name, p in chosen.items():
         if not p.is_floating_point():
             raise InputError(f"parameter {name} is {p.dtype}; norms need real floating point")
+        if not is_plain(p):
+            raise InputError(
+                f"parameter {name} is a {type(p.data).__name__} (quantised or sharded), which has "
+                "no gradient of its own; leave it out with parameters=…, or give the plain model"
+            )
     return chosen
 
 
-def call_model(model: nn.Module, x: Tensor) -> object:
+def call_model(model: nn.Module, x: Batch) -> object:
     """What ``model`` returns for a batch: every part of the package calls models here.
 
     Raises:
         InputError: the batch has a dtype that the model does not take.
     """
+    if not isinstance(x, Tensor):
+        return Inputs.of(x).call(model)
     try:
         return model(x)
     except RuntimeError as error:
-        if "type" in str(error):
-            _explain_dtype(model, x, error)
+        explain_dtype(model, [x], error)
         raise
 
 
-def class_logits(model: nn.Module, x: Tensor) -> Tensor:
+def class_logits(model: nn.Module, x: Batch) -> Tensor:
     """The logits ``[N, C]``, C ≥ 2, that decide between classes; of one logit those of its sigmoid.
 
     Raises:
         InputError: as ``call_model``.
         ModelError: as ``logits_of``.
     """
-    return as_classes(logits_of(call_model(model, x), len(x)))
+    batch = x if isinstance(x, Tensor) else Inputs.of(x)
+    return as_classes(logits_of(call_model(model, batch), len(batch)))
 
 
 def logits_of(out: object, samples: int) -> Tensor:
@@ -138,12 +157,12 @@ def as_losses(loss: str | Sequence[str], labels: int) -> list[str]:
 
 
 def check_arguments(
-    model: nn.Module, x: Tensor, method: str, micro_batch: int | None, nan_policy: str
+    model: nn.Module, x: Batch, method: str, micro_batch: int | None, nan_policy: str
 ) -> None:
     """Refuse arguments of ``gradient_norms`` that mean nothing."""
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, not {type(model).__name__}")
-    if not isinstance(x, Tensor) or x.dim() == 0:
+    if isinstance(x, Tensor) and x.dim() == 0:
         raise InputError("x must be a Tensor with the samples along dimension 0")
     if method not in METHODS:
         raise InputError(f"method {method!r} is not known; use one of {', '.join(METHODS)}")
@@ -153,9 +172,22 @@ def check_arguments(
         raise InputError(f'nan_policy is "raise" or "flag", not {nan_policy!r}')
 
 
-def not_finite(x: Tensor, nan_policy: str) -> Tensor | None:
+def one_tensor(
+    model: nn.Module, x: Batch, nan_policy: str
+) -> tuple[nn.Module, Tensor, Tensor | None]:
+    """A batch as one tensor, the model as one of it, and the rows that ``not_finite`` finds."""
+    if isinstance(x, Tensor):
+        return model, x, not_finite(x, nan_policy)
+    refuse_script(model)
+    several = Inputs.of(x)
+    return *several.packed(model), not_finite(several, nan_policy)
+
+
+def not_finite(x: Tensor | Inputs, nan_policy: str) -> Tensor | None:
     """Rows that hold NaN or Inf, or None if there are none."""
-    bad = _bad_rows(x)
+    found = [_bad_rows(t) for t in ([x] if isinstance(x, Tensor) else x.tensors)]
+    made = [rows for rows in found if rows is not None]
+    bad = torch.stack(made).any(0) if made else None
     if bad is None or nan_policy == "flag":
         return bad
     raise InputError(
@@ -210,18 +242,3 @@ def require_eval(model: nn.Module) -> None:
     """
     if any(module.training for module in model.modules()):
         raise ModelError("the model is in training mode; call model.eval() first")
-
-
-def _explain_dtype(model: nn.Module, x: Tensor, error: Exception) -> None:
-    """Say what a batch lacks that has not the dtype that a model wants."""
-    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    if x.is_floating_point() and len(dtypes) == 1 and x.dtype not in dtypes:
-        (wanted,) = dtypes
-        raise InputError(
-            f"x is {x.dtype}, and the model's parameters are {wanted}; pass x.to({wanted})"
-        ) from error
-    if not x.is_floating_point():
-        raise InputError(
-            f"x is {x.dtype}, and the model expects floating point; for images in 0…255 pass "
-            "x.float() / 255, or whatever the model was trained on"
-        ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,12 +88,14 @@ def transformers_model(
 def _architecture(transformers: Any, config: Any) -> Any:
     """The class that the configuration names, if it is one of the package's own classifiers."""
     for name in config.architectures or ():
-        if name.endswith("Classification") and hasattr(transformers, name):
+        # Some have more to their names, as "…ForImageClassificationWithTeacher" has.
+        if "Classification" in name and hasattr(transformers, name):
             return getattr(transformers, name)
     for auto in ("AutoModelForImageClassification", "AutoModelForSequenceClassification"):
         mapping = getattr(transformers, auto)._model_mapping
         if type(config) in mapping:
-            return mapping[type(config)]
+            found = mapping[type(config)]
+            return found[0] if isinstance(found, tuple) else found
     raise ValueError(f"{config.model_type} has no classifier of images or sequences")
 
 
@@ -120,12 +123,39 @@ def _filled(
     return filled
 
 
+def _describes_images(folder: Path) -> bool:
+    """Whether a folder says how pictures are prepared: by themselves, or beside other inputs."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        try:
+            content = json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        inner = content.get("image_processor") if isinstance(content, dict) else None
+        found = inner if isinstance(inner, dict) else content
+        if "image_processor_type" in found or "image_mean" in found or "size" in found:
+            return True
+    return False
+
+
+def _refusing(message: str) -> Transform:
+    """What stands for preprocessing that is described and cannot be had: pictures are not bent."""
+
+    def refuse(image: Any) -> Tensor:
+        raise InputError(message)
+
+    return refuse
+
+
 def _processor(transformers: Any, folder: Path) -> Transform | None:
-    if not (folder / "preprocessor_config.json").is_file():
+    if not _describes_images(folder):
         return None
-    processor = transformers.AutoImageProcessor.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=False
-    )
+    try:
+        processor = transformers.AutoImageProcessor.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, ImportError) as error:
+        message = f"the image processor of {folder} cannot be made ({error}); use --preprocess"
+        return _refusing(message)
 
     def prepare(image: Any) -> Tensor:
         pixels: Tensor = processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"]

@@ -24,7 +24,7 @@ from gradood.detectors import (
 from gradood.detectors.presets import PRESETS
 from gradood.errors import InputError
 from gradood.gradients import GradientNorms
-from gradood.scoring.programs import refuse_script
+from gradood.gradients.wrappers import refuse_script
 from gradood.scoring.scores import require_finite
 from gradood.scoring.stream import Stream
 

@@ -47,16 +47,29 @@ def load_program(path: Path, trust: bool) -> nn.Module:
             exported = torch.export.load(str(path))
     except Exception as error:
         raise InputError(f"cannot load the program {path}: {error}") from error
-    return _with_functions(_module(_any_batch(path, exported)))
+    program = _with_functions(_module(_any_batch(path, exported)))
+    names = _keywords(exported)
+    return Keyword(program, names[0]) if len(names) == 1 else program
 
 
-def refuse_script(model: nn.Module) -> None:
-    """Raise ModelError if the operators of ``model`` cannot be seen."""
-    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        raise ModelError(
-            "TorchScript hides its operators, so there are no gradient norms of it; save the model "
-            "with torch.export.save, or use --detector max-softmax or energy"
-        )
+class Keyword(nn.Module):
+    """A program whose only input has a name, as a function of that input."""
+
+    def __init__(self, program: nn.Module, name: str) -> None:
+        super().__init__()
+        self.program, self.name = program, name
+        self.training = False
+
+    def forward(self, x: Tensor) -> Any:
+        """What the program returns."""
+        return self.program(**{self.name: x})
+
+
+def _keywords(exported: torch.export.ExportedProgram) -> list[str]:
+    """The names by which the program takes its inputs, as far as it does."""
+    spec: Any = exported.call_spec.in_spec
+    _, keywords = spec.children() if hasattr(spec, "children") else spec.children_specs
+    return list(keywords.context or ())
 
 
 def _kind(path: Path) -> str:
@@ -80,16 +93,16 @@ def _kind(path: Path) -> str:
 
 def _any_batch(path: Path, exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """Check that the program takes any number of samples."""
-    inputs = exported.graph_signature.user_inputs
     nodes = {node.name: node for node in exported.graph.nodes if node.op == "placeholder"}
-    value = nodes[inputs[0]].meta.get("val") if len(inputs) == 1 else None
-    if not isinstance(value, Tensor):
-        raise ModelError(f"{path} takes {len(inputs)} inputs; expected one tensor [N, …]")
-    if isinstance(value.shape[0], int):
-        raise ModelError(
-            f"{path} was exported for batches of {value.shape[0]} alone; export it with "
-            'dynamic_shapes=({0: torch.export.Dim("batch")},)'
-        )
+    for name in exported.graph_signature.user_inputs:
+        value = nodes[name].meta.get("val") if name in nodes else None
+        if not isinstance(value, Tensor) or value.dim() == 0:
+            raise ModelError(f"{path} takes an input that is no tensor [N, …]")
+        if isinstance(value.shape[0], int):
+            raise ModelError(
+                f"{path} was exported for batches of {value.shape[0]} alone; export it with "
+                'dynamic_shapes=({0: torch.export.Dim("batch")},)'
+            )
     return exported
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+import gradood
 from gradood.data import embedded_images
 from gradood.detectors import (
     ConfoundingDetector,
@@ -252,3 +253,26 @@ def test_progress_bar_shows_only_when_asked(fitted, pictures, capsys):
     captured = capsys.readouterr()
     assert "scoring" in captured.err
     assert captured.out == ""
+
+
+def test_repr_says_what_it_is_and_what_it_was_fitted_on(fitted, norms, model, tmp_path):
+    detector = GradientKNN(model, neighbours=7)
+    assert repr(detector) == (
+        "GradientKNN(ResNet, label='all_hot', loss='bce', neighbours=7, not fitted, no threshold)"
+    ).replace("ResNet", type(model).__name__)
+    detector.fit(norms["fit"])
+    assert "fitted on 200 inputs, no threshold" in repr(detector)
+    detector.calibrate(norms["normal"], fpr=0.1)
+    shown = f"threshold {detector.threshold:.6g} (fpr 0.1 on 80 inputs)"
+    assert shown in repr(detector)
+    detector.save(tmp_path / "d")
+    assert repr(gradood.load(tmp_path / "d", model)) == repr(detector)
+    detector.threshold = 2.5
+    assert repr(detector).endswith("threshold 2.5)")
+    assert "200 inputs" in repr(fitted(ConfoundingDetector))  # and 60 anomalies
+    assert repr(Energy(model)) == f"Energy({type(model).__name__}, no threshold)"
+
+
+def test_repr_of_every_detector(detector):
+    text = repr(detector)
+    assert text.startswith(type(detector).__name__) and len(text) < 200

@@ -1,0 +1,78 @@
+"""Models that others have wrapped: while their operators are watched, they run as written."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import Parameter
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from gradood.errors import ModelError
+
+
+@contextmanager
+def as_written(model: nn.Module) -> Iterator[None]:
+    """Run compiled parts of models without compiling, and ``model`` without hooks of its wrapper.
+
+    What ``torch.compile`` made would trace into whatever watches the operators, for half a minute,
+    and its backward pass serves once. Opacus's ``GradSampleModule`` computes gradients a sample in
+    hooks of its own, whose forward ones rest in evaluation mode and whose backward ones do not.
+    """
+    hooked = getattr(model, "hooks_enabled", False) is True and hasattr(model, "disable_hooks")
+    with _uncompiled():
+        try:
+            if hooked:
+                model.disable_hooks()  # type: ignore[operator]
+            yield
+        finally:
+            if hooked:
+                model.enable_hooks()  # type: ignore[operator]
+
+
+def is_plain(p: Parameter) -> bool:
+    """Whether a parameter is what it says it is: no quantised, sharded or otherwise special one."""
+    return not is_traceable_wrapper_subclass(p) and not is_traceable_wrapper_subclass(p.data)
+
+
+def refuse_script(model: nn.Module) -> None:
+    """Raise ModelError if the operators of ``model`` cannot be seen."""
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise ModelError(
+            "TorchScript hides its operators, so there are no gradient norms of it; save the model "
+            "with torch.export.save, or use a detector that reads logits (--detector max-softmax "
+            "or energy)"
+        )
+
+
+_LOCK = threading.Lock()
+_depth = 0
+_stance: Any = None
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """The stance "force_eager", which all threads share: from the first that wants it to the last.
+
+    Compiled models that run in other threads meanwhile give what they give uncompiled.
+    """
+    global _depth, _stance
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled; importing it takes a second
+        yield
+        return
+    with _LOCK:
+        if _depth == 0:
+            _stance = torch.compiler.set_stance("force_eager")
+        _depth += 1
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _depth -= 1
+            if _depth == 0:
+                _stance.__exit__(None, None, None)
