@@ -50,7 +50,8 @@ def is_score_file(path: Path) -> bool:
     if is_parquet(path):
         parquet = require("pyarrow.parquet", "files", "Reading Parquet")
         try:
-            return {"id", "score", "error"} <= set(parquet.read_schema(path).names)
+            with open(path, "rb") as raw:
+                return {"id", "score", "error"} <= set(parquet.read_schema(raw).names)
         except (OSError, ValueError):  # of Arrow's: whoever reads it will say what is wrong
             return False
     try:
@@ -100,7 +101,11 @@ def to_parquet(source: Path, target: Path) -> None:
             ("error", arrow.string()),
         ]
     )
-    with parquet.ParquetWriter(target, schema) as writer, open(source, encoding="utf-8") as lines:
+    with (
+        open(target, "wb") as raw,  # by us, since Arrow takes names of UTF-8 alone
+        parquet.ParquetWriter(raw, schema) as writer,
+        open(source, encoding="utf-8") as lines,
+    ):
         while group := [json.loads(line) for line in islice(lines, _GROUP)]:
             writer.write_table(arrow.Table.from_pylist(group, schema))
 
@@ -108,7 +113,7 @@ def to_parquet(source: Path, target: Path) -> None:
 def _rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     if is_parquet(path):
         parquet = require("pyarrow.parquet", "files", "Reading Parquet")
-        with parquet.ParquetFile(path) as file:
+        with open(path, "rb") as raw, parquet.ParquetFile(raw) as file:
             for batch in file.iter_batches(_GROUP, columns=list(columns)):
                 yield from batch.to_pylist()
         return
