@@ -18,6 +18,7 @@ from gradood.cli.fit import fit
 from gradood.cli.info import info
 from gradood.cli.score import score
 from gradood.cli.selftest import selftest
+from gradood.cli.watch import watch
 from gradood.errors import GradoodError
 
 __all__ = ["app", "main"]
@@ -85,6 +86,7 @@ app.command()(fit)
 app.command()(info)
 app.command()(score)
 app.command()(selftest)
+app.command()(watch)
 
 
 def main() -> None:

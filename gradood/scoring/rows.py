@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,23 @@ def read_rows(
             yield row
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"cannot read scores from {path}: {_said(error)}") from error
+
+
+def parsed(lines: Iterable[str], name: str) -> Iterator[dict[str, Any]]:
+    """Rows of JSON lines as they come, or of bare numbers, which are scores.
+
+    Raises:
+        InputError: A line is neither, or its score is no number.
+    """
+    number = 0
+    try:
+        for number, line in enumerate(lines, 1):
+            row = json.loads(line)
+            row = row if isinstance(row, dict) else {"score": row}
+            _check({"score": row["score"], "id": row.get("id", "")}, number)
+            yield row
+    except (ValueError, LookupError, TypeError) as error:
+        raise InputError(f"{name}, line {number}: {_said(error)}") from error
 
 
 def read_ids(path: Path, size: int | None = None) -> Iterator[str]:
