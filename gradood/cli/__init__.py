@@ -14,6 +14,7 @@ from gradood.cli.bench import bench
 from gradood.cli.certify import certify
 from gradood.cli.demo import demo
 from gradood.cli.evaluate import evaluate
+from gradood.cli.explain import explain
 from gradood.cli.fit import fit
 from gradood.cli.info import info
 from gradood.cli.score import score
@@ -82,6 +83,7 @@ app.command()(bench)
 app.command()(certify)
 app.command()(demo)
 app.command()(evaluate)
+app.command()(explain)
 app.command()(fit)
 app.command()(info)
 app.command()(score)
