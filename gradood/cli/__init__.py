@@ -14,10 +14,12 @@ from gradood.cli.bench import bench
 from gradood.cli.certify import certify
 from gradood.cli.demo import demo
 from gradood.cli.evaluate import evaluate
+from gradood.cli.explain import explain
 from gradood.cli.fit import fit
 from gradood.cli.info import info
 from gradood.cli.score import score
 from gradood.cli.selftest import selftest
+from gradood.cli.watch import watch
 from gradood.errors import GradoodError
 
 __all__ = ["app", "main"]
@@ -81,10 +83,12 @@ app.command()(bench)
 app.command()(certify)
 app.command()(demo)
 app.command()(evaluate)
+app.command()(explain)
 app.command()(fit)
 app.command()(info)
 app.command()(score)
 app.command()(selftest)
+app.command()(watch)
 
 
 def main() -> None:

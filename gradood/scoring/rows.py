@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,8 @@ def is_score_file(path: Path) -> bool:
     if is_parquet(path):
         parquet = require("pyarrow.parquet", "files", "Reading Parquet")
         try:
-            return {"id", "score", "error"} <= set(parquet.read_schema(path).names)
+            with open(path, "rb") as raw:
+                return {"id", "score", "error"} <= set(parquet.read_schema(raw).names)
         except (OSError, ValueError):  # of Arrow's: whoever reads it will say what is wrong
             return False
     try:
@@ -74,6 +75,23 @@ def read_rows(
             yield row
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"cannot read scores from {path}: {_said(error)}") from error
+
+
+def parsed(lines: Iterable[str], name: str) -> Iterator[dict[str, Any]]:
+    """Rows of JSON lines as they come, or of bare numbers, which are scores.
+
+    Raises:
+        InputError: A line is neither, or its score is no number.
+    """
+    number = 0
+    try:
+        for number, line in enumerate(lines, 1):
+            row = json.loads(line)
+            row = row if isinstance(row, dict) else {"score": row}
+            _check({"score": row["score"], "id": row.get("id", "")}, number)
+            yield row
+    except (ValueError, LookupError, TypeError) as error:
+        raise InputError(f"{name}, line {number}: {_said(error)}") from error
 
 
 def read_ids(path: Path, size: int | None = None) -> Iterator[str]:
@@ -100,7 +118,11 @@ def to_parquet(source: Path, target: Path) -> None:
             ("error", arrow.string()),
         ]
     )
-    with parquet.ParquetWriter(target, schema) as writer, open(source, encoding="utf-8") as lines:
+    with (
+        open(target, "wb") as raw,  # by us, since Arrow takes names of UTF-8 alone
+        parquet.ParquetWriter(raw, schema) as writer,
+        open(source, encoding="utf-8") as lines,
+    ):
         while group := [json.loads(line) for line in islice(lines, _GROUP)]:
             writer.write_table(arrow.Table.from_pylist(group, schema))
 
@@ -108,7 +130,7 @@ def to_parquet(source: Path, target: Path) -> None:
 def _rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     if is_parquet(path):
         parquet = require("pyarrow.parquet", "files", "Reading Parquet")
-        with parquet.ParquetFile(path) as file:
+        with open(path, "rb") as raw, parquet.ParquetFile(raw) as file:
             for batch in file.iter_batches(_GROUP, columns=list(columns)):
                 yield from batch.to_pylist()
         return

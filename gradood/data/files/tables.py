@@ -43,8 +43,9 @@ class TableSource(Source):
         arrow, parquet = _arrow()
         name, number = printable(str(self._path)), 0
         try:
-            with parquet.ParquetFile(self._path) as file:
-                column, identifier = self._columns(file.schema_arrow.names)
+            # Opened here, since Arrow takes names of UTF-8 alone.
+            with open(self._path, "rb") as raw, parquet.ParquetFile(raw) as file:
+                column, identifier = self._columns(file.schema_arrow)
                 read = partial(_value, shape=_shape(file.schema_arrow.field(column)))
                 groups, number = _from(file.metadata, start)
                 chosen = [column] if identifier is None else [column, identifier]
@@ -52,7 +53,7 @@ class TableSource(Source):
                     for row in range(batch.num_rows):
                         if number >= start:
                             named = f"{name}:{number}"
-                            if identifier is not None:
+                            if identifier is not None and batch[identifier][row].is_valid:
                                 named = printable(str(batch[identifier][row].as_py()))
                             yield Item(named, partial(read, batch[column][row]))
                         number += 1
@@ -64,18 +65,24 @@ class TableSource(Source):
         """Rows, by the file's metadata."""
         arrow, parquet = _arrow()
         try:
-            return int(parquet.read_metadata(self._path).num_rows)
+            with open(self._path, "rb") as raw:
+                return int(parquet.read_metadata(raw).num_rows)
         except (OSError, arrow.ArrowException):
             return None
 
-    def _columns(self, names: list[str]) -> tuple[str, str | None]:
+    def _columns(self, schema: Any) -> tuple[str, str | None]:
+        names = schema.names
         wanted = _INPUTS if self._column is None else (self._column,)
         column = next((name for name in wanted if name in names), None)
         if column is None:
             raise InputError(f"name its input as --column: {', '.join(names[:20])}")
         if names.count(column) > 1:
             raise InputError(f"{names.count(column)} of its columns are called {column}")
-        return column, next((name for name in _IDENTIFIERS if names.count(name) == 1), None)
+        naming = (name for name in _IDENTIFIERS if names.count(name) == 1 and name != column)
+        kinds = ("string", "large_string", "string_view", "int", "uint")  # bytes are no names
+        return column, next(
+            (n for n in naming if str(schema.field(n).type).startswith(kinds)), None
+        )
 
 
 def _arrow() -> tuple[Any, Any]:

@@ -22,10 +22,11 @@ class Page:
     Args:
         title: Of the page, and its heading.
         lead: What the page is about, in a sentence or two.
+        renew: Seconds after which a browser loads the page again; None for never.
     """
 
-    def __init__(self, title: str, *lead: Any) -> None:
-        self._title = title
+    def __init__(self, title: str, *lead: Any, renew: int | None = None) -> None:
+        self._title, self._renew = title, renew
         self._parts: list[Html] = [tag("h1", title), tag("p", *lead, class_="soft")]
         self._plots: dict[str, Plot] = {}
 
@@ -54,6 +55,9 @@ class Page:
             Html('<meta charset="utf-8">'),
             Html(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
             Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
+            Html()
+            if self._renew is None
+            else Html(f'<meta http-equiv="refresh" content="{self._renew}">'),
             tag("title", self._title),
             tag("style", Html(STYLE)),
         )
