@@ -38,7 +38,7 @@ class Classifier(nn.Module):
         layout: how.
         weights: leaves that become parameters.
         shift: whether a parameter is added to the batch first.
-        fit: whether other leaves are fitted to the size of the batch.
+        fit: the dimension in which other leaves are fitted to the size of the batch, if any.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Classifier(nn.Module):
         layout: Layout,
         weights: Sequence[int] = (),
         shift: bool = False,
-        fit: bool = False,
+        fit: int | None = None,
     ) -> None:
         super().__init__()
         self.function, self.spec, self.place, self.layout = function, spec, place, layout
@@ -68,10 +68,13 @@ class Classifier(nn.Module):
         else:
             self.shift = None
         self.head: Tensor | None = None
+        self.kept: list[int] | None = None
 
     def finish(self, x: Tensor) -> Classifier:
         """Make the head for what ``x`` gives."""
         with torch.no_grad():
+            if self.place is not None and self.layout is not Layout.EACH:
+                self.kept = self._grown(x + self.shift if self.shift is not None else x)
             features = self.features(x)
         generator = torch.Generator().manual_seed(0)
         width = features.shape[1]
@@ -96,10 +99,27 @@ class Classifier(nn.Module):
         if self.layout is Layout.EACH:
             calls = [self._call(sample, 1) for sample in x]
             return torch.stack([torch.cat([t.flatten() for t in outputs(o)]) for o in calls])
-        dim = 1 if self.layout is Layout.COLUMNS else 0
-        out = outputs(self._call(x.transpose(0, dim) if dim else x, len(x)))
-        parts = [_samples_first(t, dim, len(x)).flatten(1) for t in out]
-        return torch.cat(parts, 1)
+        parts = self._results(x)
+        kept = range(len(parts)) if self.kept is None else self.kept
+        return torch.cat([parts[i].transpose(0, self._dim).flatten(1) for i in kept], 1)
+
+    @property
+    def _dim(self) -> int:
+        """Where the samples go in, and come out."""
+        return 1 if self.layout is Layout.COLUMNS else 0
+
+    def _results(self, x: Tensor) -> list[Tensor]:
+        return outputs(self._call(x.transpose(0, self._dim), len(x)))
+
+    def _grown(self, x: Tensor) -> list[int]:
+        """The results with a row a sample: a layer's last state, say, has its samples elsewhere."""
+        dim, sizes = self._dim, (len(x) - 1, len(x))
+        pairs = zip(*(self._results(x[:size]) for size in sizes), strict=True)
+        return [
+            i
+            for i, ts in enumerate(pairs)
+            if all(t.dim() > dim and t.shape[dim] == n for t, n in zip(ts, sizes, strict=True))
+        ]
 
     def _call(self, batch: Tensor | None, size: int) -> Any:
         leaves = list(self._leaves(batch, size))
@@ -112,13 +132,13 @@ class Classifier(nn.Module):
                 yield batch
             elif hasattr(self, f"leaf{i}"):
                 leaf = getattr(self, f"leaf{i}")
-                yield self._fitted(leaf, size) if self.fit else leaf
+                yield leaf if self.fit is None else self._fitted(leaf, size)
             else:
                 yield constant
 
     def _fitted(self, leaf: Tensor, size: int) -> Tensor:
         """A tensor with a row a sample gets as many as the batch has."""
-        dim = 1 if self.layout is Layout.COLUMNS and leaf.dim() > 1 else 0
+        dim = self.fit
         if leaf.dim() <= dim or leaf.shape[dim] != self.rows or self.layout is Layout.EACH:
             return leaf
         one = leaf.narrow(dim, 0, 1)
@@ -137,12 +157,6 @@ def outputs(out: Any) -> list[Tensor]:
     if not kept:
         raise TypeError("no floating-point result")
     return kept
-
-
-def _samples_first(t: Tensor, dim: int, samples: int) -> Tensor:
-    if t.dim() <= dim or t.shape[dim] != samples:
-        raise TypeError(f"the result {list(t.shape)} has no row a sample")
-    return t.transpose(0, dim) if dim else t
 
 
 def _shape_of_one(leaf: Tensor, layout: Layout) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -57,8 +58,11 @@ def _inputs(info: Any, number: int) -> list[Any]:
 def _layouts(info: Any, one: Any, same: list[Any]) -> Iterator[tuple[Layout, Classifier, Tensor]]:
     """The first layout in which the samples are independent; else one in which they are not."""
     dependent = None
-    for layout in (Layout.ROWS, Layout.COLUMNS, Layout.STACKED, Layout.EACH):
-        built = _build(info, one, same, layout)
+    for layout, fit in (
+        *product((Layout.ROWS, Layout.COLUMNS), (0, 1)),
+        *((Layout.STACKED, None), (Layout.EACH, None)),
+    ):
+        built = _build(info, one, same, layout, fit)
         if built is None:
             continue
         model, x, right = built
@@ -72,7 +76,7 @@ def _layouts(info: Any, one: Any, same: list[Any]) -> Iterator[tuple[Layout, Cla
 
 
 def _build(
-    info: Any, one: Any, same: list[Any], layout: Layout
+    info: Any, one: Any, same: list[Any], layout: Layout, fit: int | None
 ) -> tuple[Classifier, Tensor, Tensor | str] | None:
     leaves, spec = tree_flatten((tuple(one.forward_input.args), one.forward_input.kwargs))
     place = next((i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)), None)
@@ -93,7 +97,7 @@ def _build(
         free = not list(module.parameters())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = Classifier(module, leaves, spec, place, layout, shift=free, fit=True)
+            model = Classifier(module, leaves, spec, place, layout, shift=free, fit=fit)
             model.rows = leaves[place].shape[dim] if leaves[place].dim() > dim else -1
             model.finish(x)
             right = settle(model, x)
