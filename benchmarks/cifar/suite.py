@@ -31,6 +31,8 @@ ATTACKS = {
     "PGD 8/255": Attack("pgd", {"epsilon": 8 / 255}),
     "BIM 4/255": Attack("bim", {"epsilon": 4 / 255}),
 }
+#: The network whose attacked pictures are scored.
+ATTACKED = "resnet20"
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Network:
         detectors = study.unsupervised(chosen, self._protocol.peers, KINDS, pictures)
         part, normal = f"sets, {count}", self._normal.pixels
         rows = study.rows(part, detectors, normal, self._sets)
-        if self._protocol.attacked and pictures:
+        if self._protocol.attacked and pictures and self.name == ATTACKED:
             rows += self._attacked_rows(study, detectors)
         return rows
 
