@@ -47,13 +47,16 @@ def main(
     normal: Annotated[int, typer.Option(help="Normal pictures to score.")] = USUAL.normal,
     attacked: Annotated[int, typer.Option(help="Pictures to attack.")] = USUAL.attacked,
     peers: Annotated[bool, typer.Option(help="Run pytorch-ood's detectors, too.")] = True,
+    pictures: Annotated[
+        bool, typer.Option(help="Peers that read pictures on every network, not on one alone.")
+    ] = True,
     workers: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = 1,
     cache: Annotated[Path, typer.Option(help="Folder for what is computed.")] = CACHE,
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = RESULTS,
 ) -> None:
     """Run everything that is not in the cache, and write the page."""
     start()
-    protocol = Protocol(tuple(fit or USUAL.fits), seeds, count, normal, attacked, peers)
+    protocol = Protocol(tuple(fit or USUAL.fits), seeds, count, normal, attacked, peers, pictures)
     there = sorted(path.stem.removeprefix("cifar10-") for path in (data / "weights").glob("*10-*"))
     there = [name for name in dict.fromkeys(there) if name.startswith("resnet")]
     names = [name for name in there if not network or name in network]
@@ -97,6 +100,7 @@ def _command(network: list[str] | None, protocol: Protocol) -> str:
         if getattr(protocol, name) != getattr(USUAL, name):
             options.append(f"--{name} {getattr(protocol, name)}")
     options += [] if protocol.peers else ["--no-peers"]
+    options += [] if protocol.pictures else ["--no-pictures"]
     return " ".join(["OMP_NUM_THREADS=1 python -m benchmarks.cifar --data FOLDER", *options])
 
 

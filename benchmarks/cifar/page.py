@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks.cifar.sets import CONTROL, DEVELOPMENT, FAR, NEAR
-from benchmarks.cifar.suite import ATTACKS, Protocol
+from benchmarks.cifar.suite import ATTACKED, ATTACKS, Protocol
 from benchmarks.experiments.cost import Cost
 from benchmarks.experiments.page import Results, by_set, summary, table
 from benchmarks.experiments.rows import Row
@@ -54,12 +54,13 @@ def _introduction(
     counts = {row.set: row.anomalous for row in rows if row.part.startswith("sets")}
     sizes = ", ".join(f"{name} {count}" for name, count in counts.items())
     normal = max(row.normal for row in rows if row.part.startswith("sets"))
+    only = "" if protocol.pictures else f", with {ATTACKED} alone"
     return (
         f"Made by `{command}`. Classifiers are akamaster/pytorch_resnet_cifar10's, not trained by "
         f"us; accuracy on the normal pictures that are scored: {told}. Scored: {normal} normal "
         f"pictures of the test set, and {sizes}, drawn at random. Fits are on random training "
         f"pictures, {protocol.seeds} of each number but all; peers that read feature maps or "
-        f"pictures were fitted once, on {protocol.fits[0]}. Anomalous is the positive class; "
+        f"pictures were fitted once, on {protocol.fits[0]}{only}. Anomalous is the positive class; "
         "AUROC / FPR95 in percent, mean ± standard deviation over the fits. Near: "
         f"{', '.join(NEAR)}; far: the others. Parts and presets were chosen on "
         f"{', '.join(DEVELOPMENT)} with ResNet-20 and on the development half of the Fashion-MNIST "

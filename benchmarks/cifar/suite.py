@@ -46,6 +46,7 @@ class Protocol:
         normal: Normal pictures that are scored.
         attacked: Rightly classified pictures that are attacked; 0 for no attacks.
         peers: Whether pytorch-ood's detectors take part.
+        pictures: Whether those that read pictures do on every network, not on ``ATTACKED`` alone.
     """
 
     fits: tuple[int, ...] = (5000,)
@@ -54,6 +55,7 @@ class Protocol:
     normal: int = 5000
     attacked: int = 300
     peers: bool = True
+    pictures: bool = True
 
 
 class Network:
@@ -96,11 +98,14 @@ class Network:
         study = Study(self._observer, self.name, seed)
         chosen = self._train.sample(count, seed)
         # Other fits and numbers have little to say to the peers that read pictures, and cost hours.
-        pictures = count == self._protocol.fits[0] and not seed
-        detectors = study.unsupervised(chosen, self._protocol.peers, KINDS, pictures)
+        once = count == self._protocol.fits[0] and not seed
+        pictures = once and (self._protocol.pictures or self.name == ATTACKED)
+        # What reads half of the logits is for attacked pictures.
+        kinds = KINDS if self.name == ATTACKED else KINDS[:1]
+        detectors = study.unsupervised(chosen, self._protocol.peers, kinds, pictures)
         part, normal = f"sets, {count}", self._normal.pixels
         rows = study.rows(part, detectors, normal, self._sets)
-        if self._protocol.attacked and pictures and self.name == ATTACKED:
+        if self._protocol.attacked and once and self.name == ATTACKED:
             rows += self._attacked_rows(study, detectors)
         return rows
 
