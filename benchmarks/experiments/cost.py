@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from statistics import median
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.experiments.protocols import depths
 from gradood.detectors import Detector, GradientDetector, GradientKNN, GradNorm
+from gradood.detectors.presets import PRESETS
 from gradood.gradients import gradient_grams, gradient_norms
 
 
@@ -28,6 +29,17 @@ class Cost(NamedTuple):
 def costs(model: nn.Module, fit: Tensor, images: Tensor, rounds: int) -> list[Cost]:
     """Processor time an image of everything, measured in one run."""
 
+    jobs = detector_jobs(model, fit, images)
+    names = [name for name, _ in model.named_parameters()]
+    for name, start in depths(model).items():
+        jobs[f"norms, {name}"] = partial(gradient_norms, model, images, parameters=names[start:])
+    jobs["Grams of all logits"] = partial(gradient_grams, model, images)
+    return measured(jobs, len(images), rounds)
+
+
+def detector_jobs(model: nn.Module, fit: Tensor, images: Tensor) -> dict[str, Callable[[], object]]:
+    """Passes of the model, and the scores of fitted detectors, by name."""
+
     @torch.no_grad()
     def forward() -> None:
         model(images)
@@ -36,18 +48,17 @@ def costs(model: nn.Module, fit: Tensor, images: Tensor, rounds: int) -> list[Co
         torch.autograd.backward(model(images).logsumexp(1).sum())
         model.zero_grad(set_to_none=True)
 
-    jobs: dict[str, Callable[[], object]] = {"forward": forward, "forward + backward": step}
     detectors: dict[str, Detector] = {
         f'GradientDetector "{preset}"': GradientDetector(model, preset).fit(fit)
-        for preset in ("fast", "adversarial", "best")
+        for preset in PRESETS
     }
     detectors |= {"GradientKNN": GradientKNN(model).fit(fit), "GradNorm": GradNorm(model)}
-    for name, detector in detectors.items():
-        jobs[name] = partial(detector.score, images)
-    names = [name for name, _ in model.named_parameters()]
-    for name, start in depths(model).items():
-        jobs[f"norms, {name}"] = partial(gradient_norms, model, images, parameters=names[start:])
-    jobs["Grams of all logits"] = partial(gradient_grams, model, images)
+    scores = {name: partial(detector.score, images) for name, detector in detectors.items()}
+    return {"forward": forward, "forward + backward": step, **scores}
+
+
+def measured(jobs: Mapping[str, Callable[[], object]], images: int, rounds: int) -> list[Cost]:
+    """Processor time an image of each; they take turns."""
     spent: dict[str, list[float]] = {name: [] for name in jobs}
     for turn in range(rounds + 1):
         for name, job in jobs.items():
@@ -55,6 +66,6 @@ def costs(model: nn.Module, fit: Tensor, images: Tensor, rounds: int) -> list[Co
             job()
             if turn:
                 spent[name].append(time.process_time() - begin)
-    middle = {name: 1000 * median(times) / len(images) for name, times in spent.items()}
+    middle = {name: 1000 * median(times) / images for name, times in spent.items()}
     forwards, steps = middle["forward"], middle["forward + backward"]
     return [Cost(name, t, t / forwards, t / steps) for name, t in middle.items()]

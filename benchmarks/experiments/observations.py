@@ -1,4 +1,4 @@
-"""Gradient norms, logits and penultimate features of picture sets, kept under a hash of content."""
+"""What detectors read of picture sets, kept under a hash of content."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gradood.gradients import GradientNorms, gradient_norms
+from gradood.gradients import GradientNorms, forward_norms, gradient_norms
 
 BATCH = 128
 #: Raise it when norms come out otherwise than before: what is kept then counts for nothing.
-VERSION = 1
+VERSION = 2
 
 #: What norms are taken of: labels for a model of so many classes, and a loss; one backward pass a
 #: label.
@@ -35,6 +35,8 @@ SCORED = (*KNOWN, "half of the logits", "every logit")
 #: Rows of "every logit".
 PREDICTED = "predicted logit"
 BF16 = "all-hot, bf16"
+#: Beside the norms: logits, features and activations.
+OUTPUTS = "outputs"
 
 
 def digest(parts: Iterable[bytes]) -> str:
@@ -57,9 +59,9 @@ class Observer:
     def norms(self, images: Tensor, *kinds: str) -> GradientNorms:
         """Norms ``[N, K, L]`` under all labels of the kinds, of uint8 or float images."""
         self._observe(images, ["every logit" if kind == PREDICTED else kind for kind in kinds])
-        parts = [self._one(images, kind) for kind in kinds]
-        values = torch.cat([part.values for part in parts], 1)
-        return GradientNorms(values, self._names, parts[0].logits, parts[0].features)
+        outputs = self._outputs(images, BF16 in kinds)
+        values = [self._values(images, kind, outputs.logits) for kind in kinds]
+        return replace(outputs, values=torch.cat(values, 1)) if values else outputs
 
     def observe(self, sets: Iterable[Tensor], kinds: tuple[str, ...] = SCORED) -> None:
         """Keep what the page reads of these images, one forward pass for all kinds."""
@@ -82,23 +84,36 @@ class Observer:
     def _path(self, key: Iterable[bytes]) -> Path:
         return self.folder / f"{digest([self._base, *key])}.safetensors"
 
-    def _one(self, images: Tensor, kind: str) -> GradientNorms:
+    def _outputs(self, images: Tensor, bf16: bool) -> GradientNorms:
+        stored = load_file(self._path(_key(images, _outputs_of(bf16))))
+        counts = tuple(stored.pop("counts").tolist())
+        places = tuple(map(str, range(len(counts))))
+        values = stored["logits"].new_zeros(len(images), 0, len(self._names))
+        return GradientNorms(
+            **stored,
+            values=values,
+            names=self._names,
+            activation_names=places,
+            channel_counts=counts,
+        )
+
+    def _values(self, images: Tensor, kind: str, logits: Tensor) -> Tensor:
         if kind == PREDICTED:
-            every = self._one(images, "every logit")
-            rows = every.logits.argmax(1)[:, None, None]
-            return replace(every, values=torch.take_along_dim(every.values, rows, 1))
-        stored = load_file(self._path(_key(images, kind)))
-        return GradientNorms(stored["values"], self._names, stored["logits"], stored["features"])
+            every = self._values(images, "every logit", logits)
+            return torch.take_along_dim(every, logits.argmax(1)[:, None, None], 1)
+        return load_file(self._path(_key(images, kind)))["values"]
 
     def _observe(self, images: Tensor, kinds: Iterable[str]) -> None:
         """Compute what is not kept, all of it in one forward pass."""
-        missing = [k for k in dict.fromkeys(kinds) if not self._path(_key(images, k)).exists()]
-        for precision in (False, True):
-            found = [kind for kind in missing if (kind == BF16) == precision]
-            if not found:
+        wanted = dict.fromkeys(kinds)
+        for bf16 in (False, True):
+            here = [kind for kind in wanted if (kind == BF16) == bf16]
+            outputs = [] if bf16 and not here else [_outputs_of(bf16)]
+            missing = [k for k in (*here, *outputs) if not self._path(_key(images, k)).exists()]
+            if not missing:
                 continue
-            computed = self._compute(images, found, precision)
-            for kind in found:
+            computed = self._compute(images, [k for k in missing if k in wanted], bf16)
+            for kind in missing:
                 self.kept(_key(images, kind), partial(computed.__getitem__, kind))
 
     def _compute(
@@ -112,12 +127,21 @@ class Observer:
         for batch in torch.split(images, BATCH):
             batch = batch.float() / 255 if batch.dtype == torch.uint8 else batch
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                parts.append(gradient_norms(self.model, batch, labels, losses))
+                if labels:
+                    norms = gradient_norms(self.model, batch, labels, losses, activations=True)
+                else:
+                    norms = forward_norms(self.model, batch)
+                parts.append(norms)
         whole = GradientNorms.join(parts)
-        assert whole.features is not None
-        outputs = {"logits": whole.logits.float(), "features": whole.features.float()}
+        outputs = {k: t.float() for k, t in whole.tensors.items() if k != "values"}
+        outputs["counts"] = torch.tensor(whole.channel_counts, dtype=torch.int64)
         values = whole.values.split([len(group) for group in groups], 1)
-        return {kind: outputs | {"values": v} for kind, v in zip(kinds, values, strict=True)}
+        by_kind = {kind: {"values": v} for kind, v in zip(kinds, values, strict=True)}
+        return by_kind | {_outputs_of(bf16): outputs}
+
+
+def _outputs_of(bf16: bool) -> str:
+    return f"{OUTPUTS}, bf16" if bf16 else OUTPUTS
 
 
 def _key(images: Tensor, kind: str) -> list[bytes]:

@@ -1,8 +1,8 @@
 """pytorch-ood's detectors on the same penultimate features and logits.
 
-Left out of its detectors: those that need feature maps, a list of modules, text, dropout, weights
-or attacks on the input (ASH, Gram, MCD, MCM, multi-layer Mahalanobis, NACUE, ODIN, RankFeat, ReAct,
-SCALE, VRA, WeightedEBO), and OpenMax, which takes 5 ms a picture.
+Those that need feature maps, lists of modules or pictures are in ``picture_peers``. Left out of its
+detectors: MCD, which needs dropout, MCM, which needs texts, WeightedEBO, which learns its weights
+from anomalies, and GradUncertainty and GradNorm, which are ``gradood``'s own as well.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ def _builders(head: nn.Linear) -> dict[str, Callable[[], Any]]:
 
     weight, bias = head.weight.detach(), head.bias.detach()
     return {
+        "OpenMax": lambda: d.OpenMax(None),
         "MaxSoftmax": lambda: d.MaxSoftmax(None),
         "MaxLogit": lambda: d.MaxLogit(None),
         "Energy": lambda: d.EnergyBased(None),

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.experiments.attacked import Attacked
-from benchmarks.experiments.observations import BF16, Observer
+from benchmarks.experiments.observations import BF16, SCORED, Observer
 from benchmarks.experiments.peers import fitted_peers
+from benchmarks.experiments.picture_peers import PicturePeers
 from benchmarks.experiments.rows import Row, measured
 from gradood.data import ImageSet, Suite
 from gradood.detectors import (
@@ -36,13 +37,13 @@ NOISE = ("uniform-noise", "gaussian-noise")
 
 
 class Scores(Protocol):
-    """Anything fitted that scores norms."""
+    """Anything fitted that scores norms, or uint8 pictures."""
 
-    def score(self, x: GradientNorms) -> Tensor: ...
+    def score(self, x: Any) -> Tensor: ...
 
 
-#: A fitted detector after the kinds of norms that it reads.
-Fitted = tuple[tuple[str, ...], Scores]
+#: A fitted detector after the kinds of norms that it reads; None where it reads pictures.
+Fitted = tuple[tuple[str, ...] | None, Scores]
 
 
 class Case(NamedTuple):
@@ -54,9 +55,10 @@ class Case(NamedTuple):
 
 #: By the name in tables.
 UNSUPERVISED = {
+    'GradientDetector "forward"': Case((), lambda m, s: GradientDetector(m, "forward")),
     'GradientDetector "fast"': Case(("all-hot",), lambda m, s: GradientDetector(m)),
     'GradientDetector "adversarial"': Case(
-        ("predicted logit", "half of the logits"), lambda m, s: GradientDetector(m, "adversarial")
+        ("half of the logits",), lambda m, s: GradientDetector(m, "adversarial")
     ),
     'GradientDetector "best"': Case(("every logit",), lambda m, s: GradientDetector(m, "best")),
     "GradientKNN": Case(("all-hot",), lambda m, s: GradientKNN(m)),
@@ -97,25 +99,37 @@ class Study:
         """Every fitted detector on every set; against rows of ``normal`` where they are given."""
         found = []
         for detector, (kinds, fitted) in detectors.items():
-            usual = fitted.score(self.observer.norms(normal, *kinds))
+            usual = self._scores(kinds, fitted, normal)
             for name, images in others.items():
                 against = usual[originals[name]] if originals else usual
-                scores = fitted.score(self.observer.norms(images, *kinds))
+                scores = self._scores(kinds, fitted, images)
                 found.append(self.row(part, detector, name, against, scores))
         return found
 
-    def unsupervised(self, fit: ImageSet, peers: bool) -> dict[str, Fitted]:
-        """Every detector that needs no anomalies, fitted, with the kinds of norms it reads."""
+    def _scores(self, kinds: tuple[str, ...] | None, fitted: Scores, images: Tensor) -> Tensor:
+        return fitted.score(images if kinds is None else self.observer.norms(images, *kinds))
+
+    def unsupervised(
+        self, fit: ImageSet, peers: bool, kinds: tuple[str, ...] = SCORED, pictures: bool = True
+    ) -> dict[str, Fitted]:
+        """Every detector that needs no anomalies and no other kinds of norms, fitted.
+
+        ``pictures``: with the peers that read pictures.
+        """
         found: dict[str, Fitted] = {}
         for name, case in UNSUPERVISED.items():
+            if not set(case.kinds) <= set(kinds):
+                continue
             detector = case.build(self.observer.model, self.seed)
             found[name] = case.kinds, detector.fit(self.observer.norms(fit.pixels, *case.kinds))
         if peers:
-            norms, head = self.observer.norms(fit.pixels, "all-hot"), self.observer.model.linear
+            norms, head = self.observer.norms(fit.pixels), self.observer.model.linear
             assert fit.labels is not None and isinstance(head, nn.Linear)
             labels = torch.unique(fit.labels, return_inverse=True)[1]
             for name, peer in fitted_peers(head, norms, labels).items():
-                found[name] = ("all-hot",), peer
+                found[name] = (), peer
+            readers = PicturePeers(self.observer, fit.pixels, labels).peers() if pictures else {}
+            found |= {name: (None, peer) for name, peer in readers.items()}
         return found
 
     def supervised(self, suite: Suite) -> list[Row]:

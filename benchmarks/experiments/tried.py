@@ -16,67 +16,66 @@ from benchmarks.experiments.picture_sets import DEVELOPMENT
 from benchmarks.experiments.protocols import Fitted, Scores, Study, Supervised, paper_detector
 from benchmarks.experiments.rows import Row
 from gradood.data import ImageSet, Suite
+from gradood.detectors import PARTS, Part, vector_part
 from gradood.detectors.class_gaussians import CLASS_GAUSSIANS
-from gradood.detectors.gradient import fit_part, score_part
+from gradood.detectors.fusion import agreement_weights, fit_part, score_part
 from gradood.detectors.neighbours import NEIGHBOURS
-from gradood.detectors.presets import (
-    Part,
-    read_log_norms,
-    read_logits,
-    read_norms_and_penultimate,
-    read_penultimate,
-)
+from gradood.detectors.parts import read_both, read_log_norms
 from gradood.detectors.relative import RELATIVE
 from gradood.gradients import GradientNorms
 
-_NEAREST, _GAUSSIAN = Part(read_log_norms, NEIGHBOURS), Part(read_log_norms, CLASS_GAUSSIANS)
-_BOTH = Part(read_norms_and_penultimate, CLASS_GAUSSIANS)
-_FEATURES, _LOGITS = Part(read_penultimate, RELATIVE), Part(read_logits, RELATIVE)
+_ALONE = {name: PARTS[name] for name in ("layers", "directions", "relative", "energy")}
+_NORMS = {
+    "neighbours of norms": vector_part("tried neighbours", read_log_norms, NEIGHBOURS),
+    "Gaussians of norms": vector_part("tried Gaussians", read_log_norms, CLASS_GAUSSIANS),
+    "relative norms": vector_part("tried relative", read_log_norms, RELATIVE),
+    "Gaussians of norms and features": vector_part("tried both", read_both, CLASS_GAUSSIANS),
+}
+_FORWARD = ("layers", "directions", "relative", "energy")
 
-#: Parts whose standardised scores are added; norms are read as logarithms.
-FUSIONS = {
-    "neighbours": (_NEAREST,),
-    "class Gaussians": (_GAUSSIAN,),
-    "relative": (Part(read_log_norms, RELATIVE),),
-    "neighbours & features, relative": (_NEAREST, _FEATURES),
-    "neighbours & logits, relative": (_NEAREST, _LOGITS),
-    "neighbours, twice, & logits, relative": (_NEAREST, _NEAREST, _LOGITS),
-    "neighbours & logits and features, relative": (_NEAREST, _FEATURES, _LOGITS),
-    "neighbours & features, neighbours": (_NEAREST, Part(read_penultimate, NEIGHBOURS)),
-    "neighbours & features, class Gaussians": (_NEAREST, Part(read_penultimate, CLASS_GAUSSIANS)),
-    "class Gaussians & features, relative": (_GAUSSIAN, _FEATURES),
-    "class Gaussians & features, class Gaussians": (
-        *(_GAUSSIAN, Part(read_penultimate, CLASS_GAUSSIANS)),
-    ),
-    "norms and features in one vector, neighbours": (Part(read_norms_and_penultimate, NEIGHBOURS),),
-    "norms and features in one vector, class Gaussians": (_BOTH,),
-    "class Gaussians & norms and features in one vector, class Gaussians": (_GAUSSIAN, _BOTH),
+#: Parts whose standardised scores are added, by how well they agree, without any norms.
+WITHOUT: dict[str, tuple[Part, ...]] = {
+    " & ".join(names): tuple(_ALONE[name] for name in names)
+    for names in (
+        *((name,) for name in _FORWARD),
+        *(_FORWARD, ("layers", "directions", "energy"), ("layers", "relative", "energy")),
+        *(("directions", "relative", "energy"), ("layers", "energy"), ("layers", "relative")),
+    )
+}
+#: With the norms of each kind.
+FUSIONS: dict[str, tuple[Part, ...]] = {
+    **{name: (part,) for name, part in _NORMS.items()},
+    **{f"{name} & layers": (part, _ALONE["layers"]) for name, part in _NORMS.items()},
+    **{
+        f"{name} & {' & '.join(_FORWARD)}": (part, *_ALONE.values())
+        for name, part in _NORMS.items()
+    },
 }
 KINDS = {
     "all-hot": ("all-hot",),
-    "predicted logit + half of the logits": ("predicted logit", "half of the logits"),
+    "half of the logits": ("half of the logits",),
     "every logit": ("every logit",),
 }
 
 
 class Fused:
-    """Sum of the standardised scores of some parts."""
+    """Weighted mean of the standardised scores of some parts."""
 
     def __init__(self, parts: tuple[Part, ...], fit: GradientNorms) -> None:
-        self._parts = [(part, fit_part(part, fit)) for part in parts]
+        fitted = [fit_part(part, fit) for part in parts]
+        self._parts = [(part, learned) for part, (learned, _) in zip(parts, fitted, strict=True)]
+        self._weights = agreement_weights(torch.stack([scores for _, scores in fitted], 1))
 
     def score(self, x: GradientNorms) -> Tensor:
         """Scores ``[N]``."""
-        return torch.stack([score_part(part, x, learned) for part, learned in self._parts]).sum(0)
+        scores = torch.stack([score_part(part, x, learned) for part, learned in self._parts])
+        return self._weights.to(scores.dtype) @ scores
 
 
 def fused(study: Study, fit: ImageSet) -> dict[str, Fitted]:
     """Every fusion of every kind of norms, fitted."""
-    alone = {"features": _FEATURES, "logits": _LOGITS}
-    norms = study.observer.norms(fit.pixels, "all-hot")
-    found: dict[str, Fitted] = {
-        f"{name}, relative": (("all-hot",), Fused((part,), norms)) for name, part in alone.items()
-    }
+    norms = study.observer.norms(fit.pixels)
+    found: dict[str, Fitted] = {name: ((), Fused(parts, norms)) for name, parts in WITHOUT.items()}
     return found | {
         f"{label}: {name}": (kinds, Fused(parts, study.observer.norms(fit.pixels, *kinds)))
         for label, kinds in KINDS.items()

@@ -9,10 +9,19 @@ import numpy.typing as npt
 
 from gradood.errors import InputError
 
+
+def _encoded(text: str, encoding: str) -> bytes:
+    """How old protocols write bytes."""
+    if encoding != "latin1":
+        raise InputError(f"Refused to unpickle a text as {encoding}: bytes are written as latin1.")
+    return text.encode(encoding)
+
+
 # What the pickle of an array refers to. The values are taken from an array itself, so that nothing
 # is looked up by the name which stands in the file, and both spellings of NumPy's module work.
 _RECONSTRUCT = np.empty(0).__reduce__()[0]
 _ALLOWED: dict[tuple[str, str], Any] = {
+    ("_codecs", "encode"): _encoded,
     ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
     ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
     ("numpy", "ndarray"): np.ndarray,

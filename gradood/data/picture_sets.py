@@ -183,7 +183,7 @@ def picture_set(name: str, root: str | Path, size: int = 32) -> ImageSet:
         if (root / place).exists():
             try:
                 pixels, labels = read(root / place, size)
-            except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
                 if isinstance(error, InputError):
                     raise
                 raise InputError(f"{root / place} cannot be read as {name}: {error!r}") from error

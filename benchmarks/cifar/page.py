@@ -1,0 +1,146 @@
+"""``cifar.md``: tables of mean ± standard deviation over random fits, in percent."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+
+from benchmarks.cifar.sets import CONTROL, DEVELOPMENT, FAR, NEAR
+from benchmarks.cifar.suite import ATTACKED, ATTACKS, Protocol
+from benchmarks.experiments.cost import Cost
+from benchmarks.experiments.page import Results, by_set, summary, table
+from benchmarks.experiments.rows import Row
+
+OURS = tuple(f'GradientDetector "{one}"' for one in ("forward", "fast", "adversarial"))
+
+
+def markdown(
+    rows: Sequence[Row],
+    spent: Sequence[Cost],
+    accuracies: Mapping[str, float],
+    protocol: Protocol,
+    command: str,
+) -> str:
+    """The whole page."""
+    parts = [
+        "# CIFAR-10, with public classifiers",
+        _introduction(rows, accuracies, protocol, command),
+    ]
+    for network in accuracies:
+        of_network = [row for row in rows if row.classifier == network]
+        parts += _of_network(network, of_network, protocol.fits)
+    many = Results(rows, "few pictures, many classes")
+    if many.rows:
+        parts += [
+            "## Few normal pictures of many classes",
+            "EfficientNet-Lite0, 700 of 1,000 pictures of ImageNet to fit on, one a class, the "
+            f"others normal; {len(many.runs)} random fits. AUROC / FPR95. Networks may have been "
+            "trained on these pictures.",
+            summary(many, {name: [name] for name in many.sets}),
+        ]
+    parts += [_failures(rows), "## Cost", _costs(spent)]
+    parts += ["![Cost and quality](cifar_cost.png)"] if spent else []
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _introduction(
+    rows: Sequence[Row], accuracies: Mapping[str, float], protocol: Protocol, command: str
+) -> str:
+    told = ", ".join(f"{name} {value:.2f} %" for name, value in accuracies.items())
+    counts = {row.set: row.anomalous for row in rows if row.part.startswith("sets")}
+    sizes = ", ".join(f"{name} {count}" for name, count in counts.items())
+    normal = max(row.normal for row in rows if row.part.startswith("sets"))
+    only = "" if protocol.pictures else f", with {ATTACKED} alone"
+    return (
+        f"Made by `{command}`. Classifiers are akamaster/pytorch_resnet_cifar10's, not trained by "
+        f"us; accuracy on the normal pictures that are scored: {told}. Scored: {normal} normal "
+        f"pictures of the test set, and {sizes}, drawn at random. Fits are on random training "
+        f"pictures, {protocol.seeds} of each number but all; peers that read feature maps or "
+        f"pictures were fitted once, on {protocol.fits[0]}{only}. Anomalous is the positive class; "
+        "AUROC / FPR95 in percent, mean ± standard deviation over the fits. Near: "
+        f"{', '.join(NEAR)}; far: the others. Parts and presets were chosen on "
+        f"{', '.join(DEVELOPMENT)} with ResNet-20 and on the development half of the Fashion-MNIST "
+        "suite; the other sets and ResNet-56 were then looked at once. Peers are pytorch-ood's, "
+        "with default settings."
+    )
+
+
+def _of_network(network: str, rows: Sequence[Row], fits: Sequence[int]) -> list[str]:
+    parts = [f"## {network}"]
+    for fit in fits:
+        found = Results(rows, f"sets, {fit}")
+        if not found.rows:
+            continue
+        groups = groups_of(found.sets)
+        parts += [f"### Fitted on {fit}", summary(found, groups)]
+        if fit == fits[0]:
+            parts += ["AUROC by set:", by_set(_without_control(found), "auroc")]
+            parts += ["FPR95 by set:", by_set(_without_control(found), "fpr95")]
+    attacks = Results(rows, "attacks")
+    if attacks.rows:
+        counts = {row.set: row.anomalous for row in attacks.rows}
+        told = ", ".join(f"{name} {counts.get(name, 0)}" for name in ATTACKS)
+        parts += [
+            "### Attacked pictures",
+            f"AUROC against their originals, of those that fool, rounded to 256 levels: {told}.",
+            by_set(attacks, "auroc"),
+        ]
+    return parts
+
+
+def groups_of(sets: Sequence[str]) -> dict[str, list[str]]:
+    """Columns of a summary, and the sets whose mean they are."""
+    near, far = [s for s in sets if s in NEAR], [s for s in sets if s in FAR]
+    groups = {"near": near, "far": far, "all sets": near + far}
+    groups["development"] = [name for name in sets if name in DEVELOPMENT]
+    groups["the others"] = [name for name in near + far if name not in DEVELOPMENT]
+    return groups | {CONTROL: [CONTROL]}
+
+
+def _without_control(found: Results) -> Results:
+    rows = [row for row in found.rows if row.set != CONTROL]
+    return Results(rows, rows[0].part)
+
+
+def _failures(rows: Sequence[Row]) -> str:
+    failed = sorted({(row.detector, row.set) for row in rows if row.part == FAILED})
+    if not failed:
+        return ""
+    return "Did not run: " + "; ".join(f"{name} ({why})" for name, why in failed) + "."
+
+
+#: The part of rows that say which peer does not run, and, in place of a set, why.
+FAILED = "does not run"
+
+
+def _costs(spent: Sequence[Cost]) -> str:
+    lines = [
+        [c.what, f"{c.milliseconds:.2f}", f"{c.of_forward:.2f}", f"{c.of_step:.2f}"] for c in spent
+    ]
+    header = ["", "ms an image", "of a forward pass", "of forward + backward"]
+    return (
+        "Processor time of one thread, ResNet-20, batches of 128, medians of rounds in which all "
+        f"take turns. PyTorch {torch.__version__}, {platform.machine()}, "
+        f"{torch.backends.cpu.get_cpu_capability()}.\n\n{table(header, lines)}"
+    )
+
+
+def draw_cost(rows: Sequence[Row], spent: Sequence[Cost], path: Path) -> None:
+    """Mean AUROC against cost in forward passes."""
+    found = Results(rows, next(row.part for row in rows if row.part.startswith("sets")))
+    sets = groups_of(found.sets)["all sets"]
+    figure = Figure(figsize=(7, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for cost in spent:
+        mean = found.mean(cost.what, "auroc", sets)
+        if mean is not None and mean > 80:
+            axes.plot(cost.of_forward, mean, "o", color="C3" if cost.what in OURS else "C0")
+            label = cost.what.removeprefix("pytorch-ood ")
+            axes.annotate(label, (cost.of_forward, mean), fontsize=6)
+    axes.set_xlabel("cost, forward passes")
+    axes.set_ylabel("AUROC, mean of all sets, %")
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,139 @@
+"""Which detector is fitted on what, and scored on what, for each network: rows of the page."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.cifar.network import load_network
+from benchmarks.cifar.sets import CONTROL, anomalous_sets, control
+from benchmarks.experiments.attacked import Attack
+from benchmarks.experiments.observations import Observer
+from benchmarks.experiments.protocols import Fitted, Study
+from benchmarks.experiments.rows import Row
+from gradood.data import ImageSet, picture_set
+
+log = logging.getLogger("gradood")
+
+#: What detectors read beside logits, features and activations.
+KINDS = ("all-hot", "half of the logits")
+#: Rounded to 256 levels; those that fool are scored against their originals.
+ATTACKS = {
+    "FGSM 8/255": Attack("fgsm", {"epsilon": 8 / 255}),
+    "PGD 2/255": Attack("pgd", {"epsilon": 2 / 255}),
+    "PGD 8/255": Attack("pgd", {"epsilon": 8 / 255}),
+    "BIM 4/255": Attack("bim", {"epsilon": 4 / 255}),
+}
+#: The network whose attacked pictures are scored.
+ATTACKED = "resnet20"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How much of everything.
+
+    Attributes:
+        fits: Numbers of normal pictures to fit on.
+        seeds: Random fits of each number.
+        count: Pictures of each anomalous set at most.
+        normal: Normal pictures that are scored.
+        attacked: Rightly classified pictures that are attacked; 0 for no attacks.
+        peers: Whether pytorch-ood's detectors take part.
+        pictures: Whether those that read pictures do on every network, not on ``ATTACKED`` alone.
+    """
+
+    fits: tuple[int, ...] = (5000,)
+    seeds: int = 3
+    count: int = 2000
+    normal: int = 5000
+    attacked: int = 300
+    peers: bool = True
+    pictures: bool = True
+
+
+class Network:
+    """One classifier, its observations, and the sets."""
+
+    def __init__(self, name: str, data: Path, cache: Path, protocol: Protocol) -> None:
+        self.name, self._data, self._protocol = name, data, protocol
+        model = load_network(data / f"weights/cifar10-{name}.safetensors")
+        self._observer = Observer(model, 10, cache)
+
+    @cached_property
+    def _train(self) -> ImageSet:
+        return picture_set("cifar10-train", self._data)
+
+    @cached_property
+    def _normal(self) -> ImageSet:
+        return picture_set("cifar10-test", self._data).sample(self._protocol.normal)
+
+    @cached_property
+    def _sets(self) -> dict[str, Tensor]:
+        found = anomalous_sets(self._data, self._protocol.count)
+        found[CONTROL] = control(self._normal.select(slice(0, self._protocol.count // 2)))
+        return {name: images.pixels for name, images in found.items()}
+
+    def accuracy(self) -> float:
+        """On the normal pictures that are scored, in percent."""
+        assert self._normal.labels is not None
+        right = self._observer.norms(self._normal.pixels).logits.argmax(1) == self._normal.labels
+        return 100 * float(right.double().mean())
+
+    def rows(self) -> Iterator[list[Row]]:
+        """A fit after the other; each is complete in itself."""
+        for fit in self._protocol.fits:
+            for seed in range(self._protocol.seeds if fit < len(self._train) else 1):
+                start = time.monotonic()
+                yield self._fitted_rows(fit, seed)
+                log.info("%s, %d, fit %d: %.0f s", self.name, fit, seed, time.monotonic() - start)
+
+    def _fitted_rows(self, count: int, seed: int) -> list[Row]:
+        study = Study(self._observer, self.name, seed)
+        chosen = self._train.sample(count, seed)
+        # Other fits and numbers have little to say to the peers that read pictures, and cost hours.
+        once = count == self._protocol.fits[0] and not seed
+        pictures = once and (self._protocol.pictures or self.name == ATTACKED)
+        # What reads half of the logits is for attacked pictures.
+        kinds = KINDS if self.name == ATTACKED else KINDS[:1]
+        detectors = study.unsupervised(chosen, self._protocol.peers, kinds, pictures)
+        part, normal = f"sets, {count}", self._normal.pixels
+        rows = study.rows(part, detectors, normal, self._sets)
+        if self._protocol.attacked and once and self.name == ATTACKED:
+            rows += self._attacked_rows(study, detectors)
+        return rows
+
+    def _attacked_rows(self, study: Study, detectors: Mapping[str, Fitted]) -> list[Row]:
+        images, originals = {}, {}
+        for name, attack in ATTACKS.items():
+            made = self._attacked(name, attack)
+            images[name], originals[name] = made["attacked"], made["rows"]
+        return study.rows("attacks", detectors, self._normal.pixels, images, originals)
+
+    def _attacked(self, name: str, attack: Attack) -> dict[str, Tensor]:
+        observer, normal = self._observer, self._normal
+        key = [b"attack", str((attack, self._protocol.attacked)).encode()]
+
+        def make() -> dict[str, Tensor]:
+            assert normal.labels is not None
+            predicted = observer.norms(normal.pixels).logits.argmax(1)
+            rows = (predicted == normal.labels).nonzero()[: self._protocol.attacked, 0]
+            result = attack(observer.model, normal.images[rows], normal.labels[rows])
+            works = result.success_rounded
+            pixels = (result.rounded[works] * 255).round().to(torch.uint8)
+            return {"attacked": pixels, "rows": rows[works]}
+
+        return observer.kept([*key, normal.pixels.numpy().tobytes()], make)
+
+
+def run(name: str, data: Path, cache: Path, protocol: Protocol) -> tuple[float, list[Row]]:
+    """One network's accuracy, and all of its rows."""
+    one = Network(name, data, cache, protocol)
+    found = [row for rows in one.rows() for row in rows]
+    return one.accuracy(), found

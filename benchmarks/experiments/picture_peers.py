@@ -1,0 +1,186 @@
+"""pytorch-ood's detectors that read feature maps, lists of modules, or pictures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from benchmarks.experiments.observations import Observer
+
+log = logging.getLogger("gradood")
+
+BATCH = 128
+
+
+class Pieces(NamedTuple):
+    """A classifier as a chain: layers that make feature maps, and what makes logits of the last."""
+
+    layers: list[nn.Module]
+    head: nn.Module
+
+
+class _Stem(nn.Module):
+    """What a residual network does before its first stage."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self._model = [model]  # not a child: its parameters are the model's
+
+    def forward(self, x: Tensor) -> Tensor:
+        model = self._model[0]
+        if hasattr(model, "normalise"):
+            out: Tensor = model.relu(model.norm(model.conv(model.normalise(x))))
+        else:
+            out = torch.relu(model.bn1(model.conv1((x - model.mean) / model.std)))
+        return out
+
+
+def pieces_of(model: Any) -> Pieces | None:
+    """Those of the residual networks here; None for another network."""
+    names = ("stage1", "stage2", "stage3") if hasattr(model, "stage1") else None
+    names = ("layer1", "layer2", "layer3") if hasattr(model, "layer1") else names
+    if names is None:
+        return None
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), model.linear)
+    return Pieces([_Stem(model), *(getattr(model, name) for name in names)], head.eval())
+
+
+class PicturePeers:
+    """All of them, fitted on the same pictures; ``failed`` names those that do not run, and why."""
+
+    def __init__(self, observer: Observer, fit: Tensor, labels: Tensor) -> None:
+        self._observer, self._fit, self._labels = observer, fit, labels
+        self.failed: dict[str, str] = {}
+        self._predict: dict[str, Callable[[Tensor, list[Tensor], Tensor], Tensor]] | None = None
+        self._names = [name for name, _ in self._builders()]
+
+    def peers(self) -> dict[str, PicturePeer]:
+        """By the name in tables: those that run on a few pictures."""
+        scored = self.scores(self._fit[:8])
+        return {f"pytorch-ood {name}": PicturePeer(self, name) for name in scored}
+
+    def scores(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Every peer's scores of uint8 pictures, one pass for all that read feature maps."""
+        key = [b"picture peers", *(t.numpy().tobytes() for t in (self._fit, pixels))]
+        return self._observer.kept(key, partial(self._score, pixels))
+
+    def predictors(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """By name, each with passes of its own: images ``[N, C, H, W]`` -> scores."""
+        pieces = pieces_of(self._observer.model)
+        assert pieces is not None
+
+        def alone(predict: Callable[..., Tensor], x: Tensor) -> Tensor:
+            maps = _maps(pieces, x)
+            with torch.no_grad():
+                logits = pieces.head(maps[-1])
+            return predict(x, maps, logits)
+
+        return {name: partial(alone, predict) for name, predict in self._fitted().items()}
+
+    def _score(self, pixels: Tensor) -> dict[str, Tensor]:
+        if self._predict is None:
+            self._predict = self._fitted()
+        pieces = pieces_of(self._observer.model)
+        assert pieces is not None
+        found: dict[str, list[Tensor]] = {name: [] for name in self._predict}
+        for batch in torch.split(pixels, BATCH):
+            x = batch.float() / 255
+            maps = _maps(pieces, x)
+            with torch.no_grad():
+                logits = pieces.head(maps[-1])
+            for name, predict in self._predict.items():
+                found[name].append(torch.as_tensor(predict(x, maps, logits)).detach().float())
+        return {name: torch.cat(parts) for name, parts in found.items()}
+
+    def _fitted(self) -> dict[str, Callable[[Tensor, list[Tensor], Tensor], Tensor]]:
+        found = {}
+        x, probe = self._fit[:4].float() / 255, pieces_of(self._observer.model)
+        assert probe is not None
+        maps = _maps(probe, x)
+        for name, build in self._builders():
+            try:
+                predict = build()
+                predict(x, maps, probe.head(maps[-1]).detach())
+            except Exception as error:  # whatever another package raises is a reason
+                self.failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:150]}"
+                log.info("pytorch-ood %s does not run here: %s", name, self.failed[name])
+            else:
+                found[name] = predict
+        return found
+
+    def _builders(self) -> list[tuple[str, Callable[[], Any]]]:
+        from pytorch_ood import detector as d
+
+        model, pieces = self._observer.model, pieces_of(self._observer.model)
+        if pieces is None:
+            return []
+        maps_of = nn.Sequential(*pieces.layers)
+
+        def of_maps(kind: Any, **options: Any) -> Any:
+            detector = kind(maps_of, pieces.head, **options)
+            if hasattr(detector, "fit_feature_maps"):
+                detector.fit_feature_maps(self._fit_maps(pieces), self._labels)
+            return lambda x, maps, logits: detector.predict_feature_maps(maps[-1])
+
+        def gram() -> Any:
+            detector = d.Gram(pieces.head, pieces.layers, int(self._labels.max()) + 1)
+            detector.fit(self._loader())
+            return lambda x, maps, logits: detector.predict_structured(logits, maps)
+
+        def mahalanobis() -> Any:
+            detector = d.MultiMahalanobis(pieces.layers)
+            means = [_maps(pieces, b, mean=True) for b, _ in self._loader()]
+            layers = [torch.cat(parts) for parts in zip(*means, strict=True)]
+            detector.fit_structured(layers, self._labels)
+            return lambda x, maps, logits: detector.predict_structured(
+                [one.mean((2, 3)) for one in maps]
+            )
+
+        def nac() -> Any:
+            detector = d.NACUE(model, layers=[pieces.layers[-1]]).fit(self._loader())
+            return lambda x, maps, logits: detector.predict(x)
+
+        def of_pictures(kind: Any) -> Any:
+            detector = kind(model)
+            return lambda x, maps, logits: detector.predict(x)
+
+        return [
+            *((name, partial(of_maps, getattr(d, name))) for name in ("ReAct", "VRA", "SCALE")),
+            *((name, partial(of_maps, getattr(d, name))) for name in ("ASH", "RankFeat")),
+            ("Gram", gram),
+            ("MultiMahalanobis", mahalanobis),
+            ("NACUE", nac),
+            ("ODIN", partial(of_pictures, d.ODIN)),
+        ]
+
+    def _loader(self) -> Any:
+        return DataLoader(TensorDataset(self._fit.float() / 255, self._labels), batch_size=BATCH)
+
+    def _fit_maps(self, pieces: Pieces) -> Tensor:
+        return torch.cat([_maps(pieces, x)[-1] for x, _ in self._loader()])
+
+
+class PicturePeer(NamedTuple):
+    """One of them; scores uint8 pictures."""
+
+    peers: PicturePeers
+    name: str
+
+    def score(self, pixels: Tensor) -> Tensor:
+        """Scores ``[N]``, higher = more anomalous."""
+        return self.peers.scores(pixels)[self.name]
+
+
+@torch.no_grad()
+def _maps(pieces: Pieces, x: Tensor, mean: bool = False) -> list[Tensor]:
+    found = []
+    for layer in pieces.layers:
+        x = layer(x)
+        found.append(x.mean((2, 3)) if mean else x)
+    return found
