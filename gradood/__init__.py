@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Metrics,
         evaluate,
         evaluate_adversarial,
+        control_fdr,
         evaluate_guaranteed,
     )
     from gradood.gradients import (
@@ -85,6 +86,7 @@ _HOMES = {
     "evaluate": "gradood.evaluation",
     "evaluate_adversarial": "gradood.evaluation",
     "evaluate_guaranteed": "gradood.evaluation",
+    "control_fdr": "gradood.evaluation",
     "explain": "gradood.gradients",
     "from_diffusers": "gradood.smoothing",
     "from_openai": "gradood.smoothing",
@@ -120,6 +122,7 @@ __all__ = [
     "certify_quantile",
     "evaluate",
     "evaluate_adversarial",
+    "control_fdr",
     "evaluate_guaranteed",
     "explain",
     "from_diffusers",

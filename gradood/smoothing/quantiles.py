@@ -59,6 +59,7 @@ def certify_quantile(
     q: float = 0.5,
     ids: Sequence[int] | Tensor | None = None,
     state: str | Path | None = None,
+    more: int | None = None,
 ) -> QuantileCertificates:
     """Bound the q-quantile of ``score(x + delta + sigma Z)`` for every ``|delta|_2 <= radius``.
 
@@ -83,6 +84,10 @@ def certify_quantile(
         q: Which quantile; the median by default.
         ids: Numbers of the inputs, see ``Smoothing.seed``; their rows by default.
         state: File that keeps samples over interruptions; call again with it to go on.
+        more: Draw so many further samples of each input, after those in ``state``, and give bounds
+            that hold at all numbers of samples at once (``bounds.quantile.anytime_upper_rank``):
+            look as often as you like, and go on until they please. Without it n is fixed, and
+            drawing again, or more, until a certificate is good enough makes its alpha worthless.
 
     Raises:
         InputError: An argument is wrong.
@@ -92,11 +97,11 @@ def certify_quantile(
     """
     radii = check_radii(radius)
     target = {"radius": radii, "q": check_probability("q", q)}
-    run = Run("quantile", score, x, settings, target, ids, state)
+    run = Run("quantile", score, x, settings, target, ids, state, more)
     run.sampler.run(run.pilot, Record(settings.n0), settings.n0, SELECTION)
     edges = np.array([edges_from(pilot) for pilot in run.pilot.counts])
     counter = CountBetween(torch.from_numpy(edges))
-    run.sampler.run(run.main, counter, settings.n, ESTIMATION)
+    run.sampler.run(run.main, counter, run.n, ESTIMATION)
     parts = [compact(*pair) for pair in zip(run.main.counts, edges, strict=True)]
     evidence = run.evidence(
         [{"edges": edges, "counts": counts} for edges, counts in parts], evaluate
@@ -121,8 +126,15 @@ def evaluate(common: Row, row: Row) -> Row:
     # The lemma's probabilities, widened by what the sampled ones may be off; no further shift.
     low = np.maximum(binomial.shift(q, -c) - row["slack"], 0)
     high = np.minimum(binomial.shift(q, c) + row["slack"], 1)
-    below = quantile.lower_from_counts(*counted, quantile.lower_rank(n, low, 0.0, share))
-    above = quantile.upper_from_counts(*counted, quantile.upper_rank(n, high, 0.0, share))
+    if common["anytime"]:
+        ranks = (
+            quantile.anytime_lower_rank(n, low, share),
+            quantile.anytime_upper_rank(n, high, share),
+        )
+    else:
+        ranks = quantile.lower_rank(n, low, 0.0, share), quantile.upper_rank(n, high, 0.0, share)
+    below = quantile.lower_from_counts(*counted, ranks[0])
+    above = quantile.upper_from_counts(*counted, ranks[1])
     return {"lower": below.tolist(), "upper": above.tolist()}
 
 

@@ -94,16 +94,18 @@ def upper(successes: npt.ArrayLike, n: npt.ArrayLike, alpha: npt.ArrayLike) -> F
     return 1 - lower(np.subtract(n, successes), n, alpha)
 
 
-def first_count(n: npt.ArrayLike, p0: float, alpha: float) -> Ints:
-    """The smallest A with ``E_N >= 1 / alpha``; N + 1 if there is none."""
-    n = np.asarray(n, np.float64)
+def first_count(n: npt.ArrayLike, p0: npt.ArrayLike, alpha: npt.ArrayLike) -> Ints:
+    """The smallest A with ``E_N >= 1 / alpha``; N + 1 if there is none, as at p0 = 1."""
+    n, p0, alpha = np.broadcast_arrays(*(np.asarray(v, np.float64) for v in (n, p0, alpha)))
+    never = p0 >= 1 - 2.0**-40
+    p0 = np.clip(p0, 2.0**-1000, 1 - 2.0**-40)
     low, high = np.floor(n * p0), n + 1
     while (low < high).any():
         middle = np.floor((low + high) / 2)
         inside = np.minimum(middle, n)
         yes = (middle > n) | (log_evalue(inside, n, p0) >= -np.log(alpha))
         low, high = np.where(yes, low, middle + 1), np.where(yes, middle, high)
-    return high.astype(np.int64)
+    return np.where(never, n + 1, high).astype(np.int64)
 
 
 @lru_cache(maxsize=4096)
