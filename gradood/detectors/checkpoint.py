@@ -153,16 +153,11 @@ def _rebuild(
         given = {own: name for name, own in names.items()}
         chosen = settings["parameters"]
         settings["parameters"] = [given.get(n) or given.get(plain_name(n), n) for n in chosen]
-<<<<<<< HEAD
     kind = classes[header["class"]]
     detector = kind(model, **kind._of_earlier_version(settings))
-    if state.keys() != detector.LEARNED:
-=======
-    detector = classes[header["class"]](model, **settings)
     kept = dict(state)
     detector._calibration_scores = kept.pop(_CALIBRATION, None)
     if kept.keys() != detector.LEARNED:
->>>>>>> 7dc1b5b (Anytime certificates, conformal p-values and false discoveries, with their simulations)
         raise CheckpointError(
             f"{path} is damaged: it holds {sorted(state)}, expected {sorted(detector.LEARNED)}"
         )

@@ -278,59 +278,5 @@ class ScoreFile:
         return self._state_file.with_name(self._state_file.name + ".making")
 
     def _write_state(self) -> None:
-<<<<<<< HEAD
         self._making_state.write_text(json.dumps(self.state), encoding="utf-8")
         os.replace(self._making_state, self._state_file)
-=======
-        made = self._state_file.with_name(self._state_file.name + ".making")
-        made.write_text(json.dumps(self.state), encoding="utf-8")
-        os.replace(made, self._state_file)
-
-
-def is_parquet(path: Path) -> bool:
-    """Whether a file of this name holds Parquet."""
-    return path.suffix.lower() in (".parquet", ".pq")
-
-
-def read_rows(
-    path: Path, columns: Sequence[str] = ("id", "score", "error")
-) -> Iterator[dict[str, Any]]:
-    """The rows of a finished score file, one at a time.
-
-    Raises:
-        InputError: It cannot be read, or is no score file.
-    """
-    try:
-        if is_parquet(path):
-            parquet = require("pyarrow.parquet", "files", "Reading Parquet")
-            with parquet.ParquetFile(path) as file:
-                for batch in file.iter_batches(_GROUP, columns=list(columns)):
-                    yield from batch.to_pylist()
-        else:
-            with open(path, encoding="utf-8") as lines:
-                for line in lines:
-                    row = json.loads(line)
-                    yield {name: row[name] for name in columns}
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise InputError(f"cannot read scores from {path}: {error}") from error
-
-
-def _to_parquet(source: Path, target: Path) -> None:
-    arrow = require("pyarrow", "files", "Writing Parquet")
-    parquet = require("pyarrow.parquet", "files", "Writing Parquet")
-    layer = arrow.struct([("name", arrow.string()), ("deviation", arrow.float32())])
-    fields = [
-        ("id", arrow.string()),
-        ("score", arrow.float32()),
-        ("decision", arrow.int8()),
-        ("layers", arrow.list_(layer)),
-        ("error", arrow.string()),
-    ]
-    with open(source, encoding="utf-8") as lines:
-        if "p_value" in json.loads(next(lines, "{}")):
-            fields.append(("p_value", arrow.float64()))
-    schema = arrow.schema(fields)
-    with parquet.ParquetWriter(target, schema) as writer, open(source, encoding="utf-8") as lines:
-        while group := [json.loads(line) for line in islice(lines, _GROUP)]:
-            writer.write_table(arrow.Table.from_pylist(group, schema))
->>>>>>> 7dc1b5b (Anytime certificates, conformal p-values and false discoveries, with their simulations)
