@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     )
     from gradood.evaluation import (
         Metrics,
+        control_fdr,
         evaluate,
         evaluate_adversarial,
-        control_fdr,
         evaluate_guaranteed,
     )
     from gradood.gradients import (
