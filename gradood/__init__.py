@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         certify_decision,
         certify_mean,
         certify_quantile,
+        certify_spread,
         from_diffusers,
         from_openai,
     )
@@ -83,6 +84,7 @@ _HOMES = {
     "certify_decision": "gradood.smoothing",
     "certify_mean": "gradood.smoothing",
     "certify_quantile": "gradood.smoothing",
+    "certify_spread": "gradood.smoothing",
     "evaluate": "gradood.evaluation",
     "evaluate_adversarial": "gradood.evaluation",
     "evaluate_guaranteed": "gradood.evaluation",
@@ -120,6 +122,7 @@ __all__ = [
     "certify_decision",
     "certify_mean",
     "certify_quantile",
+    "certify_spread",
     "evaluate",
     "evaluate_adversarial",
     "control_fdr",

@@ -71,7 +71,7 @@ class Run:
     """One call of a ``certify`` function: checked arguments, tallies and the sampler.
 
     Args:
-        kind: "class", "mean", "quantile" or "decision".
+        kind: "class", "mean", "quantile", "spread" or "decision".
         model: What is certified; ``outputs`` as in ``Certified``.
         x: The inputs.
         settings: How they are smoothed.

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from gradood.errors import CheckpointError, InputError
-from gradood.smoothing import classes, decisions, means, quantiles, rounding
+from gradood.smoothing import classes, decisions, means, quantiles, rounding, spreads
 from gradood.smoothing.commitment import commit
 from gradood.smoothing.evidence import FORMAT, Row, encode
 from gradood.smoothing.settings import Smoothing
@@ -21,12 +21,14 @@ _EVALUATE: dict[str, Callable[[Row, Row], Row]] = {
     "decision": decisions.evaluate,
     "mean": means.evaluate,
     "quantile": quantiles.evaluate,
+    "spread": spreads.evaluate,
 }
 _CERTIFY: dict[str, Callable[..., Any]] = {
     "class": classes.certify_class,
     "decision": decisions.certify_decision,
     "mean": means.certify_mean,
     "quantile": quantiles.certify_quantile,
+    "spread": spreads.certify_spread,
 }
 #: What a command adds to a record for the reader; nothing follows from it.
 _LABELS = ("file", "units")
@@ -216,7 +218,7 @@ def _impossible(record: Row) -> str | None:
     expected = float(rounding.slack(settings, record["shape"], record["magnitude"]))
     if not math.isclose(record["slack"], expected, rel_tol=1e-9, abs_tol=0):
         return f"slack is {record['slack']}, its settings give {expected}"
-    pilot = settings["n0"] if record["kind"] in ("class", "quantile") else 0
+    pilot = settings["n0"] if record["kind"] in ("class", "quantile", "spread") else 0
     if record["pilot_samples"] != pilot or sum(record.get("pilot", [pilot])) != pilot:
         return f"{record['pilot_samples']} samples chose, instead of {pilot}"
     if record["kind"] == "decision":
@@ -229,7 +231,7 @@ def _impossible(record: Row) -> str | None:
         0 < settings["alpha"] < 1 and settings["sigma"] > 0
     ):
         return "its settings are out of range"
-    fixed = record["kind"] in ("mean", "quantile") or record["target"]["radius"] is None
+    fixed = record["kind"] in ("mean", "quantile", "spread") or record["target"]["radius"] is None
     if anytime and not fixed:
         return "it names a radius, so it is not anytime"
     if fixed and not anytime and samples != settings["n"]:
