@@ -18,6 +18,7 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
+import soundness_open
 from soundness_checks import (
     ALPHA,
     Cell,
@@ -30,7 +31,7 @@ from soundness_checks import (
     check_sequential,
     found,
 )
-from soundness_mutants import MUTANTS
+from soundness_mutants import MUTANTS as BROKEN
 
 from gradood.smoothing.bounds import mean
 
@@ -46,7 +47,9 @@ CHECKS: dict[str, Callable[[Generator, int, int], Iterator[Cell]]] = {
     "mean": lambda rng, n, times: check_means(
         rng, n, times, [mean.rank, mean.default], ["half-space .3", "heavy tail", "atoms", NAN]
     ),
+    **soundness_open.CHECKS,
 }
+MUTANTS = {**BROKEN, **soundness_open.MUTANTS}
 
 
 def sound(name: str, n: int, repetitions: int) -> list[Cell]:
@@ -55,7 +58,7 @@ def sound(name: str, n: int, repetitions: int) -> list[Cell]:
 
 def broken(name: str, repetitions: int) -> Cell:
     """The cell that gives the mutant away most clearly."""
-    n = 1_000 if name.endswith("alpha not split") else 100
+    n = 1_000 if name.endswith(("alpha not split", "alpha", "every look")) else 100
     rng = np.random.default_rng([99, list(MUTANTS).index(name)])
     return min(MUTANTS[name](rng, n, repetitions), key=lambda cell: cell.p_value)
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from gradood.evaluation import (
         Metrics,
+        control_fdr,
         evaluate,
         evaluate_adversarial,
         evaluate_guaranteed,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
         certify_decision,
         certify_mean,
         certify_quantile,
+        certify_spread,
         from_diffusers,
         from_openai,
     )
@@ -82,9 +84,11 @@ _HOMES = {
     "certify_decision": "gradood.smoothing",
     "certify_mean": "gradood.smoothing",
     "certify_quantile": "gradood.smoothing",
+    "certify_spread": "gradood.smoothing",
     "evaluate": "gradood.evaluation",
     "evaluate_adversarial": "gradood.evaluation",
     "evaluate_guaranteed": "gradood.evaluation",
+    "control_fdr": "gradood.evaluation",
     "explain": "gradood.gradients",
     "from_diffusers": "gradood.smoothing",
     "from_openai": "gradood.smoothing",
@@ -118,8 +122,10 @@ __all__ = [
     "certify_decision",
     "certify_mean",
     "certify_quantile",
+    "certify_spread",
     "evaluate",
     "evaluate_adversarial",
+    "control_fdr",
     "evaluate_guaranteed",
     "explain",
     "from_diffusers",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -43,6 +43,13 @@ class Kind(str, Enum):
 
 
 def certify(
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Files or folders as for gradood score; embedded pictures if none.",
+            show_default=False,
+        ),
+    ] = None,
     kind: Annotated[Kind, typer.Option(help="What to certify.")] = Kind.CLASS,
     score: Annotated[
         str,
@@ -55,9 +62,8 @@ def certify(
     classes: options.Classes = None,
     preprocess: options.Preprocess = None,
     trust: options.Trust = False,
-    inputs: Annotated[
-        list[Path] | None,
-        typer.Option(help="Files or folders as for gradood score; embedded pictures if none."),
+    inputs_too: Annotated[
+        list[Path] | None, typer.Option("--inputs", help="The same, as an option.", hidden=True)
     ] = None,
     fit_inputs: Annotated[
         list[Path] | None, typer.Option(help="Normal inputs that fit a detector given by name.")
@@ -65,13 +71,16 @@ def certify(
     column: options.Column = None,
     device: options.Device = "auto",
     count: Annotated[int, typer.Option(min=1, help="Use the first inputs.")] = 20,
-    sigma: Annotated[float, typer.Option(help="Of the noise, in units of the input.")] = 0.02,
+    sigma: Annotated[float, typer.Option(help="Of the noise, in pixels from 0 to 1.")] = 0.02,
+    units: options.UnitsOption = options.Units.PIXELS,
     radius: Annotated[
         list[float] | None, typer.Option(help="l2; repeat for several with mean and quantile.")
     ] = None,
     n: Annotated[int, typer.Option(help="Most samples an input.")] = 10_000,
     alpha: Annotated[float, typer.Option(help="Probability of a false certificate.")] = 1e-3,
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the noise, to repeat a run; else a fresh one.")
+    ] = None,
     denoiser: Annotated[
         str | None,
         typer.Option(
@@ -104,8 +113,9 @@ def certify(
         score,
         options.ModelOptions(model, weights, classes, preprocess, trust, device),
         column,
-        inputs,
+        [*(inputs or ()), *(inputs_too or ())] or None,
         fit_inputs,
+        units,
     )
     if verify is not None:
         needed = (source, load_denoiser(denoiser, device)) if again else (None, None)
@@ -119,7 +129,9 @@ def certify(
         certified, x = source.certified(kind), source.inputs(count)
         begin = time.perf_counter()
         target = _target(kind, radius, threshold, q)
-        made = _certify(kind, certified, x, settings, {**target, "state": state})
+        made = _labelled(
+            _certify(kind, certified, x, settings, {**target, "state": state}), source.names, units
+        )
         output.write(made.lines())
     seconds = time.perf_counter() - begin
     console = Console()
@@ -128,9 +140,16 @@ def certify(
     console.print(
         f"{len(x)} certificates in {seconds:.1f} s, {samples:,} samples in all.", highlight=False
     )
+    console.print(f"sigma and radius in {units.words}.", highlight=False)
     console.print(f"Certificates: {out.resolve()}", highlight=False, soft_wrap=True)
     if report is not None:
         write(_page(made, x, seconds, source, out), report)
+
+
+def _labelled(made: Evidence, names: Sequence[str], units: options.Units) -> Evidence:
+    """With the file of every input, and the unit, in its record."""
+    rows = tuple({**row, "file": name} for row, name in zip(made.rows, names, strict=True))
+    return replace(made, common={**made.common, "units": units.value}, rows=rows)
 
 
 def _page(made: Evidence, x: Tensor, seconds: float, source: _Source, out: Path) -> Page:
@@ -140,6 +159,7 @@ def _page(made: Evidence, x: Tensor, seconds: float, source: _Source, out: Path)
     inputs: dict[str, Sequence[str | Path]] = {
         "Inputs": source.paths or ("embedded fashion-mnist pictures",),
         "Certificates": (out,),
+        "Units": (source.units.words,),
     }
     facts = made_with(inputs, known, source.model)
     return certificate_page(made, x, seconds=seconds, facts_made=facts)
@@ -153,6 +173,9 @@ def _verify(path: Path, source: _Source | None, denoiser: Denoiser | None) -> No
         problems = [verify(record) for record in records]
     else:
         kind = Kind(records[0]["kind"]) if records else Kind.CLASS
+        source.units = (
+            options.Units(records[0].get("units", "input")) if records else options.Units.PIXELS
+        )
         certified, x = source.certified(kind), source.inputs(len(records))
         settings = None
         if records and denoiser is not None:
@@ -178,7 +201,10 @@ class _Source:
     column: str | None
     paths: list[Path] | None
     fit_paths: list[Path] | None
+    units: options.Units = options.Units.PIXELS
+    names: Sequence[str] = ()
     _loaded: LoadedModel | None = None
+    _pixels: Callable[[Tensor], Tensor] | None = None
 
     def certified(self, kind: Kind) -> Any:
         """The model, or the fitted score on it."""
@@ -213,28 +239,38 @@ class _Source:
         if self.paths is None:
             from gradood.data import embedded_images
 
-            return embedded_images("fashion-mnist")[:count]
-        return self._read(self.paths, count)
+            x = embedded_images("fashion-mnist")[:count]
+            self.names = [f"fashion-mnist/{row}" for row in range(len(x))]
+            return x
+        self.names, x = self._read(self.paths, count)
+        return x
 
     def _normal(self) -> Tensor:
         if self.fit_paths is not None:
-            return self._read(self.fit_paths, _FIT)
+            return self._read(self.fit_paths, _FIT)[1]
         if self.model.model is not None:
             raise InputError("a detector on your model needs --fit-inputs, files of normal ones")
         from gradood.data import embedded_images
 
         return embedded_images("fashion-mnist-train")
 
-    def _read(self, paths: list[Path], count: int) -> Tensor:
-        from gradood.data.files import first_inputs, open_source
+    def _read(self, paths: list[Path], count: int) -> tuple[list[str], Tensor]:
+        from gradood.data.files import named_inputs, open_source
 
         loaded = self._load()
         source = open_source(paths, column=self.column)
-        return first_inputs(source, loaded.transform, count).to(loaded.device, loaded.dtype)
+        names, x = named_inputs(source, loaded.transform, count)
+        assert self._pixels is not None
+        return names, self._pixels(x).to(loaded.device, loaded.dtype)
 
     def _load(self) -> LoadedModel:
+        """The model, of pixels if these are the units."""
+        from gradood.scoring.units import in_pixels
+
         if self._loaded is None:
-            self._loaded = self.model.load()
+            self._loaded, self._pixels = self.model.load(), lambda x: x
+            if self.units is options.Units.PIXELS:
+                self._loaded, self._pixels = in_pixels(self._loaded)
         return self._loaded
 
 

@@ -59,6 +59,7 @@ def evaluate(
         float | None, typer.Option(help="Noise of the smoothed detector; the radius if none.")
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Of the smoothed detector.")] = 1000,
+    units: options.UnitsOption = options.Units.PIXELS,
     model: options.Model = None,
     weights: options.Weights = None,
     classes: options.Classes = None,
@@ -75,9 +76,9 @@ def evaluate(
     """Compare scores of normal and anomalous inputs: AUROC, AUPR, FPR at 95 % TPR.
 
     Of score files that gradood score wrote, or of inputs that are scored now. Skipped inputs are
-    left out, and counted. --attack moves the anomalous inputs, in units of the model's input, which
-    must lie in [0, 1]; --guarantee bounds the metrics of the smoothed detector, its median score
-    under noise, whatever moves them within the radius. Both hold the inputs in memory.
+    left out, and counted. --attack moves the anomalous inputs, which stay in [0, 1]; --guarantee
+    bounds the metrics of the smoothed detector, its median score under noise, whatever moves them
+    within the radius. Both hold the inputs in memory.
     """
     # Imported late, so that `gradood --help` does not wait for PyTorch.
     from gradood.evaluation import evaluate as compare
@@ -86,7 +87,7 @@ def evaluate(
         check_folder(report)
         models = options.ModelOptions(model, weights, classes, preprocess, trust, device, dtype)
         streams = options.StreamOptions(column, batch_size, on_error, workers)
-        scoring = Scoring(detector, models, streams, details=report is not None)
+        scoring = Scoring(detector, models, streams, report is not None, units)
         worst = WorstCase(attack or (), guarantee or (), steps, restarts, sigma, samples)
         worst.check()
         normals, others = (
@@ -126,6 +127,7 @@ class Scoring:
         models: The model's options.
         streams: How inputs are read.
         details: Whether decisions and layers are wanted too, for a report.
+        units: Of what moves inputs.
     """
 
     def __init__(
@@ -134,7 +136,9 @@ class Scoring:
         models: options.ModelOptions,
         streams: options.StreamOptions,
         details: bool,
+        units: options.Units = options.Units.PIXELS,
     ) -> None:
+        self._units = units
         self.detector, self.models, self._streams = detector, models, streams
         self._details = details
         self._loaded: tuple[LoadedModel, Scorer] | None = None
@@ -166,10 +170,17 @@ class Scoring:
         """What is left of the metrics of every anomalous set."""
         import torch
 
+        from gradood.scoring.units import detector_in_pixels
+
         loaded, scorer = self._detecting(normal[0])
-        inputs = torch.cat([self._inputs(path) for path in normal]).to(loaded.device)
+        detector = scorer.detector
+        parts = [self._inputs(path) for path in normal]
         sets = {str(path): self._inputs(path) for path in anomalous}
-        return worst.of(scorer.detector, inputs, sets)
+        if self._units is options.Units.PIXELS:
+            detector, pixels = detector_in_pixels(detector, loaded)
+            parts = [pixels(part) for part in parts]
+            sets = {name: pixels(part) for name, part in sets.items()}
+        return worst.of(detector, torch.cat(parts).to(loaded.device), sets)
 
     def _inputs(self, path: Path) -> Tensor:
         """``[N, …]``: those that can be read and scored."""

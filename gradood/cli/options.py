@@ -34,6 +34,25 @@ class Dtype(str, Enum):
     FLOAT16 = "float16"
 
 
+class Units(str, Enum):
+    """What noise, radii and budgets are measured in."""
+
+    PIXELS = "pixels"
+    INPUT = "input"
+
+    @property
+    def words(self) -> str:
+        """For a reader."""
+        return "pixels from 0 to 1" if self is Units.PIXELS else "units of the model's input"
+
+
+UnitsOption = Annotated[
+    Units,
+    typer.Option(
+        help="pixels: noise and attacks come before the model's standardisation. input: after it, "
+        "so that sigma, radii and budgets are in units of the model's own input."
+    ),
+]
 Inputs = Annotated[
     list[Path],
     typer.Argument(

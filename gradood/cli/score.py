@@ -39,6 +39,9 @@ def score(
         bool, typer.Option("--resume", help="Go on where a killed run stopped.")
     ] = False,
     layers: Annotated[int, typer.Option(min=0, help="Name so many layers that reacted.")] = 3,
+    p_values: Annotated[
+        bool, typer.Option("--p-values", help="Conformal p-values, of a calibrated detector.")
+    ] = False,
     report: options.Report = None,
     model: options.Model = None,
     weights: options.Weights = None,
@@ -81,6 +84,7 @@ def score(
         "classes": classes,
         "preprocess": preprocess,
         "layers": layers,
+        **({"p_values": True} if p_values else {}),
         "batch_size": batch_size,
         "dtype": dtype.value,
         "world": world,
@@ -97,7 +101,7 @@ def score(
             )
         throughput = None
         if not file.complete:
-            throughput = _run(file, source, detector, layers, models, streams, as_json)
+            throughput = _run(file, source, detector, layers, p_values, models, streams, as_json)
         else:
             file.check_finished(source)
     if not as_json:
@@ -114,6 +118,7 @@ def _run(
     source: Source,
     detector: str,
     layers: int,
+    p_values: bool,
     models: options.ModelOptions,
     streams: options.StreamOptions,
     as_json: bool,
@@ -123,7 +128,7 @@ def _run(
     from gradood.scoring.scores import Scorer
 
     loaded = models.load()
-    scorer = Scorer(ready_detector(detector, loaded, models.compile), layers)
+    scorer = Scorer(ready_detector(detector, loaded, models.compile), layers, p_values)
     done = file.state["scored"] + file.state["skipped"]
     stream = streams.stream(scorer, loaded, file.state["limit"])
     rest, position = file.rest(source)

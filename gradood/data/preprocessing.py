@@ -124,6 +124,25 @@ class Preprocessing:
         return part.resize((width, height), Resampling[self.interpolation.upper()], box)
 
 
+@dataclass(frozen=True)
+class Standardising:
+    """A transform of another package that ends with ``(pixels - mean) / std``, pixels in [0, 1].
+
+    Attributes:
+        apply: All of it.
+        mean: Per channel.
+        std: Per channel.
+    """
+
+    apply: Transform
+    mean: float | Sequence[float]
+    std: float | Sequence[float]
+
+    def __call__(self, image: Image) -> Tensor:
+        """The input ``[C, H, W]``."""
+        return self.apply(image)
+
+
 def read_preprocessing(text: str) -> Transform:
     """Preprocessing from a JSON file or JSON text, with the names of ``Preprocessing``.
 

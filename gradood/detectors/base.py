@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gradood.detectors import checkpoint
 from gradood.detectors.batches import AnyBatch, InputSource, iterate_batches, track
+from gradood.detectors.conformal import conformal_p_values
 from gradood.detectors.threshold import Calibration, conservative_threshold
 from gradood.errors import InputError, ModelError, NotFittedError
 from gradood.gradients import GradientNorms
@@ -63,6 +64,7 @@ class Detector(ABC):
         self._learned: dict[str, Tensor] | None = None
         self._threshold: float | None = None
         self._calibration: Calibration | None = None
+        self._calibration_scores: Tensor | None = None
         #: How many normal inputs ``fit`` saw, where it learns from any.
         self._fitted_count: int | None = None
 
@@ -197,7 +199,29 @@ class Detector(ABC):
         """``calibrate`` by scores ``[N]`` of normal inputs that ``fit`` has not seen."""
         self._threshold = conservative_threshold(scores, fpr)
         self._calibration = Calibration(fpr, len(scores))
+        self._calibration_scores = scores.detach().cpu().double().flatten()
         return self
+
+    def p_values(self, x: Source) -> Tensor:
+        """How probable scores as high as those of ``x`` are for normal inputs, float64 ``[N]``.
+
+        By the inputs of ``calibrate``, see ``conformal_p_values``: valid for inputs exchangeable
+        with those. For decisions about many inputs, see ``gradood.control_fdr``.
+
+        Raises:
+            NotFittedError: Before ``fit``, or before ``calibrate``.
+        """
+        return self.p_values_of(self.score(x))
+
+    def p_values_of(self, scores: Tensor) -> Tensor:
+        """``p_values`` of inputs whose scores ``[N]`` are known."""
+        known = self._calibration_scores
+        if self.calibration is None or known is None:
+            raise NotFittedError(
+                f"this {type(self).__name__} has no calibration scores; "
+                "call calibrate(normal, fpr=...) with normal inputs it was not fitted on"
+            )
+        return conformal_p_values(known, scores.cpu()).to(scores.device)
 
     def predict(self, x: Source) -> Tensor:
         """Decide for every input of ``x``: bool ``[N]``, True = anomalous (score > threshold).

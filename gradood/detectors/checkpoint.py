@@ -29,6 +29,8 @@ REGISTRY: dict[str, type[Detector]] = {}
 
 _FORMAT = 1
 _KEY = "gradood"
+#: Scores of ``calibrate``, beside what was learned.
+_CALIBRATION = "calibration scores"
 #: Values kept of each tensor of weights, and by how much of their norm they may differ: rounding
 #: to bfloat16 changes them by 0.002, training by as much as it moves them.
 _SAMPLED, _SAME_WEIGHTS = 16, 0.02
@@ -66,6 +68,8 @@ def content(detector: Detector) -> bytes:
     }
     learned = detector._require_fitted()
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in learned.items()}
+    if detector.calibration is not None and detector._calibration_scores is not None:
+        tensors[_CALIBRATION] = detector._calibration_scores
     return save(tensors, metadata={_KEY: json.dumps(header)})
 
 
@@ -152,11 +156,13 @@ def _rebuild(
         settings["parameters"] = [given.get(n) or given.get(plain_name(n), n) for n in chosen]
     kind = classes[header["class"]]
     detector = kind(model, **kind._of_earlier_version(settings))
-    if state.keys() != detector.LEARNED:
+    kept = dict(state)
+    detector._calibration_scores = kept.pop(_CALIBRATION, None)
+    if kept.keys() != detector.LEARNED:
         raise CheckpointError(
             f"{path} is damaged: it holds {sorted(state)}, expected {sorted(detector.LEARNED)}"
         )
-    detector._restore({name: tensor.to(detector._device) for name, tensor in state.items()})
+    detector._restore({name: tensor.to(detector._device) for name, tensor in kept.items()})
     detector._threshold = None if header["threshold"] is None else float(header["threshold"])
     detector._fitted_count = header.get("fitted_on")  # files of older versions do not say
     calibration = header.get("calibration")  # nor do they say this

@@ -117,7 +117,7 @@ def evaluate_guaranteed(
     count = len(normal) + len(anomalous)
     wrong = _wrong(point_alpha, alpha, count, composition)
     if composition == "binomial":
-        _check_noise(noise, (len(normal), len(anomalous)))
+        check_noise(noise, (len(normal), len(anomalous)))
     still, moved = normal[:, 0], None
     if np.ndim(upper_normal) == 2:
         if 0 not in grid:
@@ -171,7 +171,7 @@ def _wrong(point_alpha: float, alpha: float, count: int, composition: str) -> in
     return 0
 
 
-def _check_noise(noise: tuple[Noise, Noise] | None, counts: tuple[int, int]) -> None:
+def check_noise(noise: tuple[Noise, Noise] | None, counts: tuple[int, int]) -> None:
     """Refuse inputs that shared their noise: their bounds would be wrong together."""
     if noise is None:
         raise InputError(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradood.data.optional import require
+from gradood.data.preprocessing import Standardising
 from gradood.errors import InputError
 
 if TYPE_CHECKING:
@@ -60,4 +61,4 @@ def timm_transform(model: nn.Module) -> Transform:
     def prepare(image: Any) -> Any:
         return transform(image.convert(mode))
 
-    return prepare
+    return Standardising(prepare, config["mean"], config["std"])

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from gradood.data.optional import require
+from gradood.data.preprocessing import Standardising
 from gradood.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
@@ -161,4 +162,9 @@ def _processor(transformers: Any, folder: Path) -> Transform | None:
         pixels: Tensor = processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"]
         return pixels[0]
 
-    return prepare
+    scale = getattr(processor, "rescale_factor", None) or 1 / 255
+    if not getattr(processor, "do_rescale", True) or abs(255 * scale - 1) > 1e-6:
+        return prepare  # in units of its own
+    if not getattr(processor, "do_normalize", False):
+        return Standardising(prepare, 0.0, 1.0)
+    return Standardising(prepare, processor.image_mean, processor.image_std)

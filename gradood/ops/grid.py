@@ -61,7 +61,7 @@ def normals(shape: tuple[int, ...], inputs: Tensor, samples: Tensor, key: Tensor
 
 
 def log(u: Tensor) -> Tensor:
-    """Natural logarithms: ``k log 2`` and that of 1 + f, by a polynomial in ``s = f / (2 + f)``.
+    """Natural logarithms: ``k log 2``, and a polynomial in ``s = f / (2 + f)`` for 1 + f.
 
     The coefficients are those of Sun's fdlibm, ``e_log.c``.
     """

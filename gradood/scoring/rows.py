@@ -109,15 +109,17 @@ def to_parquet(source: Path, target: Path) -> None:
     arrow = require("pyarrow", "files", "Writing Parquet")
     parquet = require("pyarrow.parquet", "files", "Writing Parquet")
     layer = arrow.struct([("name", arrow.string()), ("deviation", arrow.float32())])
-    schema = arrow.schema(
-        [
-            ("id", arrow.string()),
-            ("score", arrow.float32()),
-            ("decision", arrow.int8()),
-            ("layers", arrow.list_(layer)),
-            ("error", arrow.string()),
-        ]
-    )
+    fields = [
+        ("id", arrow.string()),
+        ("score", arrow.float32()),
+        ("decision", arrow.int8()),
+        ("layers", arrow.list_(layer)),
+        ("error", arrow.string()),
+    ]
+    with open(source, encoding="utf-8") as lines:
+        if "p_value" in json.loads(next(lines, "{}")):
+            fields.append(("p_value", arrow.float64()))
+    schema = arrow.schema(fields)
     with (
         open(target, "wb") as raw,  # by us, since Arrow takes names of UTF-8 alone
         parquet.ParquetWriter(raw, schema) as writer,

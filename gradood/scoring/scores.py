@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 
+import torch
 from torch import Tensor
 
 from gradood.detectors import Detector, NormDetector
@@ -19,10 +20,17 @@ class Scorer:
     Args:
         detector: Fitted; decisions are made if it is calibrated.
         layers: How many of the parameters that deviate most are named with each score.
+        p_values: Whether rows have conformal p-values, by the scores it was calibrated with.
+
+    Raises:
+        NotFittedError: p-values are asked for, and it has no calibration scores.
     """
 
-    def __init__(self, detector: Detector, layers: int = 3) -> None:
+    def __init__(self, detector: Detector, layers: int = 3, p_values: bool = False) -> None:
         self.detector = detector
+        self._p_values = p_values
+        if p_values:
+            detector.p_values_of(torch.zeros(0))
         self._threshold: float | None = None
         with suppress(NotFittedError):
             self._threshold = detector.threshold
@@ -44,12 +52,19 @@ class Scorer:
         """One JSON object an input: id, score, decision, layers and error."""
         # Put together by hand: json.dumps takes as long as reading a small picture.
         rows = zip(*(result.tolist() for result in batch.results), strict=True)
-        return [
-            _line(name, None, None, "", error)
-            if error is not None
-            else self._scored(name, *next(rows))
-            for name, error in zip(batch.ids, batch.errors, strict=True)
-        ]
+        chances = iter(
+            self.detector.p_values_of(batch.results[0]).tolist() if self._p_values else ()
+        )
+        lines = []
+        for name, error in zip(batch.ids, batch.errors, strict=True):
+            if error is not None:
+                line, chance = _line(name, None, None, "", error), None
+            else:
+                line, chance = self._scored(name, *next(rows)), next(chances, None)
+            if self._p_values:
+                line = f'{line[:-2]}, "p_value": {"null" if chance is None else repr(chance)}}}\n'
+            lines.append(line)
+        return lines
 
     def _scored(
         self, name: str, score: float, deviations: Sequence[float] = (), most: Sequence[int] = ()

@@ -12,6 +12,7 @@ from gradood.smoothing.evidence import Evidence
 from gradood.smoothing.means import MeanCertificates, certify_mean
 from gradood.smoothing.quantiles import QuantileCertificates, certify_quantile
 from gradood.smoothing.settings import Smoothing
+from gradood.smoothing.spreads import SpreadCertificates, certify_spread
 from gradood.smoothing.verification import read_records, verify, verify_with_model
 
 __all__ = [
@@ -24,10 +25,12 @@ __all__ = [
     "NoiseLevel",
     "QuantileCertificates",
     "Smoothing",
+    "SpreadCertificates",
     "certify_class",
     "certify_decision",
     "certify_mean",
     "certify_quantile",
+    "certify_spread",
     "commit",
     "from_diffusers",
     "from_openai",

@@ -59,6 +59,7 @@ def certify_class(
     radius: float | None = None,
     ids: Sequence[int] | Tensor | None = None,
     state: str | Path | None = None,
+    more: int | None = None,
 ) -> ClassCertificates:
     """Certify the class ``argmax_c P(model(x + sigma Z) = c)`` in an l2 ball about each input.
 
@@ -88,6 +89,10 @@ def certify_class(
         radius: The l2 radius that matters, or None for the largest that n samples support.
         ids: Numbers of the inputs, see ``Smoothing.seed``; their rows by default.
         state: File that keeps samples over interruptions; call again with it to go on.
+        more: Draw so many further samples of each input, after those in ``state``, and give bounds
+            that hold at all numbers of samples at once (``bounds.sequential.lower``):
+            look as often as you like, and go on until they please. Without it n is fixed, and
+            drawing again, or more, until a certificate is good enough makes its alpha worthless.
 
     Returns:
         Labels, radii, bounds and exact numbers of samples.
@@ -106,7 +111,7 @@ def certify_class(
         torch.Size([2])
     """
     target = {"radius": None if radius is None else check_radius(radius)}
-    run = Run("class", model, x, settings, target, ids, state)
+    run = Run("class", model, x, settings, target, ids, state, more)
     run.sampler.run(run.pilot, count_classes, settings.n0, SELECTION)
     pilot = run.pilot.counts
     stop = None
@@ -116,7 +121,7 @@ def certify_class(
         def stop(rows: Ints, counts: Ints, samples: Ints) -> Bools:
             return _clear(claims.of(rows), counts, samples, run.slack[rows], run.common)
 
-    run.sampler.run(run.main, count_classes, settings.n, ESTIMATION, stop)
+    run.sampler.run(run.main, count_classes, run.n, ESTIMATION, stop)
     counts = zip(run.main.counts.tolist(), pilot.tolist(), strict=True)
     evidence = run.evidence(
         [{"counts": count, "pilot": first} for count, first in counts], evaluate
@@ -150,10 +155,11 @@ def evaluate(common: Row, row: Row) -> Row:
         share = alpha / 2 if two_sided else alpha
         used = goals if two_sided else goals[:1]
         shares = [sequential.left(goal, share, settings["n"], common["tile"]) for goal in used]
-    lower = max(float(binomial.lower(hits, n, shares[0])) - slack, 0.0)
+    bounds = sequential if common["anytime"] else binomial
+    lower = max(float(bounds.lower(hits, n, shares[0])) - slack, 0.0)
     upper = 1 - lower
     if radius is None or two_sided:
-        upper = min(upper, float(binomial.upper(others, n, shares[1])) + slack)
+        upper = min(upper, float(bounds.upper(others, n, shares[1])) + slack)
     # 1 and 0 have infinite quantiles; no bound of a certificate reaches them.
     reach = float(sigma / 2 * (ndtri(lower) - ndtri(upper)))
     enough = reach > 0 if radius is None else reach >= radius

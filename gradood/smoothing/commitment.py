@@ -22,6 +22,7 @@ _TARGETS: Mapping[str, Mapping[str, Any]] = {
     "decision": {"threshold": None, "radius": None, "q": 0.5},
     "mean": {"radius": 0.0},
     "quantile": {"radius": 0.0, "q": 0.5},
+    "spread": {"radius": 0.0, "weight": 1.0},
 }
 
 
@@ -64,12 +65,12 @@ def commit(
     first. A seed that is drawn by the certifier alone could be drawn until it pleases.
 
     Args:
-        kind: "class", "decision", "mean" or "quantile".
+        kind: "class", "decision", "mean", "quantile" or "spread".
         model: What will be certified.
         x: ``[N, ...]``.
         settings: Their seed is ignored.
         ids: As for the ``certify`` function.
-        **target: Its further arguments: radius, threshold, q.
+        **target: Its further arguments: radius, threshold, q, weight.
 
     Raises:
         InputError: There is no such kind, or argument.
@@ -80,7 +81,7 @@ def commit(
     if unknown:
         raise InputError(f"{kind} certificates have no {', '.join(sorted(unknown))}")
     claim = {**_TARGETS[kind], **target}
-    if kind in ("mean", "quantile"):
+    if kind not in ("class", "decision"):
         claim["radius"] = torch.as_tensor(claim["radius"], dtype=torch.float64).flatten().tolist()
     settings = replace(settings, seed=None)
     inputs = NoisyInputs(x, ids, settings)

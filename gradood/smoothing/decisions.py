@@ -57,6 +57,7 @@ def certify_decision(
     q: float = 0.5,
     ids: Sequence[int] | Tensor | None = None,
     state: str | Path | None = None,
+    more: int | None = None,
 ) -> DecisionCertificates:
     """Certify "the q-quantile of score(x + sigma Z) is above the threshold", or that it is not.
 
@@ -85,6 +86,10 @@ def certify_decision(
         q: Which quantile decides; the median by default.
         ids: Numbers of the inputs, see ``Smoothing.seed``; their rows by default.
         state: File that keeps samples over interruptions; call again with it to go on.
+        more: Draw so many further samples of each input, after those in ``state``, and give bounds
+            that hold at all numbers of samples at once (``bounds.sequential.lower``):
+            look as often as you like, and go on until they please. Without it n is fixed, and
+            drawing again, or more, until a certificate is good enough makes its alpha worthless.
 
     Raises:
         InputError: An argument is wrong.
@@ -103,7 +108,7 @@ def certify_decision(
         "radius": None if radius is None else check_radius(radius),
         "q": check_probability("q", q),
     }
-    run = Run("decision", score, x, settings, target, ids, state)
+    run = Run("decision", score, x, settings, target, ids, state, more)
     stop = None
     if radius is not None:
 
@@ -113,7 +118,7 @@ def certify_decision(
             done: npt.NDArray[np.bool_] = certified | (answers != sequential.GO_ON).all(0)
             return done
 
-    run.sampler.run(run.main, CountAbove(threshold), settings.n, ESTIMATION, stop)
+    run.sampler.run(run.main, CountAbove(threshold), run.n, ESTIMATION, stop)
     evidence = run.evidence([{"counts": count} for count in run.main.counts.tolist()], evaluate)
     return DecisionCertificates(
         evidence.column("decision", torch.int64),
@@ -132,8 +137,9 @@ def evaluate(common: Row, row: Row) -> Row:
     above, missing = row["counts"]
     slack = row["slack"]
     if target["radius"] is None:
-        lower = max(float(binomial.lower(above, n, alpha / 2)) - slack, 0.0)
-        upper = min(float(binomial.upper(above + missing, n, alpha / 2)) + slack, 1.0)
+        bounds = sequential if common["anytime"] else binomial
+        lower = max(float(bounds.lower(above, n, alpha / 2)) - slack, 0.0)
+        upper = min(float(bounds.upper(above + missing, n, alpha / 2)) + slack, 1.0)
         middle = ndtri(1 - target["q"])
         reach = sigma * (ndtri(lower) - middle), sigma * (middle - ndtri(upper))
         decision = int(reach[0] > 0) - int(reach[1] > 0)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from gradood.errors import InputError
 from gradood.smoothing.inference import Certified
 from gradood.smoothing.noise import NoisyInputs
 from gradood.smoothing.sampling import Sampler
-from gradood.smoothing.settings import Smoothing
+from gradood.smoothing.settings import Smoothing, scalar
 from gradood.smoothing.tally import Resumable, Tally, kept_seed
 from gradood.writing import write_file
 
@@ -74,13 +75,15 @@ class Run:
     """One call of a ``certify`` function: checked arguments, tallies and the sampler.
 
     Args:
-        kind: "class", "mean", "quantile" or "decision".
+        kind: "class", "mean", "quantile", "spread" or "decision".
         model: What is certified; ``outputs`` as in ``Certified``.
         x: The inputs.
         settings: How they are smoothed.
         target: What is claimed, as JSON values.
         ids: As in ``NoisyInputs``.
         state: Path of the file that survives interruptions, or None.
+        more: Samples to draw beyond those of the state, for bounds that hold at all numbers of
+            samples at once; None draws the settings' n.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class Run:
         target: Row,
         ids: Sequence[int] | Tensor | None,
         state: str | Path | None,
+        more: int | None = None,
     ) -> None:
         if not isinstance(settings, Smoothing):
             raise InputError(f"settings are {type(settings).__name__}; expected a Smoothing")
@@ -109,6 +113,7 @@ class Run:
             "format": FORMAT,
             "kind": kind,
             "target": target,
+            "anytime": more is not None,
             "settings": settings.as_json(),
             "tile": self.inputs.tile,
             "shape": list(x.shape[1:]),
@@ -118,6 +123,11 @@ class Run:
         identity = self.common | {"inputs": self.inputs.digest()}
         self._tallies = Resumable(state, identity, len(x), "pilot", "main")
         self.sampler = Sampler(self.model, self.inputs, self._tallies.save)
+        #: Samples that every input is to have.
+        self.n = settings.n
+        if more is not None:
+            self.n = _check_more(more, target) + int(self.main.samples.max(initial=0))
+            self.main.reopen()
 
     @property
     def slack(self) -> npt.NDArray[np.float64]:
@@ -155,6 +165,17 @@ class Run:
             {**dict(zip(columns, row, strict=True)), **count}
             for row, count in zip(numbers, counts, strict=True)
         ]
+
+
+def _check_more(more: int, target: Row) -> int:
+    if isinstance(target["radius"], float):
+        raise InputError(
+            "more goes with radius=None: with a radius, sampling stops when the answer is clear"
+        )
+    number: int = scalar("more", more, index)
+    if number < 1:
+        raise InputError(f"more = {more}; expected at least 1")
+    return number
 
 
 def answer(result: Mapping[str, Any]) -> str:

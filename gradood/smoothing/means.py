@@ -46,6 +46,7 @@ def certify_mean(
     radius: float | Sequence[float] | Tensor = 0.0,
     ids: Sequence[int] | Tensor | None = None,
     state: str | Path | None = None,
+    more: int | None = None,
 ) -> MeanCertificates:
     """Bound ``E score(x + delta + sigma Z)`` for every ``|delta|_2 <= radius``.
 
@@ -65,6 +66,10 @@ def certify_mean(
         radius: One l2 radius or several, in units of the input.
         ids: Numbers of the inputs, see ``Smoothing.seed``; their rows by default.
         state: File that keeps samples over interruptions; call again with it to go on.
+        more: Draw so many further samples of each input, after those in ``state``, and give bounds
+            that hold at all numbers of samples at once (``bounds.mean.betting``):
+            look as often as you like, and go on until they please. Without it n is fixed, and
+            drawing again, or more, until a certificate is good enough makes its alpha worthless.
 
     Raises:
         InputError: An argument is wrong, or a score lies outside [0, 1].
@@ -72,10 +77,10 @@ def certify_mean(
         CheckpointError: ``state`` belongs to another run.
     """
     radii = check_radii(radius)
-    run = Run("mean", score, x, settings, {"radius": radii}, ids, state)
+    run = Run("mean", score, x, settings, {"radius": radii}, ids, state, more)
     edges = default_edges()
     counter = CountUnit(torch.from_numpy(edges))
-    run.sampler.run(run.main, counter, settings.n, ESTIMATION)
+    run.sampler.run(run.main, counter, run.n, ESTIMATION)
     parts = [compact(count, edges) for count in run.main.counts]
     evidence = run.evidence(
         [{"edges": edges, "counts": counts} for edges, counts in parts], evaluate
@@ -99,6 +104,7 @@ def evaluate(common: Row, row: Row) -> Row:
     # S + slack bounds the true survival function, and shift(S + slack) <= shift(S) + shift(slack),
     # for shift is concave and 0 at 0.
     room = binomial.shift(row["slack"], c)
-    below = np.maximum(mean.lower(*arguments, seed=seed) - room, 0)
-    above = np.minimum(mean.upper(*arguments, seed=seed) + room, 1)
+    bound = mean.betting if common["anytime"] else mean.default
+    below = np.maximum(mean.lower(*arguments, bound, seed) - room, 0)
+    above = np.minimum(mean.upper(*arguments, bound, seed) + room, 1)
     return {"lower": below.tolist(), "upper": above.tolist()}

@@ -25,6 +25,8 @@ from gradood.smoothing.inference import Score
 from gradood.smoothing.noise import ESTIMATION, SELECTION
 from gradood.smoothing.settings import Smoothing
 
+Floats = npt.NDArray[np.float64]
+
 #: Edges of a histogram, and how many times the spread of the pilot scores they reach.
 _EDGES, _REACH = 2048, 1e4
 
@@ -59,6 +61,7 @@ def certify_quantile(
     q: float = 0.5,
     ids: Sequence[int] | Tensor | None = None,
     state: str | Path | None = None,
+    more: int | None = None,
 ) -> QuantileCertificates:
     """Bound the q-quantile of ``score(x + delta + sigma Z)`` for every ``|delta|_2 <= radius``.
 
@@ -83,6 +86,10 @@ def certify_quantile(
         q: Which quantile; the median by default.
         ids: Numbers of the inputs, see ``Smoothing.seed``; their rows by default.
         state: File that keeps samples over interruptions; call again with it to go on.
+        more: Draw so many further samples of each input, after those in ``state``, and give bounds
+            that hold at all numbers of samples at once (``bounds.quantile.anytime_upper_rank``):
+            look as often as you like, and go on until they please. Without it n is fixed, and
+            drawing again, or more, until a certificate is good enough makes its alpha worthless.
 
     Raises:
         InputError: An argument is wrong.
@@ -92,15 +99,8 @@ def certify_quantile(
     """
     radii = check_radii(radius)
     target = {"radius": radii, "q": check_probability("q", q)}
-    run = Run("quantile", score, x, settings, target, ids, state)
-    run.sampler.run(run.pilot, Record(settings.n0), settings.n0, SELECTION)
-    edges = np.array([edges_from(pilot) for pilot in run.pilot.counts])
-    counter = CountBetween(torch.from_numpy(edges))
-    run.sampler.run(run.main, counter, settings.n, ESTIMATION)
-    parts = [compact(*pair) for pair in zip(run.main.counts, edges, strict=True)]
-    evidence = run.evidence(
-        [{"edges": edges, "counts": counts} for edges, counts in parts], evaluate
-    )
+    run = Run("quantile", score, x, settings, target, ids, state, more)
+    evidence = run.evidence(count_scores(run), evaluate)
     shape = (len(x), len(radii))
     return QuantileCertificates(
         evidence.column("lower", torch.float64).view(shape),
@@ -114,16 +114,37 @@ def certify_quantile(
 
 def evaluate(common: Row, row: Row) -> Row:
     """The bounds that follow from what was counted for one input."""
-    settings, target = common["settings"], common["target"]
-    c = np.array(target["radius"]) / settings["sigma"]
-    n, q, share = row["samples"], target["q"], settings["alpha"] / 2
-    counted = row["counts"], np.array(row["edges"], np.float64)
+    share = common["settings"]["alpha"] / 2
+    below, above = bounds_of(common, row, common["target"]["q"], share)
+    return {"lower": below.tolist(), "upper": above.tolist()}
+
+
+def bounds_of(common: Row, row: Row, q: float, share: float) -> tuple[Floats, Floats]:
+    """Lower and upper bounds of one quantile at each radius, each false with probability share."""
+    c = np.array(common["target"]["radius"]) / common["settings"]["sigma"]
+    n, counted = row["samples"], (row["counts"], np.array(row["edges"], np.float64))
     # The lemma's probabilities, widened by what the sampled ones may be off; no further shift.
     low = np.maximum(binomial.shift(q, -c) - row["slack"], 0)
     high = np.minimum(binomial.shift(q, c) + row["slack"], 1)
-    below = quantile.lower_from_counts(*counted, quantile.lower_rank(n, low, 0.0, share))
-    above = quantile.upper_from_counts(*counted, quantile.upper_rank(n, high, 0.0, share))
-    return {"lower": below.tolist(), "upper": above.tolist()}
+    if common["anytime"]:
+        ranks = (
+            quantile.anytime_lower_rank(n, low, share),
+            quantile.anytime_upper_rank(n, high, share),
+        )
+    else:
+        ranks = quantile.lower_rank(n, low, 0.0, share), quantile.upper_rank(n, high, 0.0, share)
+    below = quantile.lower_from_counts(*counted, ranks[0])
+    return below, quantile.upper_from_counts(*counted, ranks[1])
+
+
+def count_scores(run: Run) -> list[Row]:
+    """Draw all samples of scores, between edges that a pilot chooses."""
+    n0 = run.settings.n0
+    run.sampler.run(run.pilot, Record(n0), n0, SELECTION)
+    edges = np.array([edges_from(pilot) for pilot in run.pilot.counts])
+    run.sampler.run(run.main, CountBetween(torch.from_numpy(edges)), run.n, ESTIMATION)
+    parts = [compact(*pair) for pair in zip(run.main.counts, edges, strict=True)]
+    return [{"edges": kept, "counts": counts} for kept, counts in parts]
 
 
 def edges_from(pilot: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -59,6 +59,10 @@ class Tally:
     def __setitem__(self, row: int, entry: Entry) -> None:
         self._entries[row] = entry
 
+    def reopen(self) -> None:
+        """Let every input have further samples."""
+        self._entries = [entry._replace(finished=False) for entry in self._entries]
+
     def width_of(self, like: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Counts of any input that has some, else ``like``."""
         return next((e.counts for e in self._entries if e.counts is not None), like)

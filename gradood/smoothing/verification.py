@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from gradood.errors import CheckpointError, InputError
-from gradood.smoothing import classes, decisions, means, quantiles, rounding
+from gradood.smoothing import classes, decisions, means, quantiles, rounding, spreads
 from gradood.smoothing.commitment import commit
 from gradood.smoothing.evidence import FORMAT, Row, encode
 from gradood.smoothing.settings import Smoothing
@@ -21,12 +21,14 @@ _EVALUATE: dict[str, Callable[[Row, Row], Row]] = {
     "decision": decisions.evaluate,
     "mean": means.evaluate,
     "quantile": quantiles.evaluate,
+    "spread": spreads.evaluate,
 }
 _CERTIFY: dict[str, Callable[..., Any]] = {
     "class": classes.certify_class,
     "decision": decisions.certify_decision,
     "mean": means.certify_mean,
     "quantile": quantiles.certify_quantile,
+    "spread": spreads.certify_spread,
 }
 #: What a command adds to a record for the reader; nothing follows from it.
 _LABELS = ("file", "units")
@@ -119,14 +121,15 @@ def verify_with_model(
 
 
 #: What is the same in all records of one run.
-_COMMON = ("format", "kind", "target", "settings", "tile", "shape", "model", "denoiser")
+_COMMON = ("format", "kind", "target", "anytime", "settings", "tile", "shape", "model", "denoiser")
 
 
 def _runs(records: Sequence[Row]) -> list[list[int]]:
     """Rows of the records that one run can draw again: same settings, and no id twice."""
     runs: list[tuple[str, set[Any], list[int]]] = []
     for row, record in enumerate(records):
-        key = json.dumps(encode([record.get(name) for name in _COMMON]))
+        reached = record.get("samples") if record.get("anytime") else None
+        key = json.dumps(encode([*(record.get(name) for name in _COMMON), reached]))
         number = record.get("id")
         fits = (run for run in runs if run[0] == key and number not in run[1])
         run = next(fits, None)
@@ -152,11 +155,12 @@ def _again(
         settings = _settings(first, given)
         certify, target = _CERTIFY[first["kind"]], dict(first["target"])
         ids = [int(record["id"]) for record in records]
+        more = first["samples"] if first["anytime"] else None
     except (LookupError, TypeError, ValueError) as error:
         return [f"it is damaged ({type(error).__name__}: {error})"] * len(records)
     if isinstance(settings, str):
         return [settings] * len(records)
-    new = certify(model, x, settings, ids=ids, **target).evidence.records()
+    new = certify(model, x, settings, ids=ids, more=more, **target).evidence.records()
     return [_difference(*pair) for pair in zip(records, new, strict=True)]
 
 
@@ -214,7 +218,7 @@ def _impossible(record: Row) -> str | None:
     expected = float(rounding.slack(settings, record["shape"], record["magnitude"]))
     if not math.isclose(record["slack"], expected, rel_tol=1e-9, abs_tol=0):
         return f"slack is {record['slack']}, its settings give {expected}"
-    pilot = settings["n0"] if record["kind"] in ("class", "quantile") else 0
+    pilot = settings["n0"] if record["kind"] in ("class", "quantile", "spread") else 0
     if record["pilot_samples"] != pilot or sum(record.get("pilot", [pilot])) != pilot:
         return f"{record['pilot_samples']} samples chose, instead of {pilot}"
     if record["kind"] == "decision":
@@ -222,10 +226,15 @@ def _impossible(record: Row) -> str | None:
             return f"{sum(counts)} of {samples} samples were counted"
     elif sum(counts) != samples:
         return f"the counts add up to {sum(counts)}, samples are {samples}"
-    if samples > settings["n"] or not (0 < settings["alpha"] < 1 and settings["sigma"] > 0):
+    anytime = record["anytime"]
+    if (samples > settings["n"] and not anytime) or not (
+        0 < settings["alpha"] < 1 and settings["sigma"] > 0
+    ):
         return "its settings are out of range"
-    fixed = record["kind"] in ("mean", "quantile") or record["target"]["radius"] is None
-    if fixed and samples != settings["n"]:
+    fixed = record["kind"] in ("mean", "quantile", "spread") or record["target"]["radius"] is None
+    if anytime and not fixed:
+        return "it names a radius, so it is not anytime"
+    if fixed and not anytime and samples != settings["n"]:
         return f"{samples} samples were drawn instead of {settings['n']}"
     return None
 

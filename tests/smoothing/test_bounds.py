@@ -255,7 +255,7 @@ def test_the_sequential_test_certifies_gives_up_and_goes_on() -> None:
     assert sequential.decide(0, 0, p0, ALPHA) == sequential.GO_ON
     assert sequential.decide(700, n, p0, ALPHA, futility=0) == sequential.GO_ON
     # At the end the fixed bound has what is left of alpha: it needs fewer successes.
-    share = sequential.left(p0, ALPHA, n)
+    share = ALPHA - sequential.spent(p0, sequential.level(p0, ALPHA, n), n)
     assert 0 < share < ALPHA
     least = next(k for k in range(n) if binomial.lower(k, n, share) > p0)
     assert least < sequential.first_count(n, p0, ALPHA)

@@ -4,7 +4,7 @@ Nothing in a file is ever executed or unpacked to disk, and what is wrong with o
 that input and stops no other.
 """
 
-from gradood.data.files.decoding import Decoded, decoded, first_inputs
+from gradood.data.files.decoding import Decoded, decoded, first_inputs, named_inputs
 from gradood.data.files.opening import open_source
 from gradood.data.files.source import Item, IterableSource, Source, as_source
 
@@ -16,5 +16,7 @@ __all__ = [
     "as_source",
     "decoded",
     "first_inputs",
+    "named_inputs",
+    "named_inputs",
     "open_source",
 ]

@@ -87,11 +87,17 @@ def decoded(
 
 
 def first_inputs(source: Source, transform: Transform, count: int) -> Tensor:
-    """The first ``count`` inputs of a source as one tensor ``[N, …]``.
+    """The first ``count`` inputs of a source as one tensor ``[N, …]``; see ``named_inputs``."""
+    return named_inputs(source, transform, count)[1]
+
+
+def named_inputs(source: Source, transform: Transform, count: int) -> tuple[list[str], Tensor]:
+    """Names of the first ``count`` inputs of a source, and the inputs as one tensor ``[N, …]``.
 
     Raises:
         InputError: There is none, one cannot be read, or their shapes differ.
     """
+    names: list[str] = []
     found: list[Tensor] = []
     for item in itertools.islice(decoded(source.placed(), transform), count):
         if item.tensor is None:
@@ -101,10 +107,11 @@ def first_inputs(source: Source, transform: Transform, count: int) -> Tensor:
                 f"{item.id} has the shape {list(item.tensor.shape)}, the others "
                 f"{list(found[0].shape)}"
             )
+        names.append(item.id)
         found.append(item.tensor)
     if not found:
         raise InputError("there are no inputs")
-    return torch.stack(found)
+    return names, torch.stack(found)
 
 
 def as_input(value: Any, transform: Transform) -> Tensor:

@@ -59,6 +59,9 @@ def betting(sample: Sample, c: Floats, alpha: float) -> Floats:
     Factors grow with m, so the bound is below mu only if wealth(mu) >= 1 / alpha. The product does
     not depend on the order, so counts suffice. (Waudby-Smith and Ramdas 2024, section 4, with a
     fixed mixture of bets; Orabona and Jun 2024.) Adapts to the variance.
+
+    It holds at all n at once: as scores come in, the wealth at mu is a nonnegative martingale from
+    1, and by Ville's inequality it ever reaches 1 / alpha with probability at most alpha.
     """
     values, counts = sample.values, sample.counts
     goal = np.log(len(_BETS) / alpha)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from gradood.smoothing.bounds import binomial
+from gradood.smoothing.bounds import binomial, sequential
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -56,6 +56,27 @@ def lower_rank(n: npt.ArrayLike, p: npt.ArrayLike, c: npt.ArrayLike, alpha: npt.
         return np.asarray(special.betaincc(k, n - k + 1, q) > alpha * (1 - _ROUNDING))
 
     return _first(n, common) - 1
+
+
+def anytime_upper_rank(n: npt.ArrayLike, p: npt.ArrayLike, alpha: npt.ArrayLike) -> Ints:
+    r"""The smallest k at which ``sequential.log_evalue(k, n, p)`` reaches ``log 1 / alpha``.
+
+    Claim: P(X_(k) < q_p at some n) <= alpha, k that of each n; n + 1 gives +inf.
+    Proof: X_(k) < q_p only if at least k of n scores are below q_p, each of which is with
+    probability at most p; then the e-value against "at most p" is 1 / alpha or more, which happens
+    at some n with probability at most alpha.
+    """
+    return sequential.first_count(n, p, alpha)
+
+
+def anytime_lower_rank(n: npt.ArrayLike, p: npt.ArrayLike, alpha: npt.ArrayLike) -> Ints:
+    """The largest k with P(X_(k) > q_p at some n) <= alpha, by the scores above; 0 gives -inf.
+
+    Proof: X_(k) > q_p only if n - k + 1 scores or more are above q_p, each with probability at most
+    1 - p; as for ``anytime_upper_rank``.
+    """
+    n = np.asarray(n, np.int64)
+    return n + 1 - sequential.first_count(n, 1 - np.asarray(p, np.float64), alpha)
 
 
 def _broadcast(*arrays: npt.ArrayLike) -> list[Floats]:

@@ -94,16 +94,18 @@ def upper(successes: npt.ArrayLike, n: npt.ArrayLike, alpha: npt.ArrayLike) -> F
     return 1 - lower(np.subtract(n, successes), n, alpha)
 
 
-def first_count(n: npt.ArrayLike, p0: float, alpha: float) -> Ints:
-    """The smallest A with ``E_N >= 1 / alpha``; N + 1 if there is none."""
-    n = np.asarray(n, np.float64)
+def first_count(n: npt.ArrayLike, p0: npt.ArrayLike, alpha: npt.ArrayLike) -> Ints:
+    """The smallest A with ``E_N >= 1 / alpha``; N + 1 if there is none, as at p0 = 1."""
+    n, p0, alpha = np.broadcast_arrays(*(np.asarray(v, np.float64) for v in (n, p0, alpha)))
+    never = p0 >= 1 - 2.0**-40
+    p0 = np.clip(p0, 2.0**-1000, 1 - 2.0**-40)
     low, high = np.floor(n * p0), n + 1
     while (low < high).any():
         middle = np.floor((low + high) / 2)
         inside = np.minimum(middle, n)
         yes = (middle > n) | (log_evalue(inside, n, p0) >= -np.log(alpha))
         low, high = np.where(yes, low, middle + 1), np.where(yes, middle, high)
-    return high.astype(np.int64)
+    return np.where(never, n + 1, high).astype(np.int64)
 
 
 @lru_cache(maxsize=4096)
@@ -137,8 +139,24 @@ def spent(p0: float, alpha: float, n_max: int, tile: int = 1) -> float:
 
 
 def left(p0: float, alpha: float, n_max: int, tile: int = 1) -> float:
-    """What ``decide`` has left for its last look: ``alpha - spent(...)``."""
+    """What a test at alpha itself has left for its last look: ``alpha - spent(...)``."""
     return max(alpha - spent(p0, alpha, n_max, tile), 0.0)
+
+
+@lru_cache(maxsize=1024)
+def level(p0: float, alpha: float, n_max: int, tile: int = 1) -> float:
+    """How much more than alpha the e-value may be tested at, so that 0.9 alpha is spent.
+
+    Overshoot, looks that are missed and the end at n_max leave a quarter to three quarters of what
+    Ville's inequality allows for; the exact calculation says how much. At least alpha, at most
+    4 alpha.
+    """
+    low, high = alpha, 4 * alpha
+    for _ in range(7):
+        middle = (low * high) ** 0.5
+        enough = spent(p0, middle, n_max, tile) <= 0.9 * alpha
+        low, high = (middle, high) if enough else (low, middle)
+    return low
 
 
 def decide(
@@ -152,19 +170,18 @@ def decide(
 ) -> Ints:
     r"""Whether to certify "p > p0", to give up, or to go on sampling.
 
-    ``CERTIFY`` if ``E_N >= 1 / alpha`` at a look, or if at ``N = n_max`` the Clopper-Pearson lower
-    bound at what is left of alpha is above p0. ``FUTILE`` if the reverse e-value, against p >= p0,
-    reaches 1 / futility, or if n_max is reached without a certificate. Else ``GO_ON``.
+    ``CERTIFY`` if ``E_N >= 1 / level`` at a look before n_max, or if at ``N = n_max`` the
+    Clopper-Pearson lower bound at what is left of alpha is above p0. ``FUTILE`` if the reverse
+    e-value, against p >= p0, reaches 1 / futility, or if n_max is reached without a certificate.
+    Else ``GO_ON``. Without n_max, level is alpha.
 
     Claim: if p <= p0, the probability of ever answering CERTIFY is at most alpha.
-    Proof: at p = p0 the e-value crosses before n_max with probability ``spent``, by an exact
-    calculation, and at n_max with E >= 1 / alpha or the bound above p0 with probability at most
-    max(alpha, left) in general; see below. At p < p0 both are less likely: more successes never
-    hinder either. The last look is a certificate exactly if A >= k, where k is the smaller of the
-    counts that either rule asks for. Where it is the bound's, P(A >= k) <= left = alpha - spent.
-    Where it is the e-value's, crossing at n_max is crossing at some N, at most alpha in all by
-    Ville's inequality. FUTILE claims nothing, so ``futility`` costs power only: it is the largest
-    probability of giving up, before n_max, on an input with p > p0.
+    Proof: at p = p0 the e-value crosses before n_max with probability ``spent(p0, level)`` <=
+    alpha, by an exact calculation, and the bound at n_max is above p0 with probability at most
+    ``alpha - spent(p0, level)``. At p < p0 both are less likely: more successes never hinder
+    either. Without n_max it is Ville's inequality (``log_evalue``). FUTILE claims nothing, so
+    ``futility`` costs power only: it is the largest probability of giving up, before n_max, on an
+    input with p > p0.
 
     Args:
         successes: Counts, any shape.
@@ -179,17 +196,19 @@ def decide(
         int64 of the broadcast shape.
     """
     a, n, p0 = np.broadcast_arrays(*(np.asarray(v, np.float64) for v in (successes, n, p0)))
-    certified = log_evalue(a, n, p0) >= -np.log(alpha)
+    goals, shares = np.full(p0.shape, alpha), np.zeros(p0.shape)
+    if n_max is not None:
+        for limit in np.unique(p0).tolist():
+            goals[p0 == limit] = tested = level(limit, alpha, n_max, tile)
+            shares[p0 == limit] = max(alpha - spent(limit, tested, n_max, tile), 0.0)
+    certified = log_evalue(a, n, p0) >= -np.log(goals)
     futile = np.zeros_like(certified)
     if futility > 0:
         futile = log_evalue(n - a, n, 1 - p0) >= np.log(1 / futility)
     if n_max is not None:
-        last = (n >= n_max) & ~certified
-        for limit in np.unique(p0[last]).tolist():
-            some = last & (p0 == limit)
-            share = left(limit, alpha, n_max, tile)
-            certified = certified | (some & (binomial.lower(a, n, share) > p0))
-        futile = futile | (n >= n_max)
+        last = n >= n_max
+        certified = np.where(last, binomial.lower(a, n, shares) > p0, certified)
+        futile = futile | last
     return np.where(certified, CERTIFY, np.where(futile, FUTILE, GO_ON)).astype(np.int64)
 
 
