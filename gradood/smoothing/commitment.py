@@ -81,7 +81,9 @@ def commit(
         raise InputError(f"{kind} certificates have no {', '.join(sorted(unknown))}")
     claim = {**_TARGETS[kind], **target}
     if kind in ("mean", "quantile"):
-        claim["radius"] = torch.as_tensor(claim["radius"], dtype=torch.float64).flatten().tolist()
+        claim["radius"] = (
+            torch.as_tensor(claim["radius"], dtype=torch.float64, device="cpu").flatten().tolist()
+        )
     settings = replace(settings, seed=None)
     inputs = NoisyInputs(x, ids, settings)
     content = {
