@@ -120,7 +120,7 @@ def x():
     return torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-SMOOTHING = gradood.Smoothing(sigma=0.1, n=40, progress=False)
+SMOOTHING = gradood.Smoothing(sigma=0.1, n=40, seed=0, progress=False)
 
 
 def norms(model, tokens, x):

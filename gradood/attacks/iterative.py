@@ -139,7 +139,11 @@ def pgd(
     """
     ball = make_ball(x, norm, epsilon, (0.0, 1.0))
     check_classified(model, x, labels, batch_size)
-    start = random_points(ball, torch.arange(len(x)), seed) if random_start else x
+    start = (
+        random_points(ball, torch.arange(len(x), dtype=torch.int64, device="cpu"), seed)
+        if random_start
+        else x
+    )
     images = _climb(model, start, labels, ball, steps, _step(step_size, epsilon), batch_size)
     return outcome(model, images, labels, batch_size)
 

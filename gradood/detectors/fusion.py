@@ -26,7 +26,10 @@ def fit_part(part: Part, norms: GradientNorms, floored: bool = True) -> tuple[Le
     deviations below the mean, so that no part outweighs all others where it finds an input more
     normal than the normal ones, as the energy does an input that is twice as large.
     """
-    held = torch.arange(len(norms.logits), device=norms.logits.device) % HELD_BACK == HELD_BACK - 1
+    held = (
+        torch.arange(len(norms.logits), device=norms.logits.device, dtype=torch.int64) % HELD_BACK
+        == HELD_BACK - 1
+    )
     learned, others = part.fit(norms.select(~held)), norms.select(held)
     scores = part.score(others, learned).double()
     deviation, mean = torch.std_mean(scores)

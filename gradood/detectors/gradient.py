@@ -20,6 +20,7 @@ from gradood.detectors.presets import EARLIER, PRESETS
 from gradood.errors import InputError
 from gradood.gradients import GradientNorms, differentiable_norms, forward_norms, gradient_norms
 from gradood.gradients.decision import not_finite_rows
+from gradood.gradients.engine import full_precision
 from gradood.gradients.validation import not_finite
 
 if TYPE_CHECKING:
@@ -152,7 +153,8 @@ class GradientDetector(NormDetector):
             reason = part.lacks(own)
             if reason is None:
                 try:
-                    learned, scores = fit_part(part, own, self.weighting == "agreement")
+                    with full_precision(self._device.type):
+                        learned, scores = fit_part(part, own, self.weighting == "agreement")
                 except InputError as error:
                     reason = str(error)
                 else:
@@ -234,13 +236,15 @@ class GradientDetector(NormDetector):
             )
         # A flagged row must not reach the arithmetic, where Inf - Inf would make it NaN.
         usable = ~not_finite_rows(*norms.tensors.values())
-        scores = torch.full((len(usable),), torch.inf, device=self._device)
+        scores = torch.full((len(usable),), torch.inf, device=self._device, dtype=torch.float32)
         if usable.any():
             finite = norms.select(usable)
             shares = list(self._shares(learned))
-            parts = torch.stack([score_part(p, self._share(p, finite), own) for p, own in shares])
-            weights = learned.get("weights")
-            mean = parts.mean(0) if weights is None else weights.to(parts.dtype) @ parts
+            with full_precision(self._device.type):
+                every = [score_part(p, self._share(p, finite), own) for p, own in shares]
+                parts = torch.stack(every)
+                weights = learned.get("weights")
+                mean = parts.mean(0) if weights is None else weights.to(parts.dtype) @ parts
             scores[usable] = mean.float()
         return scores
 

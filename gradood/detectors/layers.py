@@ -42,7 +42,9 @@ def fit_layers(norms: GradientNorms) -> Learned:
         "layer_means": torch.cat(means),
         "layer_scales": torch.cat(scales),
         "layer_whitenings": torch.cat(whitenings),
-        "layer_sizes": torch.tensor([layer.shape[1] for layer in layers], device=means[0].device),
+        "layer_sizes": torch.tensor(
+            [layer.shape[1] for layer in layers], dtype=torch.int64, device=means[0].device
+        ),
     }
 
 

@@ -83,12 +83,12 @@ def owners_by_value(
     ``changed`` is the same tensor after the samples in ``exchanged`` were: what differs is theirs.
     """
     if tensor.shape != changed.shape:
-        return torch.zeros(tensor.shape[dim], SAMPLES, dtype=torch.bool)
+        return torch.zeros(tensor.shape[dim], SAMPLES, dtype=torch.bool, device="cpu")
     if rounding:
         moved = _along(dim, differs(tensor, changed, rounding))
     else:
         moved = _along(dim, _bits(tensor) != _bits(changed))
-    return ~moved[:, None] | torch.tensor(exchanged)
+    return ~moved[:, None] | torch.tensor(exchanged, dtype=torch.bool, device="cpu")
 
 
 def owners_by_gradient(dim: int, once: Tensor, weighted: Tensor, rounding: float) -> Tensor:
@@ -112,7 +112,7 @@ def owners_by_gradient(dim: int, once: Tensor, weighted: Tensor, rounding: float
     most = share.where(known, -torch.inf)
     if others:
         least, most = least.amin(others), most.amax(others)
-    weights = torch.tensor(WEIGHTS, dtype=least.dtype)
+    weights = torch.tensor(WEIGHTS, dtype=least.dtype, device="cpu")
     least, most = least.cpu()[:, None], most.cpu()[:, None]
     return ((least == weights) & (most == weights)) | (least > most)
 

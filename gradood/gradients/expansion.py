@@ -192,7 +192,9 @@ def _bag(
         )
         starts = offsets[: len(ends)]
         lengths = ends - starts
-        steps = torch.arange(int(lengths.max()) if len(lengths) else 0, device=input.device)
+        steps = torch.arange(
+            int(lengths.max()) if len(lengths) else 0, device=input.device, dtype=torch.int64
+        )
         places = (starts[:, None] + steps).clamp(max=max(0, len(input) - 1))
         kept = steps < lengths[:, None]
         input = input[places]

@@ -86,7 +86,7 @@ def pad(
         )
         return found
     steps, lengths, index = known
-    inside = torch.arange(len(steps), device=steps.device)[:, None] < lengths
+    inside = torch.arange(len(steps), device=steps.device, dtype=torch.int64)[:, None] < lengths
     steps = steps.masked_fill(~inside[..., None], padding_value)
     with torch._C.DisableTorchFunction():  # the length of the longest is no constant of the model
         steps = steps[: max(total_length, len(batch_sizes))]
@@ -172,7 +172,9 @@ def _agree(moved: _Moved, own: Tensor, lengths: Tensor) -> bool:
         order = moved.order.to(own.device)
         if order.shape != own.shape:
             return False
-        permuted = order.sort().values == torch.arange(len(own), device=own.device)
+        permuted = order.sort().values == torch.arange(
+            len(own), device=own.device, dtype=torch.int64
+        )
         return bool((permuted & (own[order] == lengths)).all())
 
 
@@ -180,7 +182,9 @@ def _is_inverse(index: Tensor, back: Tensor) -> bool:
     with torch._C.DisableTorchFunction():
         if index.shape != back.shape or index.dim() != 1:
             return False
-        return bool((index[back] == torch.arange(len(back), device=back.device)).all())
+        return bool(
+            (index[back] == torch.arange(len(back), device=back.device, dtype=torch.int64)).all()
+        )
 
 
 def _inverse(index: Tensor) -> Tensor:

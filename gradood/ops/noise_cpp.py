@@ -102,6 +102,7 @@ def grid_batch(
         (len(rows), *x.shape[1:]),
         dtype=dtype if half else torch.float32,
         memory_format=layout,
+        device="cpu",
     )
     if out.numel() == 0:
         return out.to(dtype)

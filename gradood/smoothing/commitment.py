@@ -82,7 +82,8 @@ def commit(
         raise InputError(f"{kind} certificates have no {', '.join(sorted(unknown))}")
     claim = {**_TARGETS[kind], **target}
     if kind not in ("class", "decision"):
-        claim["radius"] = torch.as_tensor(claim["radius"], dtype=torch.float64).flatten().tolist()
+        radius = torch.as_tensor(claim["radius"], dtype=torch.float64, device="cpu")
+        claim["radius"] = radius.flatten().tolist()
     settings = replace(settings, seed=None)
     inputs = NoisyInputs(x, ids, settings)
     content = {

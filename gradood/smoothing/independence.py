@@ -70,7 +70,9 @@ def _generators(device: torch.device) -> tuple[Any, ...]:
 
 def _quarters(rows: int) -> tuple[Tensor, Tensor]:
     """Two disjoint sets of rows, scattered so that no arrangement of batches hides in them."""
-    order = torch.randperm(rows, generator=torch.Generator().manual_seed(rows))
+    order = torch.randperm(
+        rows, generator=torch.Generator().manual_seed(rows), dtype=torch.int64, device="cpu"
+    )
     size = max(1, rows // 4)
     return order[:size], order[size : 2 * size]
 

@@ -142,7 +142,7 @@ def test_bad_numbers_stay_in_their_sample(name):
     + ["bias (3, 17, 41)"],
 )
 def test_result_does_not_depend_on_the_batch(name):
-    """Not by a single bit on a GPU; the interpreter multiplies with NumPy, which rounds by shape."""
+    """Not by a single bit on a GPU; the interpreter's NumPy rounds by shape."""
     call = CALLS[name]
     together = run(call)
     alone = run(call.map(lambda t: t[1:]))
