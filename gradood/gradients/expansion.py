@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import Parameter, functional
 from torch.overrides import handle_torch_function
 
-from gradood.errors import ModelError
 from gradood.gradients import packed, recurrent
 from gradood.gradients.rules import RULES
 from gradood.gradients.rules.copies import written
+from gradood.gradients.rules.embedding import refuse_renormalisation
 
 Function = Callable[..., Any]
 
@@ -141,20 +141,7 @@ def _embedding_body(
     *_: Any,
     **__: Any,
 ) -> None:
-    _refuse_renormalisation(max_norm)
-
-
-def _refuse_renormalisation(max_norm: float | None) -> None:
-    """Before the weight is changed.
-
-    Raises:
-        ModelError: it would be.
-    """
-    if max_norm is not None:
-        raise ModelError(
-            "Embedding(max_norm=…) rewrites its weight in every forward pass; renormalise the "
-            "weight once and set max_norm=None"
-        )
+    refuse_renormalisation(max_norm)
 
 
 def _bag_body(
@@ -165,7 +152,7 @@ def _bag_body(
     *_: Any,
     **__: Any,
 ) -> Function:
-    _refuse_renormalisation(max_norm)
+    refuse_renormalisation(max_norm)
     return _bag
 
 

@@ -10,6 +10,8 @@ from weakref import WeakKeyDictionary
 from torch import nn
 from torch.nn import Parameter
 
+from gradood.gradients.rules.embedding import refuse_renormalisation
+
 
 @dataclass
 class Outline:
@@ -35,7 +37,11 @@ class Outline:
 
 
 def outline(model: nn.Module) -> Outline:
-    """The outline of a model as it is now."""
+    """The outline of a model as it is now.
+
+    Raises:
+        ModelError: a table of it would be rewritten by every forward pass.
+    """
     key: list[Any] = []
     modules: set[int] = set()
     training: list[bool] = []
@@ -51,6 +57,9 @@ def outline(model: nn.Module) -> Outline:
         waiting += children.values()  # type: ignore[arg-type]
     known = _OUTLINES.get(model)
     if known is None or known.key != tuple(key):
+        for module in model.modules():
+            if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+                refuse_renormalisation(module.max_norm)
         known = _OUTLINES[model] = Outline(tuple(key), frozenset(modules))
     known.training = tuple(training)
     return known

@@ -68,8 +68,9 @@ def test_norms_of_a_bag_equal_a_loop(name, dtype):
     torch.testing.assert_close(norms.logits, model(x).detach())
 
 
+@pytest.mark.parametrize("method", ["auto", "vmap", "loop"])
 @pytest.mark.parametrize("layer", [nn.Embedding, nn.EmbeddingBag])
-def test_a_weight_that_every_pass_rewrites_is_refused_unchanged(layer):
+def test_a_weight_that_every_pass_rewrites_is_refused_unchanged(layer, method):
     torch.manual_seed(0)
     table = layer(9, 5, max_norm=0.5)
     model = nn.Sequential(table, nn.Flatten(), nn.LazyLinear(3)).eval()
@@ -79,8 +80,18 @@ def test_a_weight_that_every_pass_rewrites_is_refused_unchanged(layer):
         table.weight.copy_(torch.randn(9, 5) * 3)
     before = table.weight.detach().clone()
     with pytest.raises(ModelError, match="max_norm"):
-        gradood.gradient_norms(model, x)
+        gradood.gradient_norms(model, x, method=method)
     assert torch.equal(table.weight, before)
+
+
+def test_a_functional_table_that_is_rewritten_is_refused_unchanged():
+    model = Apply(
+        lambda m, x: functional.embedding(x, m.w, max_norm=0.5).sum(1), w=torch.randn(9, 3) * 3
+    )
+    before = model.w.detach().clone()
+    with pytest.raises(ModelError, match="max_norm"):
+        gradood.gradient_norms(model.eval(), torch.randint(0, 9, (4, 6)))
+    assert torch.equal(model.w, before)
 
 
 def test_a_functional_bag():

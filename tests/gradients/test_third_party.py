@@ -74,6 +74,56 @@ def hf_gpt2():
     return transformers.GPT2ForSequenceClassification(config), torch.randint(1, 99, (2, 11))
 
 
+def ended(length, end):
+    """Tokens of texts that end with ``end``, and have it nowhere else."""
+    x = torch.randint(3, 99, (2, length))
+    x[:, -1] = end
+    return x
+
+
+def hf_bart():
+    config = transformers.BartConfig(
+        vocab_size=99, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, num_labels=5,
+        max_position_embeddings=64, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        decoder_start_token_id=2,
+    )  # fmt: skip
+    return transformers.BartForSequenceClassification(config), ended(11, 2)
+
+
+def hf_t5():
+    config = transformers.T5Config(
+        vocab_size=99, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, num_labels=5,
+        eos_token_id=1, pad_token_id=0, decoder_start_token_id=0,
+    )  # fmt: skip
+    return transformers.T5ForSequenceClassification(config), ended(11, 1)
+
+
+def hf_deberta():
+    config = small_config(transformers.DebertaConfig)
+    config.relative_attention, config.pos_att_type = True, ["c2p", "p2c"]
+    config.max_relative_positions = 16
+    return transformers.DebertaForSequenceClassification(config), torch.randint(1, 99, (2, 11))
+
+
+def hf_deberta_v2():
+    config = small_config(transformers.DebertaV2Config)
+    config.relative_attention, config.pos_att_type = True, ["c2p", "p2c"]
+    config.position_buckets, config.share_att_key = 8, True
+    config.norm_rel_ebd = "layer_norm"
+    return transformers.DebertaV2ForSequenceClassification(config), torch.randint(1, 99, (2, 11))
+
+
+def hf_mixtral():
+    config = transformers.MixtralConfig(
+        vocab_size=99, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_labels=5,
+        num_attention_heads=4, num_key_value_heads=2, num_local_experts=4, pad_token_id=0,
+    )  # fmt: skip
+    model = transformers.MixtralForSequenceClassification(config)
+    model.set_experts_implementation("batched_mm")
+    return model, torch.randint(1, 99, (2, 11))
+
+
 def torch_encoder():
     layer = nn.TransformerEncoderLayer(16, 4, 32)
     encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
@@ -97,7 +147,10 @@ def small_swin():
     return model, torch.randn(2, 3, 56, 56)
 
 
-FUNCTIONS = (hf_vit, hf_bert, hf_distilbert, hf_gpt2, torch_encoder, small_swin)
+FUNCTIONS = (
+    hf_vit, hf_bert, hf_distilbert, hf_gpt2, hf_bart, hf_t5, hf_deberta, hf_deberta_v2, hf_mixtral,
+    torch_encoder, small_swin,
+)  # fmt: skip
 OTHERS = {f.__name__: f for f in FUNCTIONS}
 
 

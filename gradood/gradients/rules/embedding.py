@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gradood import ops
+from gradood.errors import ModelError
 from gradood.gradients.rules.call import Call
 from gradood.gradients.rules.copies import CopyCall
 from gradood.gradients.source import is_source
@@ -83,6 +84,19 @@ class EmbeddingCall(Call):
             counts = (indices[:, :, None] == indices[:, None, :]).sum(2)
             d = d / counts[..., None]
         return indices, d
+
+
+def refuse_renormalisation(max_norm: float | None) -> None:
+    """Refuse a table whose weight every forward pass would change.
+
+    Raises:
+        ModelError: it has a ``max_norm``.
+    """
+    if max_norm is not None:
+        raise ModelError(
+            "Embedding(max_norm=…) rewrites its weight in every forward pass; renormalise the "
+            "weight once and set max_norm=None"
+        )
 
 
 RULES: dict[Callable[..., Any], type[Call]] = dict.fromkeys(
