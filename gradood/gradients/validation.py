@@ -38,7 +38,8 @@ def select_parameters(
 
 
 def _select(model: nn.Module, selection: Selection) -> dict[str, Parameter]:
-    refuse_script(model)
+    if isinstance(model, torch.jit.ScriptModule):  # parts of a model may be: the fallback has them
+        refuse_script(model)
     everything = dict(model.named_parameters())
     if not everything:
         refuse_quantised(model)
@@ -175,8 +176,9 @@ def one_tensor(
     """A batch as one tensor, the model as one of it, and the rows that ``not_finite`` finds."""
     if isinstance(x, Tensor):
         return model, x, not_finite(x, nan_policy)
-    refuse_script(model)
     several = Inputs.of(x)
+    if isinstance(model, torch.jit.ScriptModule):
+        refuse_script(model)
     return *several.packed(model), not_finite(several, nan_policy)
 
 

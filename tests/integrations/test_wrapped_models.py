@@ -283,7 +283,6 @@ def test_quantised_and_scripted_models_have_no_norms_but_scores_of_logits(x):
         (quantised, "1 are quantised"),
         (torch.jit.script(mlp()), "TorchScript"),
         (torch.jit.trace(mlp(), x), "TorchScript"),
-        (nn.Sequential(nn.Flatten(), torch.jit.script(mlp()[1:])), "TorchScript"),
     ):
         with pytest.raises(ModelError, match=message):
             gradient_norms(model.eval(), x)
