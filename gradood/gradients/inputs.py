@@ -47,8 +47,8 @@ class Inputs:
             return tree
         if not isinstance(tree, Mapping | tuple | list):
             raise InputError(
-                f"x is {type(tree).__name__}; expected a Tensor with the samples along dimension "
-                "0, or a tuple or mapping of such"
+                f"x must be a Tensor with the samples along dimension 0, or a tuple or mapping of "
+                f"such, not {type(tree).__name__}"
             )
         leaves, spec = tree_flatten(dict(tree) if isinstance(tree, Mapping) else tree)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -59,11 +59,16 @@ class Inputs:
                     "torch.from_numpy) and constants"
                 )
         shapes = [list(t.shape) for t in tensors]
+        if not tensors:
+            raise InputError(
+                "x must be a Tensor with the samples along dimension 0, or a tuple or mapping of "
+                "such; it holds none"
+            )
         lengths = {tuple(shape[:1]) for shape in shapes}
         if len(lengths) != 1 or () in lengths:
             raise InputError(
-                f"x holds tensors of the shapes {shapes}; expected one or more with the same "
-                "number of samples along dimension 0"
+                f"x holds tensors of the shapes {shapes}; expected the same number of samples "
+                "along dimension 0"
             )
         if len({t.device for t in tensors}) > 1:
             raise InputError("the tensors of x are on several devices; move them to the model's")

@@ -16,7 +16,7 @@ from gradood.gradients.decision import as_classes
 from gradood.gradients.inputs import Inputs, explain_dtype
 from gradood.gradients.labels import LOSSES, Label
 from gradood.gradients.outline import Outline
-from gradood.gradients.wrappers import is_plain, refuse_script
+from gradood.gradients.wrappers import is_plain, refuse_quantised, refuse_script
 
 METHODS = ("auto", "rules", "vmap", "loop")
 
@@ -38,14 +38,12 @@ def select_parameters(
 
 
 def _select(model: nn.Module, selection: Selection) -> dict[str, Parameter]:
-    refuse_script(model)
+    if isinstance(model, torch.jit.ScriptModule):  # parts of a model may be: the fallback has them
+        refuse_script(model)
     everything = dict(model.named_parameters())
+    if not everything:
+        refuse_quantised(model)
     if selection is None:
-        if not everything:
-            raise ModelError(
-                "the model has no parameters, so there are no gradient norms of it; a quantised "
-                "one keeps its weights elsewhere: give the model as it was trained"
-            )
         chosen = everything
     elif callable(selection):
         chosen = {name: p for name, p in everything.items() if selection(name, p)}
@@ -178,8 +176,9 @@ def one_tensor(
     """A batch as one tensor, the model as one of it, and the rows that ``not_finite`` finds."""
     if isinstance(x, Tensor):
         return model, x, not_finite(x, nan_policy)
-    refuse_script(model)
     several = Inputs.of(x)
+    if isinstance(model, torch.jit.ScriptModule):
+        refuse_script(model)
     return *several.packed(model), not_finite(several, nan_policy)
 
 

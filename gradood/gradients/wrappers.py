@@ -40,6 +40,17 @@ def is_plain(p: Parameter) -> bool:
     return not is_traceable_wrapper_subclass(p) and not is_traceable_wrapper_subclass(p.data)
 
 
+def refuse_quantised(model: nn.Module) -> None:
+    """Raise ModelError if ``model``, which has no parameters, keeps its weights as integers."""
+    for name, module in model.named_modules():
+        if ".quantized" in type(module).__module__:
+            raise ModelError(
+                f"the weights of {name or 'the model'} are quantised ({type(module).__name__}) "
+                "and have no gradient; give the model as it was trained, or use a detector that "
+                "reads logits"
+            )
+
+
 def refuse_script(model: nn.Module) -> None:
     """Raise ModelError if the operators of ``model`` cannot be seen."""
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):

@@ -280,11 +280,26 @@ def test_what_is_unused_in_a_model_that_has_gradients_has_norm_zero(x):
 def test_quantised_and_scripted_models_have_no_norms_but_scores_of_logits(x):
     quantised = torch.ao.quantization.quantize_dynamic(mlp(), {nn.Linear})
     for model, message in (
-        (quantised, "no parameters"),
+        (quantised, "1 are quantised"),
         (torch.jit.script(mlp()), "TorchScript"),
         (torch.jit.trace(mlp(), x), "TorchScript"),
-        (nn.Sequential(nn.Flatten(), torch.jit.script(mlp()[1:])), "TorchScript"),
     ):
         with pytest.raises(ModelError, match=message):
             gradient_norms(model.eval(), x)
         assert gradood.MaxSoftmax(model).score(x).isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_quantised_in_part_or_statically_has_no_norms(x):
+    part = torch.ao.quantization.quantize_dynamic(plain(), {nn.Linear})
+    with pytest.raises(ModelError, match="quantised|depend on the other samples"):
+        gradient_norms(part, x)
+    static = nn.Sequential(
+        torch.ao.quantization.QuantStub(), mlp(), torch.ao.quantization.DeQuantStub()
+    ).eval()
+    static.qconfig = torch.ao.quantization.get_default_qconfig("x86")
+    torch.ao.quantization.prepare(static, inplace=True)
+    static(x)
+    torch.ao.quantization.convert(static, inplace=True)
+    with pytest.raises(ModelError, match="quantised"):
+        gradient_norms(static, x)
