@@ -86,8 +86,9 @@ class Odd:
         buffer = io.BytesIO()
         try:
             image.save(buffer, kind)
-        except (OSError, ValueError, KeyError):
-            image.convert("RGB" if kind != "gif" else "P").save(buffer, kind)
+        except (OSError, ValueError, KeyError):  # not every format has every mode and size
+            buffer = io.BytesIO()
+            image.convert("L").resize((28, 28)).save(buffer, kind)
         return buffer.getvalue()
 
     def _damaged(self, content):

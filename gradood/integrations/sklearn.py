@@ -1,0 +1,116 @@
+"""Detectors as outlier detectors of scikit-learn: in pipelines, in cross-validation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+
+from gradood.errors import InputError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Floats = npt.NDArray[np.float64]
+
+
+class GradientOutlier(OutlierMixin, BaseEstimator):  # type: ignore[misc]
+    """A detector with scikit-learn's signs: 1 and large values are normal, -1 and small are not.
+
+    ``clone`` copies the model, as scikit-learn copies every parameter that is no estimator; it is
+    in eval mode and not trained.
+
+    Args:
+        model: Classifier in eval mode.
+        detector: As ``gradood fit --detector`` calls it, such as "gradient" or "gradient-knn".
+        fpr: Accepted false positive rate of ``predict``.
+        held_out: Every so many-th input of ``fit`` sets the threshold, and is not fitted on.
+        input_shape: Of one input of the model; None for rows as they are. Steps of pipelines want
+            rows ``[N, D]``.
+
+    Attributes:
+        detector_: The fitted detector.
+        offset_: What ``score_samples`` must exceed, or equal, to be normal: minus the threshold.
+
+    Example:
+        >>> from sklearn.pipeline import make_pipeline
+        >>> from sklearn.preprocessing import StandardScaler
+        >>> rows = np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
+        >>> network = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).eval()
+        >>> pipeline = make_pipeline(StandardScaler(), GradientOutlier(network, "gradient-knn"))
+        >>> pipeline.fit(rows).predict(rows + 50).tolist().count(-1) > 290
+        True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        detector: str = "gradient",
+        fpr: float = 0.05,
+        held_out: int = 5,
+        input_shape: Sequence[int] | None = None,
+    ) -> None:
+        self.model = model
+        self.detector = detector
+        self.fpr = fpr
+        self.held_out = held_out
+        self.input_shape = input_shape
+
+    def fit(self, X: npt.ArrayLike, y: object = None) -> Self:
+        """Learn what is normal; ``y`` is ignored.
+
+        Raises:
+            InputError: There is no such detector, or it needs anomalies; there are too few inputs.
+        """
+        from gradood.detectors import NormDetector
+        from gradood.scoring.fitting import DETECTORS, needs_fit
+
+        kind_name, _, preset = self.detector.partition(":")
+        kind = DETECTORS.get(kind_name)
+        if kind is None or kind_name == "confounding":
+            known = ", ".join(name for name in DETECTORS if name != "confounding")
+            raise InputError(f"detector = {self.detector!r}; expected one of {known}")
+        if self.held_out < 2:
+            raise InputError(f"held_out = {self.held_out}; expected at least 2")
+        options: dict[str, Any] = {"preset": preset} if preset else {}
+        found = kind(self.model, progress=False, **options)
+        inputs = self._inputs(X)
+        chosen = torch.arange(len(inputs)) % self.held_out == 0
+        if needs_fit(kind_name) and isinstance(found, NormDetector):
+            found.fit(inputs[~chosen])  # type: ignore[attr-defined]
+        found.calibrate(inputs[chosen], self.fpr)
+        self.detector_ = found
+        self.offset_ = -found.threshold
+        self.n_features_in_ = int(np.prod(inputs.shape[1:]))
+        return self
+
+    def score_samples(self, X: npt.ArrayLike) -> Floats:
+        """How normal inputs are, ``[N]``: minus the detector's score."""
+        check_is_fitted(self)
+        scores: Tensor = self.detector_.score(self._inputs(X))
+        found: Floats = -scores.double().cpu().numpy()
+        return found
+
+    def decision_function(self, X: npt.ArrayLike) -> Floats:
+        """``score_samples`` less ``offset_``: negative for what is anomalous."""
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """1 for normal inputs, -1 for anomalous ones, as ``Detector.predict`` has them."""
+        return np.where(self.decision_function(X) < 0, -1, 1)
+
+    def _inputs(self, X: npt.ArrayLike) -> Tensor:
+        array = np.asarray(X)
+        if array.dtype.kind not in "fiub":
+            raise InputError(f"X holds {array.dtype}, expected numbers")
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        first = next(self.model.parameters(), None)
+        if first is not None and tensor.is_floating_point():
+            tensor = tensor.to(first.dtype)
+        return tensor if self.input_shape is None else tensor.reshape(-1, *self.input_shape)
