@@ -169,6 +169,8 @@ class _Narrow(TorchFunctionMode):
 
 
 def computes_in_float32(model: nn.Module, x: Tensor) -> bool:
+    if any(p.dtype == torch.float32 for p in model.parameters()):
+        return True
     with _Narrow() as narrow:
         copy.deepcopy(model)(x.clone())
     return narrow.found
