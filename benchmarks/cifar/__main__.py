@@ -50,13 +50,23 @@ def main(
     pictures: Annotated[
         bool, typer.Option(help="Peers that read pictures on every network, not on one alone.")
     ] = True,
+    without: Annotated[list[str] | None, typer.Option(help="Detectors to leave out.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = 1,
     cache: Annotated[Path, typer.Option(help="Folder for what is computed.")] = CACHE,
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = RESULTS,
 ) -> None:
     """Run everything that is not in the cache, and write the page."""
     start()
-    protocol = Protocol(tuple(fit or USUAL.fits), seeds, count, normal, attacked, peers, pictures)
+    protocol = Protocol(
+        tuple(fit or USUAL.fits),
+        seeds,
+        count,
+        normal,
+        attacked,
+        peers,
+        pictures,
+        tuple(without or ()),
+    )
     there = sorted(path.stem.removeprefix("cifar10-") for path in (data / "weights").glob("*10-*"))
     there = [name for name in dict.fromkeys(there) if name.startswith("resnet")]
     names = [name for name in there if not network or name in network]
@@ -71,9 +81,9 @@ def main(
             rows += found
             write(rows, output / "cifar.csv")
     if (data / f"{large.NORMAL}.zip").exists() or (data / large.NORMAL).exists():
-        rows += large.rows(data, cache, max(3, seeds))
+        rows += large.rows(data, cache, max(3, seeds), protocol.without)
         write(rows, output / "cifar.csv")
-    spent = _costs(data, protocol)
+    spent = [one for one in _costs(data, protocol) if one.what not in protocol.without]
     with (output / "cifar_cost.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Cost._fields)
@@ -101,6 +111,7 @@ def _command(network: list[str] | None, protocol: Protocol) -> str:
             options.append(f"--{name} {getattr(protocol, name)}")
     options += [] if protocol.peers else ["--no-peers"]
     options += [] if protocol.pictures else ["--no-pictures"]
+    options += [f'--without "{name}"' for name in protocol.without]
     return " ".join(["OMP_NUM_THREADS=1 python -m benchmarks.cifar --data FOLDER", *options])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class _Network(nn.Module):
         return out
 
 
-def rows(data: Path, cache: Path, seeds: int) -> list[Row]:
+def rows(data: Path, cache: Path, seeds: int, without: Collection[str] = ()) -> list[Row]:
     """Fits on 700 random pictures each; the others are scored as normal ones.
 
     Raises:
@@ -71,7 +72,7 @@ def rows(data: Path, cache: Path, seeds: int) -> list[Row]:
             'GradientDetector "forward"': GradientDetector(observer.model, "forward").fit(fit),
             "Energy": Energy(observer.model),
         }
-        fitted |= fitted_peers(head, fit, whole.labels[order[:FIT]])
+        fitted |= fitted_peers(head, fit, whole.labels[order[:FIT]], without)
         for name, detector in fitted.items():
             usual = detector.score(normal)
             for of in sets:

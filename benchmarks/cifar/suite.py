@@ -46,6 +46,7 @@ class Protocol:
         normal: Normal pictures that are scored.
         attacked: Rightly classified pictures that are attacked; 0 for no attacks.
         peers: Whether pytorch-ood's detectors take part.
+        without: Detectors that are left out, by their names in tables.
         pictures: Whether those that read pictures do on every network, not on ``ATTACKED`` alone.
     """
 
@@ -56,6 +57,7 @@ class Protocol:
     attacked: int = 300
     peers: bool = True
     pictures: bool = True
+    without: tuple[str, ...] = ()
 
 
 class Network:
@@ -102,7 +104,9 @@ class Network:
         pictures = once and (self._protocol.pictures or self.name == ATTACKED)
         # What reads half of the logits is for attacked pictures.
         kinds = KINDS if self.name == ATTACKED else KINDS[:1]
-        detectors = study.unsupervised(chosen, self._protocol.peers, kinds, pictures)
+        detectors = study.unsupervised(
+            *(chosen, self._protocol.peers, kinds, pictures, self._protocol.without)
+        )
         part, normal = f"sets, {count}", self._normal.pixels
         rows = study.rows(part, detectors, normal, self._sets)
         if self._protocol.attacked and once and self.name == ATTACKED:

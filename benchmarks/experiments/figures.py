@@ -17,7 +17,7 @@ from gradood.data import Suite
 from gradood.detectors.features import Standardiser, log_norms
 from gradood.evaluation.curves import roc_points
 
-SHOWN = ('GradientDetector "best"', 'GradientDetector "fast"', "GradientKNN", "Energy")
+SHOWN = ('GradientDetector "forward"', 'GradientDetector "fast"', "GradientKNN", "Energy")
 
 
 def draw(

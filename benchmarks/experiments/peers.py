@@ -8,7 +8,7 @@ from anomalies, and GradUncertainty and GradNorm, which are ``gradood``'s own as
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -67,10 +67,14 @@ class Peer:
         return torch.as_tensor(detector.predict_features(norms.features)).detach()
 
 
-def fitted_peers(head: nn.Linear, fit: GradientNorms, labels: Tensor) -> dict[str, Peer]:
-    """Those that run; the log says why the others do not."""
+def fitted_peers(
+    head: nn.Linear, fit: GradientNorms, labels: Tensor, without: Collection[str] = ()
+) -> dict[str, Peer]:
+    """Those that run, but for some names; the log says why the others do not."""
     found = {}
     for name, build in _builders(head).items():
+        if f"pytorch-ood {name}" in without:
+            continue
         try:
             peer = Peer(build(), fit, labels)
             peer.score(fit.select(slice(None, 4)))

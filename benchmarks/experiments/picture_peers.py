@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -54,20 +54,22 @@ def pieces_of(model: Any) -> Pieces | None:
 class PicturePeers:
     """All of them, fitted on the same pictures; ``failed`` names those that do not run, and why."""
 
-    def __init__(self, observer: Observer, fit: Tensor, labels: Tensor) -> None:
-        self._observer, self._fit, self._labels = observer, fit, labels
+    def __init__(
+        self, observer: Observer, fit: Tensor, labels: Tensor, without: Collection[str] = ()
+    ) -> None:
+        self._observer, self._fit, self._labels, self._without = observer, fit, labels, without
         self.failed: dict[str, str] = {}
         self._predict: dict[str, Callable[[Tensor, list[Tensor], Tensor], Tensor]] | None = None
-        self._names = [name for name, _ in self._builders()]
 
     def peers(self) -> dict[str, PicturePeer]:
         """By the name in tables: those that run on a few pictures."""
-        scored = self.scores(self._fit[:8])
+        scored = self.scores(self._fit[:8]) if self._builders() else {}
         return {f"pytorch-ood {name}": PicturePeer(self, name) for name in scored}
 
     def scores(self, pixels: Tensor) -> dict[str, Tensor]:
         """Every peer's scores of uint8 pictures, one pass for all that read feature maps."""
-        key = [b"picture peers", *(t.numpy().tobytes() for t in (self._fit, pixels))]
+        names = " ".join(name for name, _ in self._builders())
+        key = [names.encode(), *(t.numpy().tobytes() for t in (self._fit, pixels))]
         return self._observer.kept(key, partial(self._score, pixels))
 
     def predictors(self) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -150,7 +152,7 @@ class PicturePeers:
             detector = kind(model)
             return lambda x, maps, logits: detector.predict(x)
 
-        return [
+        found = [
             *((name, partial(of_maps, getattr(d, name))) for name in ("ReAct", "VRA", "SCALE")),
             *((name, partial(of_maps, getattr(d, name))) for name in ("ASH", "RankFeat")),
             ("Gram", gram),
@@ -158,6 +160,7 @@ class PicturePeers:
             ("NACUE", nac),
             ("ODIN", partial(of_pictures, d.ODIN)),
         ]
+        return [one for one in found if f"pytorch-ood {one[0]}" not in self._without]
 
     def _loader(self) -> Any:
         return DataLoader(TensorDataset(self._fit.float() / 255, self._labels), batch_size=BATCH)

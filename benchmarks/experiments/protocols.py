@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache, partial
 from typing import Any, NamedTuple, Protocol
 
@@ -110,15 +110,20 @@ class Study:
         return fitted.score(images if kinds is None else self.observer.norms(images, *kinds))
 
     def unsupervised(
-        self, fit: ImageSet, peers: bool, kinds: tuple[str, ...] = SCORED, pictures: bool = True
+        self,
+        fit: ImageSet,
+        peers: bool,
+        kinds: tuple[str, ...] = SCORED,
+        pictures: bool = True,
+        without: Collection[str] = (),
     ) -> dict[str, Fitted]:
         """Every detector that needs no anomalies and no other kinds of norms, fitted.
 
-        ``pictures``: with the peers that read pictures.
+        ``pictures``: with the peers that read pictures; ``without``: names that are left out.
         """
         found: dict[str, Fitted] = {}
         for name, case in UNSUPERVISED.items():
-            if not set(case.kinds) <= set(kinds):
+            if name in without or not set(case.kinds) <= set(kinds):
                 continue
             detector = case.build(self.observer.model, self.seed)
             found[name] = case.kinds, detector.fit(self.observer.norms(fit.pixels, *case.kinds))
@@ -126,10 +131,11 @@ class Study:
             norms, head = self.observer.norms(fit.pixels), self.observer.model.linear
             assert fit.labels is not None and isinstance(head, nn.Linear)
             labels = torch.unique(fit.labels, return_inverse=True)[1]
-            for name, peer in fitted_peers(head, norms, labels).items():
+            for name, peer in fitted_peers(head, norms, labels, without).items():
                 found[name] = (), peer
-            readers = PicturePeers(self.observer, fit.pixels, labels).peers() if pictures else {}
-            found |= {name: (None, peer) for name, peer in readers.items()}
+            if pictures:
+                readers = PicturePeers(self.observer, fit.pixels, labels, without)
+                found |= {name: (None, peer) for name, peer in readers.peers().items()}
         return found
 
     def supervised(self, suite: Suite) -> list[Row]:

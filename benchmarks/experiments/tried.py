@@ -1,7 +1,7 @@
 """What was tried for the ambitions: other measures of novelty, vectors, fusions and networks.
 
 On the development half of the sets with the committed classifier, and on the near-anomalous classes
-of one classifier, which were looked at when ``"best"`` was chosen.
+of one classifier.
 """
 
 from __future__ import annotations

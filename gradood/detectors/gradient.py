@@ -150,7 +150,7 @@ class GradientDetector(NormDetector):
         left_out: dict[str, str] = {}
         for part in self._parts:
             own = self._share(part, norms)
-            reason = part.lacks(own)
+            reason = part.lacks(own) if part.lacks else None
             if reason is None:
                 try:
                     with full_precision(self._device.type):

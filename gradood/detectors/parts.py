@@ -51,7 +51,8 @@ class Part:
         learned: Names of the tensors that ``fit`` returns and ``score`` reads.
         fit: ``GradientNorms`` of normal inputs -> tensors.
         score: ``GradientNorms`` and these tensors -> ``[N]``, higher = more novel, in any unit.
-        lacks: ``GradientNorms`` of normal inputs -> why the part cannot do with them, or None.
+        lacks: ``GradientNorms`` of normal inputs -> why the part cannot do with them, or None; None
+            where it always can.
         labels: Each is a backward pass; ``values`` ``[N, K, L]`` are of these K labels, in order.
         activations: Whether ``channels`` are read.
         reads_norms: Whether the first tensors learned standardise log norms of all the labels.
@@ -61,7 +62,7 @@ class Part:
     learned: tuple[str, ...]
     fit: Callable[[GradientNorms], Learned]
     score: Callable[[GradientNorms, Learned], Tensor]
-    lacks: Callable[[GradientNorms], str | None] = lambda norms: None
+    lacks: Callable[[GradientNorms], str | None] | None = None
     labels: tuple[Label, ...] = ()
     activations: bool = False
     reads_norms: bool = False

@@ -1,0 +1,82 @@
+"""The CIFAR-10 suite: its network, its control, and its command on a few pictures."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from benchmarks.cifar.network import CifarResNet, load_network
+from benchmarks.cifar.page import groups_of
+from benchmarks.cifar.sets import CONTROL, anomalous_sets, control
+from benchmarks.experiments.picture_peers import pieces_of
+from gradood.data import ImageSet
+from gradood.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_network_is_what_its_weights_are(tmp_path):
+    torch.manual_seed(0)
+    network = CifarResNet(32, 7).eval()
+    save_file(network.state_dict(), tmp_path / "weights.safetensors")
+    loaded, x = load_network(tmp_path / "weights.safetensors"), torch.rand(2, 3, 32, 32)
+    assert len(loaded.layer1) == 5
+    assert torch.equal(loaded(x), network(x)) and loaded(x).shape == (2, 7)
+
+
+def test_the_pieces_of_a_network_make_its_logits():
+    torch.manual_seed(0)
+    network, x = CifarResNet(20).eval(), torch.rand(2, 3, 32, 32)
+    pieces = pieces_of(network)
+    torch.testing.assert_close(torch.nn.Sequential(*pieces.layers, pieces.head)(x), network(x))
+
+
+def test_the_control_hardly_changes_a_picture():
+    smooth = np.linspace(0, 255, 32, dtype=np.uint8)
+    pixels = torch.from_numpy(np.broadcast_to(smooth, (2, 3, 32, 32)).copy())
+    normal = ImageSet("normal", pixels, torch.arange(2), "CC0-1.0", "made")
+    treated = control(normal).pixels
+    difference = (treated.int() - pixels.int()).abs().float()
+    assert treated.shape == pixels.shape
+    assert 0 < difference.mean() < 4
+
+
+def test_columns_keep_the_control_and_the_choice_apart():
+    groups = groups_of(["cifar100-test", "tiny-imagenet", "svhn-test", "gtsrb", CONTROL])
+    assert groups["all sets"] == ["cifar100-test", "tiny-imagenet", "svhn-test", "gtsrb"]
+    assert groups["development"] == ["tiny-imagenet", "svhn-test"]
+    assert groups["the others"] == ["cifar100-test", "gtsrb"]
+
+
+def test_a_folder_without_sets_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="there is no"):
+        anomalous_sets(tmp_path, 10)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif("GRADOOD_DATA" not in os.environ, reason="GRADOOD_DATA names no folder of sets")
+def test_the_command_writes_its_page(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for path in Path(os.environ["GRADOOD_DATA"]).iterdir():
+        if "imagenet-samples" not in path.name:
+            (data / path.name).symlink_to(path)
+    options = "--network resnet20 --fit 300 --seeds 1 --count 40 --normal 80 --attacked 4"
+    places = ["--data", str(data), "--cache", str(tmp_path / "cache"), "--output", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.cifar", *options.split(), *places],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "cifar.md").read_text(encoding="utf-8")
+    for name in ('GradientDetector "forward"', "pytorch-ood ODIN", "pytorch-ood Gram", CONTROL):
+        assert name in page
