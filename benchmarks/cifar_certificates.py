@@ -79,7 +79,7 @@ def network() -> nn.Module:
 
 
 def pictures(name: str, count: int) -> tuple[Tensor, Tensor | None]:
-    """Pictures of a set in [0, 1] and their labels, shuffled, for the files are ordered by class."""
+    """Pictures of a set in [0, 1] and their labels, shuffled: files are ordered by class."""
     spec = spec_from_file_location("read", DATA / "read.py")
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
@@ -128,7 +128,7 @@ def floats(n: int = 512, rounds: int = 7) -> Iterator[tuple[str, str, float]]:
 
 
 def fdr(count: int = 3000) -> Iterator[tuple[str, str, float]]:
-    """Realised share of false calls over random splits: 1000 calibrate, 450 and 50 are tested."""
+    """Realised share of false calls over random splits: 2000 calibrate, 200 and 200 are tested."""
     energy = gradood.Energy(network(), progress=False)
     scores = {n: energy.score(pictures(n, count)[0]).double() for n in
               ("cifar10-test", "svhn-test", "cifar100-test")}  # fmt: skip
@@ -139,14 +139,14 @@ def fdr(count: int = 3000) -> Iterator[tuple[str, str, float]]:
         broken = 0
         for _ in range(SPLITS):
             order = rng.permutation(len(normal))
-            tested = torch.cat([normal[order[1000:1450]], strange[rng.permutation(count)[:50]]])
-            p = conformal_p_values(normal[order[:1000]], tested).numpy()
+            tested = torch.cat([normal[order[2000:2200]], strange[rng.permutation(count)[:200]]])
+            p = conformal_p_values(normal[order[:2000]], tested).numpy()
             for method, found in shares.items():
                 called = control_fdr(p, LEVEL, method)
-                false = called[:450].sum() / max(called.sum(), 1)
-                found.append((false, called[450:].mean()))
-            true = np.searchsorted(np.sort(p[:450]), p, side="right")
-            broken += bool((true > bound_false_discoveries(p, 1000, LEVEL)).any())
+                false = called[:200].sum() / max(called.sum(), 1)
+                found.append((false, called[200:].mean()))
+            true = np.searchsorted(np.sort(p[:200]), p, side="right")
+            broken += bool((true > bound_false_discoveries(p, 2000, LEVEL)).any())
         for method, found in shares.items():
             false, power = np.array(found).T
             yield "fdr", f"{name}, {method}: share of false calls, nominal {LEVEL}", false.mean()
