@@ -38,7 +38,7 @@ def levels(sigma: float, exact_grid: bool) -> float:
 
     So fine that no model tells, and so coarse that rounding rarely matters.
     """
-    return BYTES if exact_grid else 2.0 ** (7 - math.floor(math.log2(sigma)))
+    return BYTES if exact_grid else 2.0 ** min(7 - math.floor(math.log2(sigma)), 1000)
 
 
 def slack(

@@ -89,6 +89,25 @@ def test_score_writes_what_the_library_computes(data, tmp_path, suffix):
     assert sorted(path.name for path in out.parent.iterdir()) == [out.name]
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_p_values_are_the_librarys(data, tmp_path, suffix):
+    out = tmp_path / f"scores.{suffix}"
+    options = ("--detector", data / "detector", "--out", out, "--p-values")
+    result = run("score", data / "mnist", *options)
+    assert result.exit_code == 0, result.output
+    if suffix == "parquet":
+        found = pytest.importorskip("pyarrow.parquet").read_table(out).to_pylist()
+    else:
+        found = rows(out)
+    detector = gradood.load(data / "detector", embedded_classifier())
+    scores = torch.tensor([row["score"] for row in found])
+    p = detector.p_values_of(scores)
+    assert [row["p_value"] for row in found] == pytest.approx(p.tolist())
+    assert 1 / 31 <= p.min() and p.max() <= 1
+    refused = run("score", data / "mnist", "--p-values", "--out", tmp_path / "b.jsonl")
+    assert refused.exit_code == 2 and "calibrate" in refused.output
+
+
 def test_deviations_are_standardised_log_norms(data):
     model = embedded_classifier()
     normal = embedded_images("fashion-mnist-train")[:100]

@@ -22,10 +22,12 @@ _NEGLIGIBLE = 1e-30
 def block_at(start: int, tile: int) -> int:
     """Samples between the look at ``start`` and the next: few at first, never more than a tile.
 
-    The clearest inputs need some fifty samples: looking every 8 there saves what looking every 32
+    The clearest inputs need some fifty samples: looking often there saves what looking every 32
     would waste, and costs nothing, for the test may look as often as it likes.
     """
-    return min(8 if start < 64 else 16 if start < 128 else MOST, tile)
+    if start < 64:
+        return min(8 if start < 40 else 4, tile)
+    return min(16 if start < 128 else MOST, tile)
 
 
 def log_evalue(successes: npt.ArrayLike, n: npt.ArrayLike, p0: npt.ArrayLike) -> Floats:
