@@ -87,7 +87,7 @@ class Evidence:
         else:
             grown = grown_dimension(two, tensor.shape)
             dims = [] if grown is None else [grown]
-        moved = self._found.rows.differ
+        moved = self._found.changed
         return {
             axis
             for dim in dims

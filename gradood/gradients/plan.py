@@ -169,7 +169,7 @@ def _plan(found: Findings, evidence: Evidence, uneven: frozenset[int]) -> Plan:
         written=found.written,
         caches=found.caches,
         uneven=uneven,
-        provisional=not any(found.rows.differ),
+        provisional=not any(found.changed),
     )
     plan.uncovered, plan.strange = three.hidden_uses()
     moved: set[int] = set()

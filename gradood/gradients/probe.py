@@ -30,11 +30,12 @@ from gradood.gradients.survey import Follower, Replay, Survey
 
 Forward = Callable[[Tensor], Tensor]
 
-#: Which samples take the places of the three in the pass with exchanged samples: the first alone
-#: keeps its own. What a batch has in common (a largest value, a mean, a range) comes from some
-#: sample: if from another than the first, this pass shows it exactly, and if from the first, the
-#: pass on two samples does, which leaves it out, up to rounding.
-EXCHANGE = [0, 0, 0]
+#: Which samples take the places of the three in the pass with exchanged samples: the first keeps
+#: its own. What a batch has in common (a largest value, a mean, a range) comes from some sample: if
+#: from another than the first, this pass shows it exactly, and if from the first, the pass on two
+#: samples does, which leaves it out, up to rounding. Models that take another way for a batch with
+#: the first alone (one without padding, perhaps) have the others change places.
+EXCHANGES = ((0, 0, 0), (0, 2, 1))
 KEPT = 0
 
 
@@ -45,8 +46,9 @@ class Findings:
     rows: Rows
     two: Survey
     three: Survey
-    #: The same with exchanged samples.
+    #: The same with exchanged samples, and which places hold others than before.
     exchanged: Follower
+    changed: tuple[bool, ...]
     written: Written
     caches: tuple[Cache, ...]
     #: Whether the model draws random numbers.
@@ -120,12 +122,28 @@ class Probe:
             if rows.made_up and not bool(three.logits.isfinite().all()):
                 if bool(three.logits[0].isfinite().all()):
                     raise PlanError("samples made up for the probe have logits that are no numbers")
-            exchanged = Replay(self.model, self.parameters, three)
-            with before.kept(written):
-                self._follow(exchanged, rows.x[EXCHANGE])
+            exchanged, order = self._exchange(rows, three, before, written)
         merged = Written(*map(frozenset[str]().union, *written))
         random = two.random or three.random
-        return Findings(rows, two, three, exchanged, merged, known + fresh, random)
+        return Findings(
+            rows, two, three, exchanged, rows.changed(order), merged, known + fresh, random
+        )
+
+    def _exchange(
+        self, rows: Rows, three: Survey, before: Snapshot, written: list[Written]
+    ) -> tuple[Follower, tuple[int, ...]]:
+        """A pass with exchanged samples that runs the same operators."""
+        for order in EXCHANGES:
+            replay = Replay(self.model, self.parameters, three)
+            try:
+                with before.kept(written):
+                    self._follow(replay, rows.x[list(order)])
+            except PlanError:
+                if order == EXCHANGES[-1]:
+                    raise
+            else:
+                break
+        return replay, order
 
     def _survey(self, rows: Tensor, smaller: Survey) -> Survey:
         """A pass on three samples, forward and backward."""

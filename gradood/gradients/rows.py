@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,11 +13,14 @@ LOOKED_AT = 16
 
 
 class Rows(NamedTuple):
-    """Three samples ``[3, …]``: which of them differ from the first, and whether made up."""
+    """Three samples ``[3, …]``, and whether they were made up."""
 
     x: Tensor
-    differ: tuple[bool, ...]
     made_up: bool
+
+    def changed(self, order: Sequence[int]) -> tuple[bool, ...]:
+        """Which of the three places hold another sample once the samples are put in ``order``."""
+        return tuple(not torch.equal(self.x[i], row) for i, row in zip(order, self.x, strict=True))
 
 
 def candidates(x: Tensor) -> Iterator[Rows]:
@@ -29,15 +32,15 @@ def candidates(x: Tensor) -> Iterator[Rows]:
     """
     found = _unlike(x)
     if len(found) > 1:
-        yield _rows(torch.cat([*found, found[-1]][:3]), False)
+        yield Rows(torch.cat([*found, found[-1]][:3]), False)
         return
     for change in _CHANGES:
         if x.is_cuda and change is _permuted and not x.is_floating_point():
             continue  # an index beyond its table would end the process's use of the device
         rows = torch.cat([x[:1], *(change(x[:1], seed) for seed in (1, 2))])
         if not all(torch.equal(row, x[0]) for row in rows[1:]):
-            yield _rows(rows, True)
-    yield _rows(x[[0, 0, 0]], False)
+            yield Rows(rows, True)
+    yield Rows(x[[0, 0, 0]], False)
 
 
 def _unlike(x: Tensor) -> list[Tensor]:
@@ -48,10 +51,6 @@ def _unlike(x: Tensor) -> list[Tensor]:
             if len(found) == 3:
                 break
     return found
-
-
-def _rows(x: Tensor, made_up: bool) -> Rows:
-    return Rows(x, tuple(not torch.equal(row, x[0]) for row in x), made_up)
 
 
 def _nearer(row: Tensor, seed: int) -> Tensor:
