@@ -233,6 +233,14 @@ class End(torch.autograd.Function):
         return ctx.gradient, None
 
 
+def own(out: Tensor) -> Tensor:
+    """An output that is no view: in-place changes of one rewrite its history, and drop hooks."""
+    if not out._is_view():
+        return out
+    same: Tensor = torch.ops.aten._unsafe_view.default(out, out.shape)
+    return same
+
+
 def watch(
     out: Tensor, anchor: Tensor, hook: Callable[[Tensor], None], always: bool = False
 ) -> Tensor:
@@ -240,9 +248,7 @@ def watch(
 
     ``always`` anchors outputs that are in a graph already, which may not lead to the anchor.
     """
-    if out._is_view():
-        # In-place changes of a view rewrite its history, which would drop the hook.
-        out = torch.ops.aten._unsafe_view.default(out, out.shape)
+    out = own(out)
     if always or not out.requires_grad:
         out = Anchor.apply(out, anchor)
     place = out.output_nr

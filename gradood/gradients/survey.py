@@ -20,6 +20,7 @@ from gradood.gradients.capture import (
     SourceMode,
     constants,
     name_of,
+    own,
     tensors_in,
     watch,
 )
@@ -118,7 +119,7 @@ class Follower(SourceMode):
 
     def observe(self, meeting: Meeting, out: Tensor) -> Tensor:
         """What the model sees of an output."""
-        return out
+        return own(out)
 
     def _bind(
         self, function: Function, args: Any, kwargs: Any
@@ -248,7 +249,7 @@ class Survey(Follower):
     def observe(self, meeting: Meeting, out: Tensor) -> Tensor:
         """Have backward passes leave the gradient of an output with its meeting."""
         if self._smaller is None or not out.is_floating_point():
-            return out
+            return own(out)
         return watch(out, self._anchor, lambda d: meeting.gradients.append(d.detach()))
 
     def backward(self, weights: tuple[float, ...]) -> None:
