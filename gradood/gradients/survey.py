@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +23,7 @@ from gradood.gradients.capture import (
     tensors_in,
     watch,
 )
+from gradood.gradients.memory import changes_a_view, memory, writes
 from gradood.gradients.picking import NUMBERS, Pick, pick
 from gradood.gradients.rules import Call, bind
 from gradood.gradients.source import Region, derived_source, graph_leaves, parameter_name
@@ -72,7 +72,7 @@ class Follower(SourceMode):
     def __init__(self, model: nn.Module, parameters: Mapping[str, Parameter]) -> None:
         super().__init__(parameters)
         self.parameters = parameters
-        self._weights = {_memory(p): name for name, p in model.named_parameters() if p.numel()}
+        self._weights = {memory(p): name for name, p in model.named_parameters() if p.numel()}
         #: By the position of their operator, which counts from one.
         self.meetings: dict[int, Meeting] = {}
         self.logits = torch.empty(0, dtype=torch.float32, device="cpu")
@@ -92,9 +92,9 @@ class Follower(SourceMode):
         Raises:
             ModelError: the model writes to its own parameters.
         """
-        written = args[0] if args and _writes(function) else kwargs.get("out") if kwargs else None
+        written = args[0] if args and writes(function) else kwargs.get("out") if kwargs else None
         if isinstance(written, Tensor):
-            name = self._weights.get(_memory(written))
+            name = self._weights.get(memory(written))
             if name is not None:
                 raise ModelError(
                     f"the forward pass changes the parameter {name} itself ({name_of(function)}), "
@@ -131,7 +131,7 @@ class Follower(SourceMode):
             call = bind(function, args, kwargs)
         except ModelError as error:  # true of a batch, perhaps not of what a sample alone is
             self.refusal, call = error, str(error)
-        if isinstance(call, Call) and _changes_a_view(function, args):
+        if isinstance(call, Call) and changes_a_view(function, args):
             call = f"{name_of(function)} changes a view in place"
         if isinstance(call, Call) and any(t.is_complex() for t in _tensors(call)):
             call = "complex numbers have no rule"
@@ -190,7 +190,7 @@ class Survey(Follower):
         self._smaller = smaller
         self._anchor = torch.zeros((), dtype=torch.float32, device=rows.device, requires_grad=True)
         # Memory that depends on the rows; the tensors are kept so that it is not used again.
-        self._batch = {_memory(rows): rows}
+        self._batch = {memory(rows): rows}
 
     def visit(self, position: int, function: Function, args: Any, kwargs: Any) -> Any:
         """Make one call; keep what it tells about the model."""
@@ -212,7 +212,7 @@ class Survey(Follower):
         meets = any(map(self._depends, tensors_in(read)))
         if not sources:
             out = self.call_plain(function, args, kwargs)
-        elif meets or (_writes(function) and self._grows(position, args[0])):
+        elif meets or (writes(function) and self._grows(position, args[0])):
             out = self.meet(position, function, args, kwargs)
         else:
             out = self.derive(function, args, kwargs, sources)
@@ -226,14 +226,14 @@ class Survey(Follower):
         tensors = tensors_in(out)
         if meets:
             written = args[:1] if name == "__setitem__" else ()
-            self._batch.update((_memory(t), t) for t in (*tensors, *written))
+            self._batch.update((memory(t), t) for t in (*tensors, *written))
             self.meets.add(position)
             if picks:
-                self._picked.update((_memory(t), picks) for t in (*tensors, *written))
+                self._picked.update((memory(t), picks) for t in (*tensors, *written))
         if grown:
-            self._made.update((_memory(t), t) for t in tensors)
+            self._made.update((memory(t), t) for t in tensors)
             if picks:
-                self._picked.update((_memory(t), picks) for t in tensors)
+                self._picked.update((memory(t), picks) for t in tensors)
             self.grown.add(position)
             self.bytes += sum(t.nbytes for t in tensors if not t._is_view())
         self.functions.append(function)
@@ -288,7 +288,7 @@ class Survey(Follower):
         return dict.fromkeys((n for n in self.parameters if n in found), reason), strange
 
     def _depends(self, value: object) -> bool:
-        return isinstance(value, Tensor) and _memory(value) in self._batch
+        return isinstance(value, Tensor) and memory(value) in self._batch
 
     def _picks_behind(self, position: int, args: Any, kwargs: Any) -> frozenset[int]:
         """The picks that the arguments come from: all, for what comes from a hidden operator."""
@@ -297,7 +297,7 @@ class Survey(Follower):
         self._given[position] = [t.shape for t in given]
         before = [] if self._smaller is None else self._smaller._given.get(position, [])
         for i, t in enumerate(given):
-            place = _memory(t)
+            place = memory(t)
             known = place in self._batch or place in self._made
             grows = self._given[position][i : i + 1] != before[i : i + 1]
             hidden = not known and (grows or t.grad_fn is not None)
@@ -342,31 +342,3 @@ def _tensors(call: Call) -> Iterator[Tensor]:
     yield from call.operands.values()
     if call.data is not None:
         yield call.data
-
-
-def _changes_a_view(function: Function, args: Any) -> bool:
-    name = name_of(function)
-    in_place = name.endswith("_") and not name.endswith("__") or name.startswith("__i")
-    return in_place and isinstance(args[0], Tensor) and args[0]._is_view()
-
-
-@cache
-def _writes(function: Function) -> bool:
-    """Whether an operator changes its first argument."""
-    name = name_of(function)
-    if name.startswith("__"):
-        return name in _WRITES or function == Tensor.data.__set__  # type: ignore[attr-defined]
-    return name.endswith("_") and name not in ("requires_grad_", "share_memory_", "detach_")
-
-
-_WRITES = {"__setitem__"} | {
-    f"__i{kind}__" for kind in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
-}
-
-
-def _memory(t: Tensor) -> int:
-    """What views of one tensor have in common, and other tensors have not."""
-    try:
-        return int(t.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):  # sparse, or inside torch.func
-        return id(t)
