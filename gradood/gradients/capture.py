@@ -303,6 +303,21 @@ def same_constants(args: Any, kwargs: Any, expected: Any) -> bool:
     )
 
 
+def grow_alike(known: tuple[Any, Any], now: Any, samples: int) -> bool:
+    """Whether constants lie on the line through those for two and for three samples."""
+    two, three = known
+    if isinstance(three, tuple):
+        return (
+            isinstance(two, tuple)
+            and isinstance(now, tuple)
+            and len(two) == len(three) == len(now)
+            and all(grow_alike((a, b), c, samples) for a, b, c in zip(two, three, now, strict=True))
+        )
+    if type(two) is int and type(three) is int:
+        return bool(now == two + (three - two) * (samples - 2))
+    return bool(two == three == now)
+
+
 def leads_nowhere(args: Any, kwargs: Any) -> bool:
     """Whether all tensors among the arguments are intermediate results of the graph.
 

@@ -20,6 +20,8 @@ from gradood.gradients.capture import (
     SourceMode,
     TakenOver,
     UnevenError,
+    constants,
+    grow_alike,
     leads_nowhere,
     name_of,
     same_constants,
@@ -112,6 +114,10 @@ class Recorder(SourceMode):
             raise PlanError(f"{name_of(function)} ran where another operator was expected")
         if expected.constants is not None and not same_constants(args, kwargs, expected.constants):
             raise PlanError(f"{name_of(function)} was called with other sizes or places")
+        if expected.varying is not None and not grow_alike(
+            expected.varying, constants((args, *kwargs.values())), self._samples
+        ):
+            raise PlanError(f"{name_of(function)} was called with numbers that the batch decides")
         if expected.even is not None and picked_evenly(args) != expected.even:
             raise UnevenError(position)
         if expected.step is not None:

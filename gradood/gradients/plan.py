@@ -59,6 +59,8 @@ class Expected(NamedTuple):
     step: Step | None
     #: How many elements of every entry of dimension 0 the operator's mask picks, if it must be so.
     even: int | None
+    #: Its constants for two and for three samples, if they must lie on the line through both.
+    varying: tuple[Any, Any] | None
 
 
 @dataclass
@@ -75,6 +77,9 @@ class Plan:
     functions: tuple[Function, ...] = ()
     constants: tuple[Any, ...] = ()
     meets: frozenset[int] = frozenset()
+    #: By position, the constants for two and for three samples, where values of the batch may be
+    #: among them: they must grow as those do.
+    varying: dict[int, tuple[Any, Any]] = field(default_factory=dict)
     #: Whether the graph has leaves beside the anchor, so that not all of it leads there.
     strange: bool = False
     #: How the uncovered ones are computed, ``vmap`` or ``loop``: chosen when first needed.
@@ -94,8 +99,15 @@ class Plan:
         """Every operator of the pass in order, with the step that belongs to it."""
         numbered = enumerate(zip(self.functions, self.constants, strict=True), 1)
         return tuple(
-            Expected(f, c, i in self.meets, self.steps.get(i), self.even.get(i))
-            for i, (f, c) in numbered
+            Expected(
+                function=function,
+                constants=constants,
+                meets=i in self.meets,
+                step=self.steps.get(i),
+                even=self.even.get(i),
+                varying=self.varying.get(i),
+            )
+            for i, (function, constants) in numbered
         )
 
     @cached_property
@@ -182,6 +194,10 @@ def _plan(found: Findings, evidence: Evidence, uneven: frozenset[int]) -> Plan:
     # After numbers have left the tensors, any operator may depend on them.
     left = (i for i, picks in three.left.items() if picks & moved)
     everything = min(left, default=torch.inf)
+    first = min(three.left, default=torch.inf)
+    for position, pair in enumerate(zip(two.constants, three.constants, strict=True), 1):
+        if position > first and pair[0] != pair[1]:
+            plan.varying[position] = pair
     for position, meeting in three.meetings.items():
         step = _step(position, found, evidence)
         if isinstance(step, Step) and (position > everything or moved & meeting.picked):

@@ -221,7 +221,7 @@ class Survey(Follower):
         grown = self._grows(position, out)
         if position in self.meetings:
             self.meetings[position].picked = picks
-        if picks and name in NUMBERS:
+        if meets and name in NUMBERS:
             self.left[position] = picks
         tensors = tensors_in(out)
         if meets:

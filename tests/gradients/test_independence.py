@@ -204,6 +204,27 @@ def test_a_mask_that_picks_unevenly_is_seen():
     assert_norms(gradood.gradient_norms(model, x), reference_norms(model, x), 1e-9)
 
 
+def longest_first(m, x):
+    shift = int((x != 0).sum(1).argsort(stable=True)[-1]) + 1
+    return m.out(torch.tanh(m.l(x.roll(shift, 0))).roll(-shift, 0))
+
+
+def as_many_as_are_long(m, x):
+    shift = int((x != 0).sum(1).max()) * 0 + int((x[:, 0] > 0).sum())
+    return m.out(torch.tanh(m.l(x.roll(shift, 0))).roll(-shift, 0))
+
+
+@pytest.mark.parametrize("forward", [longest_first, as_many_as_are_long])
+def test_numbers_that_the_batch_decides_are_seen_to_differ(forward):
+    torch.manual_seed(0)
+    model = Apply(forward, l=nn.Linear(3, 4), out=nn.Linear(4, 2))
+    model, x = randomise(model).eval().double(), torch.rand(6, 3).double() + 0.1
+    assert_norms(gradood.gradient_norms(model, x), reference_norms(model, x), 1e-9)
+    x[4:, 2] = 0
+    x[5, 0] = -1
+    assert_norms(gradood.gradient_norms(model, x), reference_norms(model, x), 1e-9)
+
+
 class Cached(nn.Module):
     """Keeps what it makes of a parameter in evaluation mode, in one of several ways."""
 
