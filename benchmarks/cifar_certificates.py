@@ -30,6 +30,7 @@ import gradood
 from gradood import ops
 from gradood.detectors.conformal import conformal_p_values
 from gradood.evaluation import bound_false_discoveries, control_fdr, evaluate, evaluate_guaranteed
+from gradood.smoothing import Evidence, spreads
 
 OUT = Path(__file__).parent / "results" / "cifar_certificates.csv"
 DATA = Path(os.environ.get("GRADOOD_DATA", ""))
@@ -155,29 +156,38 @@ def fdr(count: int = 3000) -> Iterator[tuple[str, str, float]]:
         yield "fdr", f"{name}, bounds broken at some threshold, nominal {LEVEL}", broken / SPLITS
 
 
-def spread(count: int = 40, n: int = 1000, sigma: float = 0.12) -> Iterator[tuple[str, str, float]]:
+def spread(count: int = 20, n: int = 500, sigma: float = 0.12) -> Iterator[tuple[str, str, float]]:
     """AUROC of median, and of median and spread: clean, attacked by APGD, and guaranteed."""
     energy = gradood.Energy(network(), progress=False)
     radius, point = 0.06, 1e-3 / (2 * count)
     normal = pictures("cifar10-test", count)[0]
     settings = gradood.Smoothing(sigma=sigma, n=n, alpha=point, progress=False)
+    of_normal = gradood.certify_spread(energy, normal, settings).evidence
     for name in ("svhn-test", "cifar100-test"):
         strange = pictures(name, count)[0]
         moved = gradood.attacks.attack_score(
             energy, strange, epsilon=radius, norm="l2", steps=20, restarts=1, progress=False
         ).images
-        for weight in (0.0, 1.0, 2.0):
-            options = {"weight": weight}
-            of_normal = gradood.certify_spread(energy, normal, settings, **options)
-            found = gradood.certify_spread(energy, strange, settings, radius=radius, **options)
-            attacked = gradood.certify_spread(energy, moved, settings, **options)
+        found = gradood.certify_spread(energy, strange, settings, radius=radius).evidence
+        attacked = gradood.certify_spread(energy, moved, settings).evidence
+        for weight in (0.0, 0.5, 1.0, 2.0):
+            own, clean, hidden = (_weighted(e, weight) for e in (of_normal, found, attacked))
             label = "median" if weight == 0 else f"median + {weight:g} spread"
-            for kind, scores in (("clean", found.score), ("attacked", attacked.score)):
-                yield "spread", f"{name}, {label}: {kind}", evaluate(of_normal.score, scores).auroc
-            bound = evaluate_guaranteed(
-                of_normal.upper[:, 0], found.lower, radius, point_alpha=point, alpha=1e-3
-            )
+            for kind, part in (("clean", clean), ("attacked", hidden)):
+                yield "spread", f"{name}, {label}: {kind}", evaluate(own[0], part[0]).auroc
+            bound = evaluate_guaranteed(own[2], clean[1], radius, point_alpha=point, alpha=1e-3)
             yield "spread", f"{name}, {label}: guaranteed", float(bound.clean_normals.auroc[0])
+
+
+def _weighted(evidence: Evidence, weight: float) -> tuple[list[float], list[float], list[float]]:
+    """Scores, lower and upper bounds of the same samples with another weight."""
+    common = {**evidence.common, "target": {**evidence.common["target"], "weight": weight}}
+    found = [spreads.evaluate(common, row) for row in evidence.rows]
+    return (
+        [one["score"] for one in found],
+        [one["lower"][0] for one in found],
+        [one["upper"][0] for one in found],
+    )
 
 
 def main() -> None:
