@@ -5,7 +5,8 @@
 FOLDER holds ``weights/cifar10-resnet20.safetensors`` and ``…-resnet56…`` and the sets, in any of
 the forms that ``gradood.data.picture_set`` reads. Writes ``cifar.csv``, ``cifar_cost.csv``,
 ``cifar.md`` and its figures. What was computed is kept under a hash of its content, so that an
-interrupted run goes on; every worker is a process that does one network after the other.
+interrupted run goes on; every worker is a process that does one network after the other. What
+scores cost is measured where ``cifar_cost.csv`` is not there.
 """
 
 from __future__ import annotations
@@ -83,18 +84,30 @@ def main(
     if (data / f"{large.NORMAL}.zip").exists() or (data / large.NORMAL).exists():
         rows += large.rows(data, cache, max(3, seeds), protocol.without)
         write(rows, output / "cifar.csv")
-    spent = [one for one in _costs(data, protocol) if one.what not in protocol.without]
-    with (output / "cifar_cost.csv").open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Cost._fields)
-        writer.writerows([[c.what, *(f"{v:.3f}" for v in c[1:])] for c in spent])
+    spent = _costs(data, protocol, output / "cifar_cost.csv")
     draw_cost(rows, spent, output / "cifar_cost.png")
     page = markdown(rows, spent, accuracies, protocol, _command(network, protocol))
     (output / "cifar.md").write_text(page, encoding="utf-8")
     log.info("%s", output / "cifar.md")
 
 
-def _costs(data: Path, protocol: Protocol) -> list[Cost]:
+def _costs(data: Path, protocol: Protocol, path: Path) -> list[Cost]:
+    """Those in the file, or measured now where there is none: a page has one machine's."""
+    if not path.exists():
+        _write_costs(_measured(data, protocol), path)
+    with path.open(newline="") as file:
+        rows = csv.DictReader(file)
+        return [Cost(row.pop("what"), *map(float, row.values())) for row in rows]
+
+
+def _write_costs(spent: list[Cost], path: Path) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Cost._fields)
+        writer.writerows([[c.what, *(f"{v:.3f}" for v in c[1:])] for c in spent])
+
+
+def _measured(data: Path, protocol: Protocol) -> list[Cost]:
     model = load_network(data / "weights/cifar10-resnet20.safetensors")
     train = picture_set("cifar10-train", data).sample(1000)
     images = picture_set("cifar10-test", data).sample(128).pixels

@@ -54,6 +54,8 @@ def _introduction(
     counts = {row.set: row.anomalous for row in rows if row.part.startswith("sets")}
     sizes = ", ".join(f"{name} {count}" for name, count in counts.items())
     normal = max(row.normal for row in rows if row.part.startswith("sets"))
+    names = ", ".join(protocol.without)
+    left_out = f" Left out of this run, to save time: {names}." if names else ""
     only = "" if protocol.pictures else f", with {ATTACKED} alone"
     return (
         f"Made by `{command}`. Classifiers are akamaster/pytorch_resnet_cifar10's, not trained by "
@@ -65,7 +67,7 @@ def _introduction(
         f"{', '.join(NEAR)}; far: the others. Parts and presets were chosen on "
         f"{', '.join(DEVELOPMENT)} with ResNet-20 and on the development half of the Fashion-MNIST "
         "suite; the other sets and ResNet-56 were then looked at once. Peers are pytorch-ood's, "
-        "with default settings."
+        f"with default settings.{left_out}"
     )
 
 
