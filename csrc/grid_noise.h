@@ -63,10 +63,9 @@ GRADOOD_INLINE Doubles log_of(Doubles u) {
   const Doubles s = f / (f + 2.0), z = s * s, w = z * z;
   const Doubles even = w * (w * (w * 1.531383769920937332e-01 + 2.222219843214978396e-01) +
                             3.999999999940941908e-01);
-  const Doubles odd =
-      z * (w * (w * (w * 1.479819860511658591e-01 + 1.818357216161805012e-01) +
-                2.857142874366239149e-01) +
-           6.666666666666735130e-01);
+  const Doubles odd = z * (w * (w * (w * 1.479819860511658591e-01 + 1.818357216161805012e-01) +
+                                2.857142874366239149e-01) +
+                           6.666666666666735130e-01);
   const Doubles half = f * 0.5 * f;
   return k * 6.93147180369123816490e-01 -
          ((half - (s * (half + (odd + even)) + k * 1.90821492927058770002e-10)) - f);
@@ -118,8 +117,7 @@ GRADOOD_INLINE void normals_of(const Stream& stream, uint32_t first, double* out
   Doubles cosine, sine;
   cos_sin(uniform(c[2], c[3]), cosine, sine);
   const Doubles radius = square_root(log_of(uniform(c[0], c[1])) * -2.0);
-  store_pairs(out, radius * cosine, radius * sine,
-              std::make_integer_sequence<int, kCounters>());
+  store_pairs(out, radius * cosine, radius * sine, std::make_integer_sequence<int, kCounters>());
 }
 
 // One channel of one copy. L1: the normals of a piece, which the sums replace.
@@ -142,8 +140,8 @@ inline void grid_channel(const NoisyBatch& b, int64_t copy, int64_t channel, flo
       const int lanes = count - i < kCounters ? static_cast<int>(count - i) : kCounters;
       for (int lane = 0; lane < lanes; ++lane) clean[lane] = x[start + i + lane];
       const Doubles sum = clean + n * b.exact_sigma;
-      const auto value = __builtin_convertvector(nearest(sum * b.levels) * step,
-                                                 VectorOf<float, kCounters>::Type);
+      const auto value =
+          __builtin_convertvector(nearest(sum * b.levels) * step, VectorOf<float, kCounters>::Type);
       std::memcpy(piece + i, &value, sizeof value);
     }
     for (int64_t i = 0; i < count; i += kLanes) {
