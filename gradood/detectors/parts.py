@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -60,9 +60,9 @@ class Part:
 
     name: str
     learned: tuple[str, ...]
-    fit: Callable[[GradientNorms], Learned]
-    score: Callable[[GradientNorms, Learned], Tensor]
-    lacks: Callable[[GradientNorms], str | None] | None = None
+    fit: Callable[[GradientNorms], Learned] = field(repr=False)
+    score: Callable[[GradientNorms, Learned], Tensor] = field(repr=False)
+    lacks: Callable[[GradientNorms], str | None] | None = field(default=None, repr=False)
     labels: tuple[Label, ...] = ()
     activations: bool = False
     reads_norms: bool = False
