@@ -139,13 +139,17 @@ def make_plan(
     try:
         found = probe.investigate(x)
         evidence = Evidence(found, 0.0)
-        if (evidence.coupled or evidence.unclear) and not probe.repeats(found):
+        coupled = evidence.coupled and probe.others_matter(found)
+        if (evidence.coupled and not coupled) or (
+            (coupled or evidence.unclear) and not probe.repeats(found)
+        ):
             evidence = Evidence(found, ROUNDING)
+            coupled = evidence.coupled
     except (GradoodError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever the model raises when it is probed
         return Plan(uncovered=dict.fromkeys(parameters, reason_of(error)))
-    if evidence.coupled:
+    if coupled:
         raise found.three.refusal or ModelError(
             "the logits of a sample depend on the other samples of the batch, so there is no "
             "gradient of a single sample; call model.eval()"

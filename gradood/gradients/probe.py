@@ -22,7 +22,7 @@ from gradood.errors import GradoodError
 from gradood.gradients.axis import differs
 from gradood.gradients.caches import Cache, emptied, filled_by, find
 from gradood.gradients.capture import PlanError
-from gradood.gradients.independence import agree, agree_roughly, in_float64
+from gradood.gradients.independence import agree, agree_roughly, in_float64, same_to_the_last_bits
 from gradood.gradients.randomness import restart
 from gradood.gradients.rows import Rows, candidates
 from gradood.gradients.state import Snapshot, Written, observed
@@ -48,6 +48,7 @@ class Findings:
     three: Survey
     #: The same with exchanged samples, and which places hold others than before.
     exchanged: Follower
+    order: tuple[int, ...]
     changed: tuple[bool, ...]
     written: Written
     caches: tuple[Cache, ...]
@@ -97,6 +98,19 @@ class Probe:
             bool(differs(a, b).any()) for a, b in pairs if a is not None and b is not None
         )
 
+    def others_matter(self, found: Findings) -> bool:
+        """Whether the logits of a sample that kept its place changed by more than rounding."""
+        kept = slice(KEPT, KEPT + 1)
+        before, after = found.three.logits[kept], found.exchanged.logits[kept]
+        if same_to_the_last_bits(before, after):
+            return False
+        if before.dtype == torch.float64 or not agree(before, after):
+            return True
+        rows = found.rows.x
+        with self._surroundings(rows), emptied(self.model, found.caches):
+            exact = in_float64(self.model, rows, rows[list(found.order)])
+        return exact is None or not same_to_the_last_bits(exact[0][kept], exact[1][kept])
+
     def size_matters(self, found: Findings) -> bool:
         """Whether the logits of a sample depend on the size of the batch, or on its place there."""
         if found.random:  # other numbers are drawn for a batch of another size
@@ -126,7 +140,7 @@ class Probe:
         merged = Written(*map(frozenset[str]().union, *written))
         random = two.random or three.random
         return Findings(
-            rows, two, three, exchanged, rows.changed(order), merged, known + fresh, random
+            rows, two, three, exchanged, order, rows.changed(order), merged, known + fresh, random
         )
 
     def _exchange(

@@ -71,6 +71,16 @@ def test_samples_that_mix_are_refused_or_do_not_show(name, dtype):
             assert_norms(norms, reference_norms(model, x[order]), tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("norm", ["nuc", 2, "fro"])
+def test_a_library_whose_last_bit_depends_on_memory_is_no_influence(norm, dtype):
+    model, _ = layer(lambda m, x: m.l(x[:, :, 0]) + torch.linalg.norm(x, norm, (1, 2))[:, None])
+    x = torch.randn(5, 3, 4).to(dtype)
+    tolerance = 1e-9 if dtype == torch.float64 else 1e-5
+    norms = gradood.gradient_norms(model.to(dtype), x)
+    assert_norms(norms, reference_norms(model, x), tolerance)
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e-4, 1e-8])
 def test_mixing_in_float64_is_refused_at_any_scale(scale):
     model, x = layer(lambda m, x: m.l(x) + scale * x.detach().mean())
