@@ -39,7 +39,7 @@ def expanded(labels: Iterable[Label], classes: int) -> list[Label]:
     return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Part:
     """One measure of how unlike normal inputs an input is.
 
@@ -66,6 +66,9 @@ class Part:
     labels: tuple[Label, ...] = ()
     activations: bool = False
     reads_norms: bool = False
+
+    def __repr__(self) -> str:
+        return f"Part({self.name!r})"
 
     def register(self) -> Part:
         """Make the part known by its name.
