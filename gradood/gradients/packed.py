@@ -70,7 +70,7 @@ def pack(input: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Ten
         _remember(data, _PADDED, padded, steps, lengths)
         # How many sequences have so many steps does not depend on their order.
         with torch._C.DisableTorchFunction():
-            before = torch.arange(len(batch_sizes))[:, None]
+            before = torch.arange(len(batch_sizes), dtype=torch.int64, device="cpu")[:, None]
         batch_sizes = (lengths.cpu() > before).sum(1)
     return data, batch_sizes
 

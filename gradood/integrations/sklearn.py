@@ -81,7 +81,7 @@ class GradientOutlier(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         options: dict[str, Any] = {"preset": preset} if preset else {}
         found = kind(self.model, progress=False, **options)
         inputs = self._inputs(X)
-        chosen = torch.arange(len(inputs)) % self.held_out == 0
+        chosen = torch.arange(len(inputs), dtype=torch.int64, device="cpu") % self.held_out == 0
         if needs_fit(kind_name) and isinstance(found, NormDetector):
             found.fit(inputs[~chosen])  # type: ignore[attr-defined]
         found.calibrate(inputs[chosen], self.fpr)

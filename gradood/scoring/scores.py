@@ -30,7 +30,7 @@ class Scorer:
         self.detector = detector
         self._p_values = p_values
         if p_values:
-            detector.p_values_of(torch.zeros(0))
+            detector.p_values_of(torch.zeros(0, dtype=torch.float32, device="cpu"))
         self._threshold: float | None = None
         with suppress(NotFittedError):
             self._threshold = detector.threshold

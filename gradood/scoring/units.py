@@ -113,5 +113,5 @@ def standardisation(transform: object) -> tuple[Tensor, Tensor]:
 
 
 def _pair(mean: Any, std: Any) -> tuple[Tensor, Tensor]:
-    pair = (torch.as_tensor(v, dtype=torch.float64).flatten() for v in (mean, std))
+    pair = (torch.as_tensor(v, dtype=torch.float64, device="cpu").flatten() for v in (mean, std))
     return tuple(pair)  # type: ignore[return-value]

@@ -103,7 +103,7 @@ def certify_spread(
         column("lower"),
         column("upper"),
         evidence.column("score", torch.float64),
-        torch.tensor(radii, dtype=torch.float64),
+        torch.tensor(radii, dtype=torch.float64, device="cpu"),
         evidence.samples,
         evidence,
     )
