@@ -1,9 +1,9 @@
 """What the first call costs, in forward + backward passes on the same batch.
 
 ``python -m benchmarks.first_call`` takes the models of ``tests/gradients/test_third_party.py``, two
-samples each, and prints (first call − later call) / (forward + backward), medians of
-three rounds, by processor time:
-the price of finding out what a model does, which later calls do not pay.
+samples each or so many as ``--batch`` says, and prints (first call − later call) / (forward +
+backward), medians of three rounds, by processor time: the price of finding out what a model does,
+which later calls do not pay.
 """
 
 from __future__ import annotations
@@ -56,12 +56,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="models, all by default")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=2, help="samples; an even number")
     options = parser.parse_args()
     print(f"{processor()[0]}, {torch.get_num_threads()} threads, load {load():.1f}")
     gradood.gradient_norms(nn.Linear(3, 2), torch.ones(2, 3))  # imports, the table of rules
     found = []
     for name in options.names or (*TORCHVISION, *TIMM, *OTHERS):
         model, x = build(name)
+        x = torch.cat([x] * (options.batch // len(x)))
         found.append(passes(model, x, options.rounds))
         print(f"{name:<32} {found[-1]:6.1f}", flush=True)
     print(f"{'median':<32} {statistics.median(found):6.1f}")
