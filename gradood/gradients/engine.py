@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gradood import ops
-from gradood.gradients.activations import Layer, measured_layer, measured_positions
+from gradood.gradients.activations import Layer, measured_layer
 from gradood.gradients.capture import (
     End,
     Function,
@@ -102,9 +102,6 @@ class Recorder(SourceMode):
         self.features: Tensor | None = None
         #: What was measured of the outputs of operators with a step.
         self.layers: list[Layer] = []
-        steps = plan.steps
-        normalising = [place for place, step in steps.items() if step.rule.normalises]
-        self._measured = measured_positions(normalising, steps)
         self.anchor = _anchor(device)
 
     def visit(self, position: int, function: Function, args: Any, kwargs: Any) -> Any:
@@ -157,7 +154,7 @@ class Recorder(SourceMode):
             hook = partial(self._receive, step, call, [held], version)
             out = watch(out, self.anchor, hook, self._plan.strange)
         self._check(step, call, out)
-        if self.keeps_activations and step.position in self._measured:
+        if self.keeps_activations and step.position in self._plan.measured:
             # Counted from the end, since the samples may be several dimensions.
             channel = call.channels if call.channels < 0 else call.channels - out.dim()
             whole = out if self.differentiable else out.detach()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from gradood.errors import GradoodError, ModelError
+from gradood.gradients.activations import measured_positions
 from gradood.gradients.axis import SampleAxis
 from gradood.gradients.caches import Cache
 from gradood.gradients.capture import Function, PlanError, name_of
@@ -111,6 +112,12 @@ class Plan:
         )
 
     @cached_property
+    def measured(self) -> frozenset[int]:
+        """Positions of the operators whose outputs are measured, where activations are wanted."""
+        normalising = [position for position, step in self.steps.items() if step.rule.normalises]
+        return measured_positions(normalising, self.steps)
+
+    @cached_property
     def pair_lone(self) -> bool:
         """Whether to score a batch of one beside a copy of itself.
 
@@ -171,7 +178,6 @@ def reason_of(error: Exception) -> str:
 
 
 _USE_BATCH_NORM = ("batch_norm", "instance_norm")
-_UNSTEADY = "the operators that the model runs change from call to call"
 
 
 def _plan(found: Findings, evidence: Evidence, uneven: frozenset[int]) -> Plan:
