@@ -23,3 +23,8 @@ class NotFittedError(GradoodError, RuntimeError):
 
 class CheckpointError(GradoodError, ValueError):
     """A saved detector does not belong to this model, or the file is not one of ours."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without what some libraries append to it; empty if it says nothing."""
+    return str(error).strip().partition("\n")[0]

@@ -20,7 +20,7 @@ from gradood.cli.info import info
 from gradood.cli.score import score
 from gradood.cli.selftest import selftest
 from gradood.cli.watch import watch
-from gradood.errors import GradoodError
+from gradood.errors import GradoodError, first_line
 
 __all__ = ["app", "main"]
 
@@ -51,7 +51,7 @@ def _is_usage(error: BaseException) -> bool:
 def _said(error: BaseException) -> str:
     if isinstance(error, GradoodError):
         return str(error)
-    reason = str(error).strip().partition("\n")[0]
+    reason = first_line(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'standard output'}: {error.strerror}"
     if isinstance(error, MemoryError):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from gradood.errors import InputError, ModelError
+from gradood.errors import InputError, ModelError, first_line
 from gradood.gradients.scorer import Scorer, Scores
 
 #: Passes before the capture, in which every kernel is compiled, loaded and chosen.
@@ -143,7 +143,7 @@ def capture(run: Callable[[Tensor], Any], x: Tensor) -> Captured:
                 results = run(static)
     except RuntimeError as error:
         raise ModelError(
-            f"cuda_graph=True: the passes cannot be captured ({str(error).splitlines()[0]}); a "
+            f"cuda_graph=True: the passes cannot be captured ({first_line(error)}); a "
             "model must not copy from or to the CPU, or look at values; use cuda_graph=False"
         ) from error
     return Captured(graph, static, results)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 from torch.nn import Parameter
 
-from gradood.errors import GradoodError, ModelError
+from gradood.errors import GradoodError, ModelError, first_line
 from gradood.gradients.independence import BatchLogits
 from gradood.gradients.probe import require_grad
 from gradood.gradients.rows import candidates
@@ -135,7 +135,7 @@ def _alone() -> Iterator[None]:
     except (GradoodError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        first = str(error).strip().partition("\n")[0]
+        first = first_line(error)
         raise ModelError(
             "no rule covers this model, and one sample at a time it raises "
             f"{type(error).__name__}: {first}; make it take batches of any size, and let autograd "
@@ -184,7 +184,7 @@ def choose(
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         _LOG.info("vmap cannot run %s (%s): one sample at a time", type(model).__name__, reason)
         return "loop"
     for found, right in zip(norms, expected, strict=True):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from gradood.errors import GradoodError, ModelError
+from gradood.errors import GradoodError, ModelError, first_line
 from gradood.gradients.activations import measured_positions
 from gradood.gradients.axis import SampleAxis
 from gradood.gradients.caches import Cache
@@ -173,7 +173,7 @@ def reason_of(error: Exception) -> str:
     """Why a probe or a plan came to nothing, for people."""
     if isinstance(error, PlanError):
         return str(error)
-    first = str(error).strip().partition("\n")[0]
+    first = first_line(error)
     return f"the model cannot be followed: {type(error).__name__}: {first}"
 
 

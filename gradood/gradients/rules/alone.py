@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from gradood.errors import first_line
 from gradood.gradients.axis import SampleAxis
 from gradood.gradients.rules.broadcast import changes_in_place, plain
 from gradood.gradients.rules.call import Call
@@ -76,7 +77,7 @@ class AloneCall(Call):
                 ]
             same = all(torch.allclose(a, b, 1e-4, 1e-6) for a, b in zip(batch, alone, strict=True))
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
-            return f"the operator cannot run on one sample: {str(error).partition(chr(10))[0]}"
+            return f"the operator cannot run on one sample: {first_line(error)}"
         return None if same else "the operator does something else with one sample"
 
     def norms(self, x: Tensor | None, d: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:

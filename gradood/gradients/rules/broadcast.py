@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gradood.errors import first_line
 from gradood.gradients.axis import SampleAxis
 from gradood.gradients.rules.call import Call
 from gradood.gradients.source import is_source
@@ -172,7 +173,7 @@ def _bind_pointwise(function: Callable[..., Any], args: Any, kwargs: Any) -> Cal
                 out, list(leaves.values()), torch.ones_like(out), allow_unused=True
             )
         except RuntimeError as error:
-            return f"{function.__name__} has no derivative: {str(error).partition(chr(10))[0]}"
+            return f"{function.__name__} has no derivative: {first_line(error)}"
     if out.shape != shape or out.is_complex():
         return f"{function.__name__} does not work element by element"
     derivatives = [out.new_zeros(()) if s is None else s.to(out.dtype) for s in slopes]

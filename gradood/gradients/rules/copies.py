@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gradood import ops
+from gradood.errors import first_line
 from gradood.gradients.rules.broadcast import changes_in_place
 from gradood.gradients.rules.call import Call
 from gradood.gradients.source import is_source
@@ -79,7 +80,7 @@ class CopyCall(Call):
         try:
             places = function(*map(number, args), **{k: number(v) for k, v in kwargs.items()})
         except (RuntimeError, IndexError) as error:
-            return f"{name} does not copy: {str(error).partition(chr(10))[0]}"
+            return f"{name} does not copy: {first_line(error)}"
         if not isinstance(places, Tensor) or len(operands) > len(cls.needs_data):
             return f"{name} returns no single tensor"
         return cls(list(operands.values()), places)
