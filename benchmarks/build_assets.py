@@ -17,15 +17,8 @@ import torch
 import typer
 
 import gradood
-from gradood.data import (
-    ImageSet,
-    animals,
-    digits,
-    fashion_mnist,
-    glyphs,
-    mnist,
-    photo_patches,
-)
+from benchmarks.datasets import animals, digits, fashion_mnist, glyphs, mnist, photo_patches
+from gradood.data import ImageSet
 
 log = logging.getLogger("gradood")
 ASSETS = Path(gradood.__file__).parent / "data/assets"

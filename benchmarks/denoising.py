@@ -18,7 +18,9 @@ import typer
 from torch import Tensor
 
 import gradood
-from gradood.data import embedded_classifier, embedded_denoiser, fashion_mnist
+from benchmarks.datasets import fashion_mnist
+from gradood.data import embedded_classifier
+from gradood.smoothing import embedded_denoiser
 
 log = logging.getLogger("gradood")
 SIGMAS = (0.12, 0.25, 0.5, 1.0)

@@ -25,8 +25,9 @@ import typer
 from torch import Tensor, nn
 
 import gradood
+from benchmarks.datasets import evaluation_suite
 from gradood.attacks import attack_score
-from gradood.data import embedded_classifier, embedded_denoiser, evaluation_suite, load_classifier
+from gradood.data import embedded_classifier, load_classifier
 from gradood.distro import (
     embedded_discriminator,
     guaranteed_confidence,
@@ -34,6 +35,7 @@ from gradood.distro import (
     smoothing_radius,
 )
 from gradood.evaluation import evaluate, evaluate_adversarial, evaluate_guaranteed
+from gradood.smoothing import embedded_denoiser
 from gradood.smoothing.bounds import histogram
 
 log = logging.getLogger("gradood")

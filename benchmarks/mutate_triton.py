@@ -24,10 +24,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch  # noqa: E402
 
+from benchmarks.kernel_calls import CALLS, poisoned, relative_error  # noqa: E402
 from gradood.benchmarking.operators import noise_checks, vote_checks  # noqa: E402
 from gradood.kernels.interpreter import shuffled  # noqa: E402
 from gradood.ops import triton_backend  # noqa: E402
-from tests.kernels.calls import CALLS, poisoned, relative_error  # noqa: E402
 
 KERNELS = Path(__file__).parents[1] / "kernels"
 #: In the order in which they import one another.

@@ -1,4 +1,4 @@
-"""Measure the committed tables: ``gradood bench`` with its results in ``benchmarks/results``.
+"""Measure the committed tables: ``gradood bench`` with peers, into ``benchmarks/results``.
 
     python benchmarks/norms.py [options of gradood bench]
 
@@ -15,8 +15,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from gradood.benchmarking.workloads import workload
-from gradood.cli import app
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from gradood.benchmarking.workloads import workload  # noqa: E402
+from gradood.cli import app  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 OURS, ORDINARY = "gradood cpp", "forward+backward"
@@ -97,8 +99,9 @@ def show_targets() -> None:
 if __name__ == "__main__":
     arguments = sys.argv[1:]
     if arguments != ["--targets"]:
-        command = ["bench", "--out", str(RESULTS), *arguments]
+        peers = ["--methods-from", "benchmarks.peers"]
+        command = ["bench", "--out", str(RESULTS), *peers, *arguments]
         if status := app(command, standalone_mode=False):
             sys.exit(status)
-    if "--scaling" not in arguments and "--help" not in arguments:
+    if "--help" not in arguments:
         show_targets()

@@ -11,8 +11,10 @@ import pytest
 
 from gradood.benchmarking.check import compare, expected
 from gradood.benchmarking.machine import installed
-from gradood.benchmarking.registry import METHODS
+from gradood.benchmarking.registry import METHODS, include
 from gradood.benchmarking.workloads import STANDARD, workload
+
+include("benchmarks.peers")
 
 
 @pytest.mark.filterwarnings("ignore")  # of peers, about how they are used or written

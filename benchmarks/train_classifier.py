@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradood.data.fashion import fashion_mnist, relabelled, split_by_class
+from benchmarks.datasets.fashion import fashion_mnist, relabelled, split_by_class
 from gradood.data.image_set import ImageSet
 from gradood.data.networks import ResNet
 

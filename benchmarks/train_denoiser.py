@@ -25,10 +25,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.datasets.fashion import fashion_mnist
+from benchmarks.datasets.outliers import augmented, foreign_glyphs, textures
 from gradood.data import embedded_classifier
-from gradood.data.denoiser import PatchedUNet
-from gradood.data.fashion import fashion_mnist
-from gradood.data.outliers import augmented, foreign_glyphs, textures
+from gradood.smoothing.patched_unet import PatchedUNet
 
 log = logging.getLogger("gradood")
 BATCH = 64

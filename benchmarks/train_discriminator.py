@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradood.data import embedded_classifier, fashion_mnist
-from gradood.data.outliers import augmented, foreign_glyphs, textures
+from benchmarks.datasets import fashion_mnist
+from benchmarks.datasets.outliers import augmented, foreign_glyphs, textures
+from gradood.data import embedded_classifier
 from gradood.distro import discriminator, discriminator_loss
 
 log = logging.getLogger("gradood")

@@ -61,10 +61,10 @@ def page() -> str:
 
 def _entry(module: str, name: str) -> str:
     """One function, class or constant."""
-    from gradood import _HOMES
+    from gradood import __all__ as public
 
     thing = getattr(import_module(module), name)
-    path = f"gradood.{name}" if name in _HOMES else f"{module}.{name}"
+    path = f"gradood.{name}" if name in public else f"{module}.{name}"
     if not callable(thing):
         return f"### {path}\n\n`{name} = {thing!r}`"
     parts = [f"### {path}", f"`{name}{_signature(thing)}`", _markdown(inspect.getdoc(thing) or "")]

@@ -9,11 +9,11 @@ import gradood
 
 
 def test_every_public_name_is_there():
-    assert sorted(gradood.__all__) == sorted(gradood._HOMES)
+    assert {"gradient_norms", "GradientDetector", "certify_class", "data"} <= set(gradood.__all__)
     for name in gradood.__all__:
         assert getattr(gradood, name).__doc__, name
     assert set(gradood.__all__) <= set(dir(gradood))
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+    with pytest.raises(AttributeError, match="gradood.*nothing"):
         gradood.nothing  # noqa: B018
 
 

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.cifar --data FOLDER [--workers 2] [--fit 5000 …]
 
 FOLDER holds ``weights/cifar10-resnet20.safetensors`` and ``…-resnet56…`` and the sets, in any of
-the forms that ``gradood.data.picture_set`` reads. Writes ``cifar.csv``, ``cifar_cost.csv``,
+the forms that ``benchmarks.datasets.picture_set`` reads. Writes ``cifar.csv``, ``cifar_cost.csv``,
 ``cifar.md`` and its figures. What was computed is kept under a hash of its content, so that an
 interrupted run goes on; every worker is a process that does one network after the other. What
 scores cost is measured where ``cifar_cost.csv`` is not there.
@@ -27,11 +27,11 @@ from benchmarks.cifar.costs import peer_costs
 from benchmarks.cifar.network import load_network
 from benchmarks.cifar.page import draw_cost, markdown
 from benchmarks.cifar.suite import Protocol, run
+from benchmarks.datasets import picture_set
 from benchmarks.experiments.classifiers import CACHE
 from benchmarks.experiments.cost import Cost
 from benchmarks.experiments.rows import Row, write
 from benchmarks.experiments.workers import start
-from gradood.data import picture_set
 
 log = logging.getLogger("gradood")
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.datasets import picture_set
 from benchmarks.experiments.observations import Observer
 from benchmarks.experiments.peers import fitted_peers
 from benchmarks.experiments.protocols import Study
 from benchmarks.experiments.rows import Row
-from gradood.data import picture_set
 from gradood.data.optional import require
 from gradood.detectors import Energy, GradientDetector
 from gradood.errors import InputError

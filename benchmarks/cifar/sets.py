@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from gradood.data import ImageSet, picture_set
+from benchmarks.datasets import picture_set
+from gradood.data import ImageSet
 from gradood.errors import InputError
 
 NEAR = ("cifar100-test", "tiny-imagenet")

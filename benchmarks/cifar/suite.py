@@ -14,11 +14,12 @@ from torch import Tensor
 
 from benchmarks.cifar.network import load_network
 from benchmarks.cifar.sets import CONTROL, anomalous_sets, control
+from benchmarks.datasets import picture_set
 from benchmarks.experiments.attacked import Attack
 from benchmarks.experiments.observations import Observer
 from benchmarks.experiments.protocols import Fitted, Study
 from benchmarks.experiments.rows import Row
-from gradood.data import ImageSet, picture_set
+from gradood.data import ImageSet
 
 log = logging.getLogger("gradood")
 

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from benchmarks.datasets import Suite
 from benchmarks.experiments.observations import Observer
 from gradood import attacks
-from gradood.data import ImageSet, Suite
+from gradood.data import ImageSet
 
 
 class Attack(NamedTuple):

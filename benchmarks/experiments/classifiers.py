@@ -23,10 +23,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import gradood
+from benchmarks.datasets.fashion import HELD_OUT
 from benchmarks.experiments.vision_transformer import VisionTransformer
 from benchmarks.train_classifier import accuracy, load, train
 from gradood.data import ResNet, embedded_classifier
-from gradood.data.fashion import HELD_OUT
 
 log = logging.getLogger("gradood")
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
+from benchmarks.datasets import Suite
 from benchmarks.experiments.cost import Cost
 from benchmarks.experiments.observations import Observer
 from benchmarks.experiments.page import Results
 from benchmarks.experiments.protocols import UNSUPERVISED
 from benchmarks.experiments.rows import Row
-from gradood.data import Suite
 from gradood.detectors.features import Standardiser, log_norms
 from gradood.evaluation.curves import roc_points
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import gradood
+from benchmarks.datasets import Suite, evaluation_suite
 from benchmarks.experiments.attacked import Attacked, attacked_sets
 from benchmarks.experiments.classifiers import MAIN, Classifier
 from benchmarks.experiments.observations import KNOWN, VERSION, Observer, digest
@@ -21,7 +22,7 @@ from benchmarks.experiments.picture_sets import embedded_suite, near_suite
 from benchmarks.experiments.protocols import Fitted, Study
 from benchmarks.experiments.rows import Row, read, write
 from benchmarks.experiments.tried import NETWORKS, fused, tried, tried_networks
-from gradood.data import ImageSet, Suite, evaluation_suite
+from gradood.data import ImageSet
 
 log = logging.getLogger("gradood")
 

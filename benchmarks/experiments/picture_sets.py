@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from benchmarks.datasets import Suite, fashion_mnist, split_by_class
+from benchmarks.datasets.fashion import CLASSES, HELD_OUT
 from gradood.data import (
     EMBEDDED,
     ImageSet,
-    Suite,
     embedded_set,
-    fashion_mnist,
     gaussian_noise,
     halve_by_group,
     inverted,
     pixel_shuffled,
     rotated,
-    split_by_class,
     uniform_noise,
 )
-from gradood.data.fashion import CLASSES, HELD_OUT
 
 #: The half of the sets, and the attacks, that presets were chosen on; the others were then scored
 #: once. Near-anomalous classes played no part in any choice.

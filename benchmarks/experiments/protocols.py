@@ -9,12 +9,13 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from benchmarks.datasets import Suite
 from benchmarks.experiments.attacked import Attacked
 from benchmarks.experiments.observations import BF16, SCORED, Observer
 from benchmarks.experiments.peers import fitted_peers
 from benchmarks.experiments.picture_peers import PicturePeers
 from benchmarks.experiments.rows import Row, measured
-from gradood.data import ImageSet, Suite
+from gradood.data import ImageSet
 from gradood.detectors import (
     ConfoundingDetector,
     Energy,

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from benchmarks.datasets import Suite
 from benchmarks.experiments.attacked import Attacked
 from benchmarks.experiments.picture_sets import DEVELOPMENT
 from benchmarks.experiments.protocols import Fitted, Scores, Study, Supervised, paper_detector
 from benchmarks.experiments.rows import Row
-from gradood.data import ImageSet, Suite
+from gradood.data import ImageSet
 from gradood.detectors import PARTS, Part, vector_part
 from gradood.detectors.class_gaussians import CLASS_GAUSSIANS
 from gradood.detectors.fusion import agreement_weights, fit_part, score_part

@@ -13,8 +13,8 @@ from torch import Tensor
 from gradood import ops
 from gradood.attacks.ascent import apgd_ascent
 from gradood.attacks.ball import Ball
-from gradood.detectors.batches import track
 from gradood.errors import InputError
+from gradood.progress import track
 from gradood.state_file import StateFile
 
 #: What is maximised: points ``[n, ...]`` and the rows of the inputs that they belong to -> ``[n]``.
@@ -229,7 +229,7 @@ def _shown(
     """Jobs still to do and their numbers, with a bar that counts inputs times restarts."""
     left = [part for _, part in jobs[done:]]
     total = torch.cat(left) if left else rows[:0]
-    return zip(track(left, total, "attacking", show), range(done, len(jobs)), strict=True)
+    return zip(track(left, "attacking", show, len(total)), range(done, len(jobs)), strict=True)
 
 
 def _digest(*tensors: Tensor) -> str:

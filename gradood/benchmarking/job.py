@@ -27,6 +27,7 @@ class Job:
     Attributes:
         task: ``"time"``, or ``"memory"`` for exactly one method.
         rounds: how often each method has its turn; ``slow_rounds`` for slow ones.
+        methods_from: modules whose ``METHODS`` are measured too; see ``registry.include``.
     """
 
     task: str
@@ -36,12 +37,14 @@ class Job:
     autocast: bool = False
     rounds: int = 7
     slow_rounds: int = 3
+    methods_from: tuple[str, ...] = ()
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> Job:
         """The job of which ``asdict`` made ``fields``, by way of JSON."""
         workload = Workload(**fields["workload"])
-        return cls(**{**fields, "workload": workload, "methods": tuple(fields["methods"])})
+        lists = {name: tuple(fields[name]) for name in ("methods", "methods_from")}
+        return cls(**{**fields, **lists, "workload": workload})
 
 
 @dataclass
@@ -92,5 +95,7 @@ def run_together(jobs: Sequence[Job]) -> list[list[Outcome]]:
 
 def environment(job: Job, inherited: Mapping[str, str]) -> dict[str, str]:
     """The environment that holds threads and allocator fixed."""
-    fixed = {"OMP_NUM_THREADS": str(job.threads), "OMP_WAIT_POLICY": "passive"}
+    # What is importable here is importable there: modules of ``methods_from``.
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    fixed = {"PYTHONPATH": path, "OMP_NUM_THREADS": str(job.threads), "OMP_WAIT_POLICY": "passive"}
     return {**inherited, **fixed, **_ALLOCATOR[job.task]}

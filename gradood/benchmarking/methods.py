@@ -40,6 +40,7 @@ class Method:
             loss of softmax probabilities, or ``"l1"``, GradNorm's sum of absolute gradients.
         slow: gets fewer rounds.
         casts: also measured under bfloat16 autocast.
+        quick: measured under ``--quick`` too: neither imports nor runs for long.
     """
 
     prepare: Callable[[nn.Module, bool], Call]
@@ -47,6 +48,7 @@ class Method:
     computes: str = "norms"
     slow: bool = False
     casts: bool = False
+    quick: bool = False
 
 
 def forward(model: nn.Module, autocast: bool) -> Call:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from gradood.benchmarking import methods, peers
+from importlib import import_module
+
+from gradood.benchmarking import methods
 from gradood.benchmarking.methods import Method
 from gradood.errors import InputError
 
@@ -11,22 +13,28 @@ CPP, TORCH = "gradood cpp", "gradood torch"
 
 #: The passes that ratios are taken to, the library's backends, then other ways to the same numbers.
 METHODS = {
-    FORWARD: Method(methods.forward, computes="nothing", casts=True),
-    ACTIVATION_ONLY: Method(methods.activation_only, computes="nothing", casts=True),
-    FORWARD_BACKWARD: Method(methods.forward_backward, computes="nothing", casts=True),
-    CPP: Method(methods.through_backend("cpp"), "gradood", casts=True),
-    TORCH: Method(methods.through_backend("torch"), "gradood", casts=True),
-    "BackPACK": Method(peers.backpack, "backpack-for-pytorch"),
-    "Opacus ghost": Method(peers.opacus, "opacus"),
+    FORWARD: Method(methods.forward, computes="nothing", casts=True, quick=True),
+    ACTIVATION_ONLY: Method(methods.activation_only, computes="nothing", casts=True, quick=True),
+    FORWARD_BACKWARD: Method(methods.forward_backward, computes="nothing", casts=True, quick=True),
+    CPP: Method(methods.through_backend("cpp"), "gradood", casts=True, quick=True),
+    TORCH: Method(methods.through_backend("torch"), "gradood", casts=True, quick=True),
     "vmap chunks of 16": Method(methods.vectorised(16)),
     "vmap": Method(methods.vectorised(None), slow=True),
-    "GradUncertainty": Method(peers.grad_uncertainty, "pytorch-ood", "sum", slow=True),
-    "GradNorm": Method(peers.grad_norm, "pytorch-ood", "l1", slow=True),
     "loop": Method(methods.one_at_a_time, slow=True),
 }
 
-#: For a quick look: what neither imports nor runs for long.
-QUICK = (FORWARD, ACTIVATION_ONLY, FORWARD_BACKWARD, CPP, TORCH, "BackPACK")
+
+def include(module: str) -> None:
+    """Add the methods of a module that is importable here: its ``METHODS``, by name.
+
+    Raises:
+        InputError: There is no such module, or it has none.
+    """
+    try:
+        found: dict[str, Method] = import_module(module).METHODS
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"--methods-from {module}: {error}; give a module with METHODS") from error
+    METHODS.update(found)
 
 
 def method(name: str) -> Method:

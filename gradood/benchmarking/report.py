@@ -10,7 +10,6 @@ from rich.table import Table
 
 from gradood.benchmarking.records import Row
 from gradood.benchmarking.registry import CPP, TORCH
-from gradood.benchmarking.scaling import Exponent
 
 _ABSENT = "–"
 EXPLANATION = (
@@ -28,7 +27,7 @@ def detail(rows: Sequence[Row]) -> Table:
         (r.median_s for r in rows if r.method == TORCH), None
     )
     weighed = any(row.peak_mb is not None for row in rows)
-    table = _table(
+    table = empty_table(
         f"{first.model}, {first.batch} × {first.size}² pixels, {setting(first)}",
         ("ms", "20–80 %", "/ (b)", "/ (c)", "/ ours", *(("peak MB", "/ (b)") if weighed else ())),
     )
@@ -57,7 +56,7 @@ def summary(rows: Sequence[Row], column: str, title: str) -> Table:
     """One column of many rows, a method a line, a workload a column; * where norms are faulty."""
     workloads = list(dict.fromkeys((r.model, r.batch) for r in rows))
     cells = {(r.method, (r.model, r.batch)): r for r in rows}
-    table = _table(title, [f"{model}, {batch}" for model, batch in workloads])
+    table = empty_table(title, [f"{model}, {batch}" for model, batch in workloads])
     for method in dict.fromkeys(r.method for r in rows):
         line = []
         for workload in workloads:
@@ -66,20 +65,6 @@ def summary(rows: Sequence[Row], column: str, title: str) -> Table:
             line.append(value + ("*" if row is not None and (row.missing or row.wrong) else ""))
         bold = method in (CPP, TORCH)
         table.add_row(method, *line, style="bold" if bold else "")
-    return table
-
-
-def exponents(found: Sequence[Exponent]) -> Table:
-    """How cost grows: an axis of a model a line, a method a column."""
-    methods = list(dict.fromkeys(e.method for e in found))
-    table = _table("Exponent of the time as one quantity grows (least squares, log-log)", ())
-    table.add_column("values")
-    for method in methods:
-        table.add_column(method, justify="right")
-    for model, axis, values in dict.fromkeys((e.model, e.axis, e.values) for e in found):
-        by_method = {e.method: e for e in found if (e.model, e.axis) == (model, axis)}
-        cells = [f"{by_method[m].exponent:.2f}" if m in by_method else _ABSENT for m in methods]
-        table.add_row(f"{model}, {axis}", values, *cells)
     return table
 
 
@@ -100,7 +85,8 @@ def versions(rows: Sequence[Row]) -> str:
     )
 
 
-def _table(title: str, columns: Sequence[str]) -> Table:
+def empty_table(title: str, columns: Sequence[str]) -> Table:
+    """Make a table with a column of names, then columns of numbers."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
     table.add_column("", no_wrap=True)
     for column in columns:

@@ -36,6 +36,7 @@ class Settings:
         rounds: at least, for every method; ``slow_rounds`` for the slow ones.
         memory: measure peak memory too.
         autocast: measure under bfloat16 autocast too.
+        methods_from: modules whose ``METHODS`` are among them.
         together: measure all workloads in one process, to be quick: times in float32 only.
     """
 
@@ -46,6 +47,7 @@ class Settings:
     slow_rounds: int = 3
     memory: bool = True
     autocast: bool = False
+    methods_from: Sequence[str] = ()
     together: bool = False
 
 
@@ -64,7 +66,7 @@ def measure(settings: Settings, progress: Progress = lambda text: None) -> Itera
         peaks: dict[str, Outcome] = {}
         if settings.memory:
             progress(f"{workload.model}: peak memory of {len(names)} methods")
-            peaks = _peaks(workload, names)
+            peaks = _peaks(workload, names, settings.methods_from)
         for threads in settings.threads:
             for autocast in (False, True) if settings.autocast else (False,):
                 job = _job(settings, workload, threads, autocast)
@@ -79,7 +81,8 @@ def _job(settings: Settings, workload: Workload, threads: int, autocast: bool) -
     names = with_references(settings.methods)
     names = tuple(name for name in names if method(name).casts or not autocast)
     rounds, slow = settings.rounds, settings.slow_rounds
-    return Job("time", workload, names, threads, autocast, rounds, slow)
+    modules = tuple(settings.methods_from)
+    return Job("time", workload, names, threads, autocast, rounds, slow, modules)
 
 
 def with_references(names: Sequence[str]) -> tuple[str, ...]:
@@ -149,9 +152,9 @@ def _row(
     )
 
 
-def _peaks(workload: Workload, names: Sequence[str]) -> dict[str, Outcome]:
+def _peaks(workload: Workload, names: Sequence[str], modules: Sequence[str]) -> dict[str, Outcome]:
     """Peak memory of every method, each in a process of its own, on as many cores as there are."""
-    jobs = [Job("memory", workload, (name,)) for name in names]
+    jobs = [Job("memory", workload, (name,), methods_from=tuple(modules)) for name in names]
     with ThreadPoolExecutor(min(4, machine.cores())) as pool:
         return {outcome.method: outcome for (outcome,) in pool.map(run, jobs)}
 

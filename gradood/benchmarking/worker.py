@@ -20,13 +20,15 @@ from gradood.benchmarking.job import Job, Outcome
 from gradood.benchmarking.machine import installed
 from gradood.benchmarking.memory import peak_bytes
 from gradood.benchmarking.methods import Call, Norms
-from gradood.benchmarking.registry import method
+from gradood.benchmarking.registry import include, method
 from gradood.benchmarking.timing import take_turns
 
 
 def main() -> None:
     """Measure the jobs that standard input describes."""
     jobs = [Job.from_fields(fields) for fields in json.load(sys.stdin)]
+    for module in jobs[0].methods_from:
+        include(module)
     torch.set_num_threads(jobs[0].threads)
     warnings.simplefilter("ignore")  # of peers, about how they are used or written
     logging.disable(logging.WARNING)

@@ -40,9 +40,10 @@ def bench(
     ] = False,
     memory: Annotated[bool, typer.Option(help="Measure peak memory too.")] = True,
     autocast: Annotated[bool, typer.Option(help="Also under bfloat16 autocast.")] = False,
-    scaling: Annotated[
-        bool, typer.Option(help="Instead: how time grows with samples, width, depth and size.")
-    ] = False,
+    methods_from: Annotated[
+        list[str] | None,
+        typer.Option(help="Module with METHODS to measure too; benchmarks.peers in a checkout."),
+    ] = None,
     cuda: Annotated[
         bool, typer.Option("--cuda", help="Instead: on this machine's GPU, in bfloat16.")
     ] = False,
@@ -53,18 +54,18 @@ def bench(
         _DEFAULT_OUT
     ),
 ) -> None:
-    """Time the norms against forward and backward passes and other packages; CSV file and plot.
+    """Time the norms against forward and backward passes and other ways to them; CSV and plot.
 
-    Other packages are optional: install gradood with its extra, bench.
+    Other packages are measured from a checkout of the repository, with gradood's extra, bench:
+    --methods-from benchmarks.peers.
     """
     # Imported late, so that `gradood --help` does not wait for PyTorch.
-    from gradood.benchmarking.registry import METHODS
+    from gradood.benchmarking.registry import METHODS, include
     from gradood.benchmarking.study import Settings
     from gradood.benchmarking.workloads import LARGE, STANDARD, workload
 
-    if scaling:
-        _scaling(model, (threads or [1])[0], rounds, out)
-        return
+    for module in methods_from or ():
+        include(module)
     models = [*(model or STANDARD), *(LARGE if large else ())]
     workloads = [workload(name) for name in dict.fromkeys(models)]
     if cuda or dry:
@@ -80,18 +81,21 @@ def bench(
         slow_rounds,
         memory,
         autocast,
+        tuple(methods_from or ()),
     )
     _tables(_quick(settings) if quick else settings, out)
 
 
 def _quick(settings: Settings) -> Settings:
     """A quarter of the samples, one thread count, three rounds, nothing slow."""
-    from gradood.benchmarking.registry import METHODS, QUICK
+    from gradood.benchmarking.registry import METHODS
 
     return replace(
         settings,
         workloads=[replace(w, batch=max(2, w.batch // 4)) for w in settings.workloads],
-        methods=QUICK if set(settings.methods) == set(METHODS) else settings.methods,
+        methods=tuple(n for n, m in METHODS.items() if m.quick)
+        if set(settings.methods) == set(METHODS)
+        else settings.methods,
         threads=settings.threads[:1],
         rounds=min(3, settings.rounds),
         memory=False,
@@ -138,21 +142,3 @@ def _summaries(rows: Sequence[Row]) -> list[Table]:
     if weighed:
         tables.append(summary(weighed, "peak_mb", "Peak memory above model and input, MB"))
     return tables
-
-
-def _scaling(models: Sequence[str] | None, threads: int, rounds: int, out: Path) -> None:
-    from gradood.benchmarking.records import append, prepare
-    from gradood.benchmarking.report import exponents
-    from gradood.benchmarking.scaling import SERIES, Exponent, scale
-
-    prepare(out / "scaling.csv", Exponent)
-    found = []
-    with Console(stderr=True).status("") as status:
-        for name in models or SERIES:
-            fitted = scale(name, threads, rounds, lambda text: status.update(f"{text} …"))
-            part = list(fitted)
-            append(out / "scaling.csv", part)
-            found += part
-    console = Console()
-    console.print(exponents(found))
-    console.print(f"Results: {(out / 'scaling.csv').resolve()}", highlight=False, soft_wrap=True)

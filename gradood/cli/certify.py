@@ -208,7 +208,8 @@ class _Source:
 
     def certified(self, kind: Kind) -> Any:
         """The model, or the fitted score on it."""
-        from gradood.scoring.fitting import DETECTORS, ready_detector
+        from gradood.detectors import DETECTORS
+        from gradood.scoring.fitting import ready_detector
 
         loaded = self._load()
         if kind is Kind.CLASS:
@@ -219,7 +220,7 @@ class _Source:
             raise InputError(
                 "--score confounding: fit it on both kinds, and give gradood fit's file"
             )
-        detector: Any = DETECTORS[self.score](loaded.model)
+        detector: Any = DETECTORS.named[self.score](loaded.model)
         return detector.fit(self._normal()[:_FIT])
 
     def described(self) -> dict[str, Any]:
@@ -230,9 +231,9 @@ class _Source:
         return {"Detector": f"{self.score}, fitted on the first {_FIT:,} inputs of {paths}"}
 
     def _is_fitted_now(self) -> bool:
-        from gradood.scoring.fitting import DETECTORS, needs_fit
+        from gradood.detectors import DETECTORS, needs_fit
 
-        return self.score in DETECTORS and needs_fit(self.score)
+        return self.score in DETECTORS.named and needs_fit(self.score)
 
     def inputs(self, count: int) -> Tensor:
         """The first ``count`` inputs."""

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from gradood.evaluation import Metrics
     from gradood.evaluation.reports.digest import ScoredSet
     from gradood.evaluation.reports.page import Page
+    from gradood.progress import Throughput
     from gradood.scoring.models import LoadedModel
-    from gradood.scoring.progress import Throughput
     from gradood.scoring.scores import Scorer
 
 _SHOWN = ("auroc", "aupr_anomalous", "aupr_normal", "fpr95", "detection_error")
@@ -208,7 +208,7 @@ class Scoring:
         return self._loaded
 
     def _computed(self, path: Path, source: Source) -> Iterator[dict[str, Any]]:
-        from gradood.scoring.progress import Reporter
+        from gradood.progress import Reporter
 
         loaded, scorer = self._detecting(path)
         with Reporter(f"scoring {path.name}", source.count()) as reporter:

@@ -54,9 +54,8 @@ def fit(
     Exit status: 0, or 2 after an error.
     """
     # Imported late, so that `gradood --help` does not wait for PyTorch.
-    from gradood.detectors.checkpoint import content
+    from gradood.progress import Reporter
     from gradood.scoring import fitting
-    from gradood.scoring.progress import Reporter
 
     if not 0 < fpr < 1:
         raise InputError(f"--fpr {fpr}: expected a share in (0, 1)")
@@ -77,7 +76,7 @@ def fit(
         with Reporter("fitting", total, as_json=as_json) as reporter:
             fitted = fitting.fit(made, normal, others, stream, reporter.advance)
             held = fitting.calibrate(made, held_out, fpr, stream, reporter.advance)
-            output.write(content(made))
+            output.write(made.to_bytes())
             facts = {"fitted": fitted, "calibrated": held, "threshold": made.threshold}
             reporter.done(**facts, out=str(out))
     if not as_json:
@@ -93,7 +92,8 @@ def _split(
     normal: Source, calibrate: list[Path] | None, streams: options.StreamOptions, detector: str
 ) -> tuple[Source, Source]:
     """Inputs to fit on, and others to calibrate with."""
-    from gradood.scoring.fitting import Fold, needs_fit
+    from gradood.detectors import needs_fit
+    from gradood.scoring.fitting import Fold
 
     if calibrate:
         return normal, streams.source(calibrate)

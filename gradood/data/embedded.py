@@ -3,19 +3,14 @@
 import json
 from functools import cache
 from importlib.resources import as_file, files
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gradood.data.denoiser import load_denoiser
 from gradood.data.image_set import ImageSet
 from gradood.data.networks import ResNet, load_classifier
 from gradood.errors import InputError
-
-if TYPE_CHECKING:
-    from gradood.smoothing import EpsDenoiser
 
 EMBEDDED = (
     "fashion-mnist",
@@ -29,7 +24,7 @@ EMBEDDED = (
 """Names for ``embedded_images``: normal test pictures, normal pictures to fit detectors on (from
 the training set), and five anomalous sets."""
 
-_ASSETS = files("gradood.data") / "assets"
+ASSETS = files("gradood.data") / "assets"
 
 
 def embedded_classifier() -> ResNet:
@@ -44,34 +39,13 @@ def embedded_classifier() -> ResNet:
         >>> embedded_classifier()(embedded_images("fashion-mnist")).shape
         torch.Size([500, 10])
     """
-    with as_file(_ASSETS / "classifier.safetensors") as path:
+    with as_file(ASSETS / "classifier.safetensors") as path:
         return load_classifier(path)
-
-
-def embedded_denoiser() -> "EpsDenoiser":
-    """The committed diffusion denoiser for 28 x 28 grey images, on the CPU, in float32.
-
-    It goes before the embedded classifier: ``Smoothing(sigma=0.25, denoiser=embedded_denoiser())``,
-    for sigma from .1 to 1.2. How it was trained stands in the metadata of
-    ``assets/denoiser.safetensors``. Each call builds a new network, so changing one is safe.
-
-    Raises:
-        InputError: The package diffusers is not installed: ``pip install gradood[diffusion]``.
-
-    Example:
-        >>> from gradood.data import embedded_denoiser, embedded_images
-        >>> images = embedded_images("fashion-mnist")[:4]
-        >>> noisy = images + 0.25 * torch.randn_like(images)
-        >>> embedded_denoiser()(noisy, 0.25).shape
-        torch.Size([4, 1, 28, 28])
-    """
-    with as_file(_ASSETS / "denoiser.safetensors") as path:
-        return load_denoiser(path)
 
 
 @cache
 def _read(name: str) -> ImageSet:
-    with (_ASSETS / f"{name}.npz").open("rb") as file, np.load(file) as arrays:
+    with (ASSETS / f"{name}.npz").open("rb") as file, np.load(file) as arrays:
         about = json.loads(str(arrays["about"]))
         labels = arrays["labels"] if "labels" in arrays else None
         return ImageSet(

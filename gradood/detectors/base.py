@@ -12,18 +12,25 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from gradood.detectors import checkpoint
-from gradood.detectors.batches import AnyBatch, InputSource, iterate_batches, track
+from gradood.detectors.batches import AnyBatch, InputSource, count_of, iterate_batches
+from gradood.detectors.checkpoint import Contents, pack
 from gradood.detectors.conformal import conformal_p_values
+from gradood.detectors.registry import Registry
 from gradood.detectors.threshold import Calibration, conservative_threshold
 from gradood.errors import InputError, ModelError, NotFittedError
 from gradood.gradients import GradientNorms
+from gradood.progress import is_shown, track
+from gradood.writing import write_file
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 #: What detectors read: inputs, or what ``gradood.gradient_norms`` made of them.
 Source: TypeAlias = "InputSource | GradientNorms"
+
+
+#: Every detector class that has been imported.
+DETECTORS: Registry[Detector] = Registry()
 
 
 class Detector(ABC):
@@ -41,9 +48,10 @@ class Detector(ABC):
     #: Names of the tensors that ``fit`` learns and ``save`` writes.
     LEARNED: frozenset[str] = frozenset()
 
-    def __init_subclass__(cls, **keywords: Any) -> None:
+    def __init_subclass__(cls, *, name: str | None = None, **keywords: Any) -> None:
+        """Register the class; ``name`` is what the command line calls it, if it is to be there."""
         super().__init_subclass__(**keywords)
-        checkpoint.REGISTRY[cls.__name__] = cls
+        DETECTORS.add(cls, name)
 
     def __init__(
         self,
@@ -241,8 +249,35 @@ class Detector(ABC):
         Raises:
             NotFittedError: Before ``fit``.
         """
-        self._require_fitted()
-        checkpoint.write(self, path)
+        write_file(path, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """What ``save`` writes.
+
+        Raises:
+            NotFittedError: Before ``fit``.
+        """
+        contents = Contents(
+            type(self).__name__,
+            self._settings(),
+            self._require_fitted(),
+            self._threshold,
+            self.calibration,
+            self._calibration_scores,
+            self._fitted_count,
+        )
+        return pack(contents, self.model)
+
+    @classmethod
+    def from_contents(cls, contents: Contents, model: nn.Module) -> Self:
+        """The detector that a file describes, on the device of ``model``."""
+        detector = cls(model, **cls._of_earlier_version(contents.settings))
+        device = detector._device
+        detector._restore({name: t.to(device) for name, t in contents.learned.items()})
+        detector._threshold, detector._calibration = contents.threshold, contents.calibration
+        detector._calibration_scores = contents.calibration_scores
+        detector._fitted_count = contents.fitted_count
+        return detector
 
     def to(self, device: str | torch.device) -> Self:
         """Move the model, and what ``fit`` has learned, as ``torch.nn.Module.to`` does."""
@@ -267,6 +302,7 @@ class Detector(ABC):
 
     def _batches(self, source: InputSource, description: str) -> Iterator[AnyBatch]:
         batches = iterate_batches(source, self.batch_size)
-        for batch in track(batches, source, description, self.progress):
+        total = count_of(source) if is_shown(self.progress) else None
+        for batch in track(batches, description, self.progress, total):
             if len(batch):
                 yield batch.to(self._device)

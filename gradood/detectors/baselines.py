@@ -64,7 +64,7 @@ class LogitDetector(Detector):
         return class_logits(self.model, batch), None
 
 
-class MaxSoftmax(LogitDetector):
+class MaxSoftmax(LogitDetector, name="max-softmax"):
     """``1 - max_c softmax(z)_c``, the probability left to the other classes.
 
     Source: Hendrycks and Gimpel, "A Baseline for Detecting Misclassified and Out-of-Distribution
@@ -75,7 +75,7 @@ class MaxSoftmax(LogitDetector):
         return 1 - logits.softmax(1).amax(1)
 
 
-class Energy(LogitDetector):
+class Energy(LogitDetector, name="energy"):
     """``-log Σ_c exp(z_c)``: the free energy at temperature one, high where all logits are low.
 
     Source: Liu et al., "Energy-based Out-of-distribution Detection", 2020.

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -22,8 +19,6 @@ InputSource: TypeAlias = "Tensor | Mapping[str, Any] | Inputs | Dataset[Any] | I
 
 #: What a batch is: one tensor, or several that are given to the model together.
 AnyBatch: TypeAlias = "Tensor | Inputs"
-
-_Batch = TypeVar("_Batch", bound=AnyBatch)
 
 #: What mappings call that which is no input.
 _LABELS = frozenset({"label", "labels", "label_ids"})
@@ -75,27 +70,7 @@ def _inputs(batch: object) -> AnyBatch:
     return inputs
 
 
-def track(
-    batches: Iterable[_Batch], source: InputSource, description: str, show: bool | None
-) -> Iterator[_Batch]:
-    """Pass ``batches`` through, with a progress bar on stderr that counts inputs.
-
-    ``show``: None shows the bar only when stderr is a terminal.
-    """
-    terminal = sys.stderr.isatty()
-    if not (terminal if show is None else show):
-        yield from batches
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=terminal) as progress:
-        task = progress.add_task(description, total=_count(source))
-        for batch in batches:
-            yield batch
-            progress.advance(task, len(batch))
-
-
-def _count(source: InputSource) -> int | None:
+def count_of(source: InputSource) -> int | None:
     """Inputs in ``source``, where it says so without being read."""
     if isinstance(source, DataLoader):
         source = source.dataset

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,13 +19,6 @@ from torch import Tensor, nn
 
 from gradood.detectors.threshold import Calibration
 from gradood.errors import CheckpointError, InputError
-from gradood.writing import write_file
-
-if TYPE_CHECKING:
-    from gradood.detectors.base import Detector
-
-#: Every detector by its class name: how ``load`` finds it.
-REGISTRY: dict[str, type[Detector]] = {}
 
 _FORMAT = 1
 _KEY = "gradood"
@@ -45,59 +38,78 @@ _WRAPPERS = {
 }
 
 
-def write(detector: Detector, path: str | Path) -> None:
-    """Write ``detector`` to ``path``, which is replaced only once the file is complete."""
-    write_file(path, content(detector))
+@dataclass(frozen=True)
+class Contents:
+    """What a file says of a detector, apart from the model that it belongs to.
+
+    Attributes:
+        kind: Name of the detector's class.
+        settings: Keyword arguments that construct it again.
+        learned: Tensors by name.
+        threshold: None without one.
+        calibration: How the threshold was chosen; None without one, or where it was assigned.
+        calibration_scores: float64 ``[n]`` of the inputs that it was chosen by.
+        fitted_count: How many normal inputs ``fit`` saw, where it learns from any.
+    """
+
+    kind: str
+    settings: dict[str, Any]
+    learned: dict[str, Tensor]
+    threshold: float | None = None
+    calibration: Calibration | None = None
+    calibration_scores: Tensor | None = None
+    fitted_count: int | None = None
 
 
-def content(detector: Detector) -> bytes:
-    """What a file of ``detector`` holds."""
-    settings, own = detector._settings(), own_names(detector.model)
+def pack(contents: Contents, model: nn.Module) -> bytes:
+    """The bytes of a file."""
+    settings, own = dict(contents.settings), own_names(model)
     if settings.get("parameters") is not None:
         settings["parameters"] = [own.get(name, name) for name in settings["parameters"]]
     header = {
         "format": _FORMAT,
-        "class": type(detector).__name__,
+        "class": contents.kind,
         "version": _package_version(),
         "settings": {name: encode(value) for name, value in settings.items()},
-        "threshold": detector._threshold,
-        "calibration": detector.calibration and detector.calibration._asdict(),
-        "fitted_on": detector._fitted_count,
-        "model": _architecture(detector.model, own),
-        "weights": _sampled_weights(detector.model, own),
+        "threshold": contents.threshold,
+        "calibration": contents.calibration and asdict(contents.calibration),
+        "fitted_on": contents.fitted_count,
+        "model": _architecture(model, own),
+        "weights": _sampled_weights(model, own),
     }
-    learned = detector._require_fitted()
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in learned.items()}
-    if detector.calibration is not None and detector._calibration_scores is not None:
-        tensors[_CALIBRATION] = detector._calibration_scores
+    tensors = {n: tensor.detach().cpu().contiguous() for n, tensor in contents.learned.items()}
+    if contents.calibration is not None and contents.calibration_scores is not None:
+        tensors[_CALIBRATION] = contents.calibration_scores
     return save(tensors, metadata={_KEY: json.dumps(header)})
 
 
-def load(path: str | Path, model: nn.Module) -> Detector:
-    """Read a detector that ``Detector.save`` wrote, for the classifier it was fitted on.
-
-    Scores mean nothing for other weights than those it was fitted on. So names and shapes of all
-    parameters are compared, and some values of each, up to what a change of dtype makes of them.
-
-    Args:
-        path: A file written by ``save``.
-        model: The classifier, on the device where scores shall be computed.
-
-    Returns:
-        The fitted detector, with its threshold if it had one.
+def read(path: str | Path, model: nn.Module) -> Contents:
+    """Read a file, and compare the model that it belongs to with ``model``.
 
     Raises:
-        CheckpointError: The file is missing, damaged or not one of ours, or the detector belongs to
-            a model with other parameters or weights; the message names what differs.
+        CheckpointError: As ``gradood.load``.
     """
-    with _damage_named(path):
-        header = _header(path)
-        with safe_open(path, framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}
-        names = _names_as_saved(model, header["model"])
-        _check_architecture(path, header["model"], _architecture(model, names))
-        _check_weights(path, header.get("weights", {}), _sampled_weights(model, names))
-        return _rebuild(path, header, state, model, names)
+    header = _header(path)
+    with safe_open(path, framework="pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}
+    names = _names_as_saved(model, header["model"])
+    _check_architecture(path, header["model"], _architecture(model, names))
+    _check_weights(path, header.get("weights", {}), _sampled_weights(model, names))
+    settings = {name: decode(value) for name, value in header["settings"].items()}
+    if settings.get("parameters") is not None:
+        given = {own: name for name, own in names.items()}
+        chosen = settings["parameters"]
+        settings["parameters"] = [given.get(n) or given.get(plain_name(n), n) for n in chosen]
+    calibration = header.get("calibration")  # files of older versions do not say
+    return Contents(
+        kind=header["class"],
+        settings=settings,
+        calibration_scores=state.pop(_CALIBRATION, None),
+        learned=state,
+        threshold=None if header["threshold"] is None else float(header["threshold"]),
+        calibration=None if calibration is None else Calibration(**calibration),
+        fitted_count=header.get("fitted_on"),  # nor do they say this
+    )
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
@@ -106,7 +118,7 @@ def read_header(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: The file is missing, damaged or not one of ours.
     """
-    with _damage_named(path):
+    with damage_named(path):
         return _header(path)
 
 
@@ -122,7 +134,7 @@ def _header(path: str | Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _damage_named(path: str | Path) -> Iterator[None]:
+def damage_named(path: str | Path) -> Iterator[None]:
     """Whatever a damaged file raises as a ``CheckpointError``."""
     try:
         yield
@@ -134,40 +146,6 @@ def _damage_named(path: str | Path) -> Iterator[None]:
         raise CheckpointError(
             f"{path} is not a detector that gradood saved ({type(error).__name__}: {error})"
         ) from error
-
-
-def _rebuild(
-    path: str | Path,
-    header: Mapping[str, Any],
-    state: Mapping[str, Tensor],
-    model: nn.Module,
-    names: Mapping[str, str],
-) -> Detector:
-    classes = {name: cls for name, cls in REGISTRY.items() if not inspect.isabstract(cls)}
-    if header["class"] not in classes:
-        raise CheckpointError(
-            f"{path} holds a {header['class']}, which is not among the known detectors: "
-            f"{', '.join(sorted(classes))}. If it is your own class, import its module first"
-        )
-    settings = {name: decode(value) for name, value in header["settings"].items()}
-    if settings.get("parameters") is not None:
-        given = {own: name for name, own in names.items()}
-        chosen = settings["parameters"]
-        settings["parameters"] = [given.get(n) or given.get(plain_name(n), n) for n in chosen]
-    kind = classes[header["class"]]
-    detector = kind(model, **kind._of_earlier_version(settings))
-    kept = dict(state)
-    detector._calibration_scores = kept.pop(_CALIBRATION, None)
-    if kept.keys() != detector.LEARNED:
-        raise CheckpointError(
-            f"{path} is damaged: it holds {sorted(state)}, expected {sorted(detector.LEARNED)}"
-        )
-    detector._restore({name: tensor.to(detector._device) for name, tensor in kept.items()})
-    detector._threshold = None if header["threshold"] is None else float(header["threshold"])
-    detector._fitted_count = header.get("fitted_on")  # files of older versions do not say
-    calibration = header.get("calibration")  # nor do they say this
-    detector._calibration = None if calibration is None else Calibration(**calibration)
-    return detector
 
 
 def _architecture(model: nn.Module, names: Mapping[str, str]) -> dict[str, list[int]]:

@@ -27,7 +27,7 @@ _WEIGHT_DECAY = 1e-4
 _CLIP = 10.0
 
 
-class ConfoundingDetector(LogNormDetector):
+class ConfoundingDetector(LogNormDetector, name="confounding"):
     """Two-layer network on log squared gradient norms under a confounding label.
 
     ``score = w₂ᵀ relu(W₁ z + b₁) + b₂``, the log-odds of being anomalous, with z the log norms

@@ -26,7 +26,7 @@ _LOG = logging.getLogger("gradood")
 _REGULARISATION = 1e-3
 
 
-class GradientGMM(LogNormDetector):
+class GradientGMM(LogNormDetector, name="gradient-gmm"):
     """``-log Σ_k w_k N(f; μ_k, Σ_k)`` of standardised log norms f, with full covariances.
 
     The mixture is fitted by expectation-maximisation (scikit-learn, seeded); scores are computed in

@@ -38,7 +38,7 @@ FEWEST = 20
 _WEIGHTINGS = ("agreement", "equal")
 
 
-class GradientDetector(NormDetector):
+class GradientDetector(NormDetector, name="gradient"):
     """Weighted mean of standardised measures of novelty; needs no anomalies.
 
     ``score = Σ_i w_i (s_i - m_i) / σ_i``: the part s_i says how unlike normal inputs an input is;

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gradood.detectors.base import Source
 
 
-class GradientKNN(LogNormDetector):
+class GradientKNN(LogNormDetector, name="gradient-knn"):
     """Euclidean distance to the k-th nearest normal input in whitened log norms.
 
     The normal log norms are standardised, whitened once for all, and kept: memory and time grow

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gradood.detectors.base import Source
 
 
-class GradientMahalanobis(LogNormDetector):
+class GradientMahalanobis(LogNormDetector, name="gradient-mahalanobis"):
     """``min_c (f - μ_c)ᵀ Σ_c⁻¹ (f - μ_c) + log det Σ_c``: nearest of one Gaussian per class.
 
     f are standardised log squared gradient norms ``[d]``; μ_c and S_c their mean and covariance

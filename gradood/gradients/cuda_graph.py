@@ -1,45 +1,25 @@
-"""Replay forward and backward passes as one CUDA graph, so that launching them costs nothing.
+"""Replay the passes of ``gradient_norms`` as one CUDA graph.
 
-A network of 40 layers launches some hundred kernels a pass; for small batches the GPU waits for the
-CPU. A graph is captured once for a model, an input shape and a label, and replayed after that with
-new inputs. Parameters may change in place between calls; anything else makes a new graph.
+A graph is captured once for a model, an input shape and a label, and replayed after that with new
+inputs. Parameters may change in place between calls; anything else makes a new graph.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
-from gradood.errors import InputError, ModelError, first_line
+from gradood.errors import InputError, ModelError
 from gradood.gradients.scorer import Scorer, Scores
+from gradood.graph_capture import Captured, capture, check_device
 
-#: Passes before the capture, in which every kernel is compiled, loaded and chosen.
-WARM_UPS = 3
 #: Graphs kept for a model; each holds the memory of one pass.
 KEPT = 4
 #: Labels whose targets need no look at numbers on the CPU.
 LABELS = ("all_hot", "zero_hot", "uniform", "predicted", "one_hot", "top_k_hot")
-
-
-class Captured(NamedTuple):
-    """A graph, the tensor that it reads, and those that it writes."""
-
-    graph: torch.cuda.CUDAGraph
-    x: Tensor
-    results: Any
-
-    def replay(self, x: Tensor) -> Any:
-        """Copies of the results for another ``x``."""
-        with torch.cuda.device(x.device):
-            self.x.copy_(x)
-            self.graph.replay()
-            return tree_map_only(Tensor, torch.clone, self.results)
 
 
 _GRAPHS: WeakKeyDictionary[nn.Module, OrderedDict[Any, Captured]] = WeakKeyDictionary()
@@ -114,36 +94,3 @@ def _key(scorer: Scorer, x: Tensor) -> tuple[Any, ...]:
     places = tuple((t.data_ptr(), t.requires_grad) for t in tensors)
     labels = (*map(str, scorer.labels), str(scorer.activations))
     return (scorer.describe(x), x.shape[0], x.stride(), labels, tuple(scorer.losses), places)
-
-
-def check_device(x: Tensor) -> None:
-    """Refuse tensors that no graph can read."""
-    if not x.is_cuda:
-        raise InputError(f"cuda_graph=True needs x on a CUDA device, not on {x.device}")
-
-
-def capture(run: Callable[[Tensor], Any], x: Tensor) -> Captured:
-    """Capture ``run`` for inputs of the shape, type and layout of ``x``.
-
-    Raises:
-        ModelError: it does what a graph cannot hold.
-    """
-    static = x.clone(memory_format=torch.preserve_format)
-    device = x.device
-    try:
-        with torch.cuda.device(device):
-            side = torch.cuda.Stream(device)
-            side.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(side):
-                for _ in range(WARM_UPS):
-                    run(static)
-            torch.cuda.current_stream(device).wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                results = run(static)
-    except RuntimeError as error:
-        raise ModelError(
-            f"cuda_graph=True: the passes cannot be captured ({first_line(error)}); a "
-            "model must not copy from or to the CPU, or look at values; use cuda_graph=False"
-        ) from error
-    return Captured(graph, static, results)

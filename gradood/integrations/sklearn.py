@@ -68,13 +68,12 @@ class GradientOutlier(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             InputError: There is no such detector, or it needs anomalies; there are too few inputs.
         """
-        from gradood.detectors import NormDetector
-        from gradood.scoring.fitting import DETECTORS, needs_fit
+        from gradood.detectors import DETECTORS, NormDetector, needs_fit
 
         kind_name, _, preset = self.detector.partition(":")
-        kind = DETECTORS.get(kind_name)
+        kind = DETECTORS.named.get(kind_name)
         if kind is None or kind_name == "confounding":
-            known = ", ".join(name for name in DETECTORS if name != "confounding")
+            known = ", ".join(name for name in DETECTORS.named if name != "confounding")
             raise InputError(f"detector = {self.detector!r}; expected one of {known}")
         if self.held_out < 2:
             raise InputError(f"held_out = {self.held_out}; expected at least 2")

@@ -39,7 +39,7 @@ def timm_model(
         InputError: timm is not installed, or does not know the name.
         CheckpointError: The weights cannot be read, or do not fit.
     """
-    from gradood.scoring.weights import load_weights
+    from gradood.data.weights import load_weights
 
     timm = require("timm", "models", "--model")
     if not timm.is_model(name):

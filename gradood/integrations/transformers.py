@@ -61,7 +61,7 @@ def transformers_model(
         InputError: transformers is not installed, or the name is neither.
         CheckpointError: The weights cannot be read, or do not fit.
     """
-    from gradood.scoring.weights import read_state_dict
+    from gradood.data.weights import read_state_dict
 
     transformers = require("transformers", "models", "--model")
     folder = Path(name)

@@ -27,7 +27,7 @@ TAKES_OVER = ("batch_norm_backward_sqnorm", "layer_norm_backward_sqnorm")
 
 _kernels: ModuleType | None
 try:
-    from gradood import _cpu
+    from gradood import _cpu  # type: ignore[attr-defined]  # compiled, and private
 
     _kernels = _cpu
 except ImportError:

@@ -6,12 +6,11 @@ from pathlib import Path
 
 from torch import nn
 
-from gradood.data import embedded_denoiser
-from gradood.data.denoiser import diffusers
 from gradood.errors import InputError
 from gradood.scoring.models import find_device
 from gradood.scoring.named import named
-from gradood.smoothing import from_diffusers
+from gradood.smoothing import embedded_denoiser, from_diffusers
+from gradood.smoothing.patched_unet import diffusers
 from gradood.smoothing.settings import Denoiser
 
 

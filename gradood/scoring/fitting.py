@@ -10,16 +10,13 @@ from torch import Tensor
 
 from gradood.data.files import Item, Source
 from gradood.detectors import (
+    DETECTORS,
     ConfoundingDetector,
     Detector,
-    Energy,
     GradientDetector,
-    GradientGMM,
-    GradientKNN,
-    GradientMahalanobis,
-    MaxSoftmax,
     NormDetector,
     load,
+    needs_fit,
 )
 from gradood.detectors.presets import PRESETS
 from gradood.errors import InputError
@@ -31,23 +28,6 @@ from gradood.scoring.stream import Stream
 if TYPE_CHECKING:
     from gradood.scoring.models import LoadedModel
 
-#: What ``--detector`` calls them.
-DETECTORS: dict[str, type[Detector]] = {
-    "gradient": GradientDetector,
-    "gradient-knn": GradientKNN,
-    "gradient-mahalanobis": GradientMahalanobis,
-    "gradient-gmm": GradientGMM,
-    "confounding": ConfoundingDetector,
-    "max-softmax": MaxSoftmax,
-    "energy": Energy,
-}
-
-
-def needs_fit(name: str) -> bool:
-    """Whether a name, ``gradient:PRESET`` too, is of a detector that learns before it scores."""
-    kind = DETECTORS.get(name.partition(":")[0])
-    return kind is not None and issubclass(kind, NormDetector)
-
 
 def make_detector(name: str, loaded: LoadedModel, compiled: bool = False) -> Detector:
     """A detector that is not fitted; ``gradient:PRESET`` is another preset of the default.
@@ -57,10 +37,10 @@ def make_detector(name: str, loaded: LoadedModel, compiled: bool = False) -> Det
         ModelError: It needs gradient norms of a model that hides its operators.
     """
     kind_name, _, preset = name.partition(":")
-    kind = DETECTORS.get(kind_name)
+    kind = DETECTORS.named.get(kind_name)
     if kind is None or (preset and kind is not GradientDetector):
         raise InputError(
-            f"--detector {name}: expected one of {', '.join(DETECTORS)}, or gradient:PRESET, "
+            f"--detector {name}: expected one of {', '.join(DETECTORS.named)}, or gradient:PRESET, "
             f"of {', '.join(PRESETS)}"
         )
     check_visible(kind, loaded, compiled)
@@ -78,7 +58,7 @@ def ready_detector(name: str, loaded: LoadedModel, compiled: bool = False) -> De
     """
     if needs_fit(name):
         raise InputError(f"--detector {name} must be fitted: gradood fit --detector {name}")
-    if name.partition(":")[0] in DETECTORS:
+    if name.partition(":")[0] in DETECTORS.named:
         return make_detector(name, loaded, compiled)
     detector = load(name, loaded.model)
     check_visible(type(detector), loaded, compiled)

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from gradood.data.preprocessing import Preprocessing, Transform, read_preprocessing
+from gradood.data.weights import load_weights
 from gradood.errors import InputError
 from gradood.scoring.named import named
 from gradood.scoring.programs import load_program
-from gradood.scoring.weights import load_weights
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 _LOG = logging.getLogger("gradood")
 
@@ -120,31 +115,41 @@ def _make(
         return load_program(Path(name), trust), None
     if separator:
         return _imported(name, weights, classes)
-    for kind, (module, _) in _FAMILIES.items():
-        known = getattr(importlib.import_module(module), f"is_{kind}_name")
-        if known(name):
+    for kind in _FAMILIES:
+        if _is_known(kind, name):
             return _family(kind, name, weights, classes)
     raise InputError(f"--model {name} names nothing; expected {_EXPECTED}")
 
 
-_FAMILIES = {
-    "timm": ("gradood.integrations.timm", "timm_model"),
-    "transformers": ("gradood.integrations.transformers", "transformers_model"),
-}
+_FAMILIES = ("timm", "transformers")
+
+
+def _is_known(kind: str, name: str) -> bool:
+    # Imported late: each imports a large package.
+    if kind == "timm":
+        from gradood.integrations.timm import is_timm_name
+
+        return is_timm_name(name)
+    from gradood.integrations.transformers import is_transformers_name
+
+    return is_transformers_name(name)
 
 
 def _family(
     kind: str, name: str, weights: str | Path | None, classes: int | None
 ) -> tuple[nn.Module, Transform | None]:
-    module, function = _FAMILIES[kind]
-    make: Callable[..., Any] = getattr(importlib.import_module(module), function)
     if weights is None and not (Path(name) / "config.json").is_file():
         raise InputError(
             f"--model {name} is an architecture; give its weights as --weights FILE (safetensors, "
             "or what torch.save wrote of model.state_dict())"
         )
-    made: tuple[nn.Module, Transform | None] = make(name, weights, classes)
-    return made
+    if kind == "timm":
+        from gradood.integrations.timm import timm_model
+
+        return timm_model(name, weights, classes)
+    from gradood.integrations.transformers import transformers_model
+
+    return transformers_model(name, weights, classes)
 
 
 def _embedded(

@@ -10,6 +10,7 @@ from gradood.smoothing.decisions import DecisionCertificates, certify_decision
 from gradood.smoothing.denoisers import EpsDenoiser, NoiseLevel, from_diffusers, from_openai
 from gradood.smoothing.evidence import Evidence
 from gradood.smoothing.means import MeanCertificates, certify_mean
+from gradood.smoothing.patched_unet import embedded_denoiser
 from gradood.smoothing.quantiles import QuantileCertificates, certify_quantile
 from gradood.smoothing.settings import Smoothing
 from gradood.smoothing.spreads import SpreadCertificates, certify_spread
@@ -31,6 +32,7 @@ __all__ = [
     "certify_mean",
     "certify_quantile",
     "certify_spread",
+    "embedded_denoiser",
     "commit",
     "from_diffusers",
     "from_openai",

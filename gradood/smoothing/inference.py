@@ -17,9 +17,9 @@ from torch.nn.utils import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from gradood.detectors import Detector
 from gradood.errors import InputError, ModelError
-from gradood.gradients.cuda_graph import Captured, capture, check_device
 from gradood.gradients.decision import as_classes
 from gradood.gradients.validation import logits_of
+from gradood.graph_capture import Captured, capture, check_device
 from gradood.smoothing.fingerprint import fingerprint, weights
 from gradood.smoothing.independence import check_rows
 from gradood.smoothing.settings import DTYPES, Smoothing

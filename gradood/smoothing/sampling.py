@@ -10,7 +10,6 @@ may be counted on its other side.)
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
@@ -18,11 +17,11 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import TextColumn
 from torch import Tensor
 
 from gradood.errors import ModelError
+from gradood.progress import bar
 from gradood.smoothing.bounds import sequential
 from gradood.smoothing.counting import Block, Counter
 from gradood.smoothing.inference import Certified
@@ -69,7 +68,7 @@ class Sampler:
         size = _fixed if stop is None else sequential.block_at
         tile = self._noisy.tile
         try:
-            with _Bar(self._noisy.settings.progress, tally, n) as bar:
+            with _Bar(self._noisy.settings.progress, tally, n) as shown:
                 while queue or active:
                     needed = sum(size(tally[row].samples, tile) for row in active)
                     while queue and needed < self._tiles * tile:
@@ -82,7 +81,7 @@ class Sampler:
                     for done, counts in self._count(blocks, counter, tag):
                         _book(tally, done, counts, n, stop)
                     active = [row for row in active if not tally[row].finished]
-                    bar.update()
+                    shown.update()
                     self._save(False)
         finally:
             self._save(True)
@@ -187,28 +186,18 @@ class _Bar:
     """Inputs that are finished, and samples drawn, on stderr."""
 
     def __init__(self, show: bool | None, tally: Tally, n: int) -> None:
-        terminal = sys.stderr.isatty()
         self._tally, self._n = tally, n
-        self._progress: Progress | None = None
-        if terminal if show is None else show:
-            columns = (TextColumn("certifying"), BarColumn(), TextColumn("{task.fields[state]}"))
-            self._progress = Progress(
-                *columns,
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-                transient=terminal,
-            )
+        self._progress = bar(TextColumn("{task.fields[state]}"), show=show)
 
     def __enter__(self) -> _Bar:
-        if self._progress is not None:
-            self._progress.start()
-            self._task = self._progress.add_task("", total=len(self._tally), state="")
-            self.update()
+        self._progress.start()
+        self._task = self._progress.add_task("certifying", total=len(self._tally), state="")
+        self.update()
         return self
 
     def update(self) -> None:
         """Show where the tally stands."""
-        if self._progress is None:
+        if self._progress.disable:
             return
         finished = sum(entry.finished for entry in self._tally)
         drawn = sum(entry.samples for entry in self._tally)
@@ -217,5 +206,4 @@ class _Bar:
         self._progress.update(self._task, completed=finished + begun, state=state)
 
     def __exit__(self, *_: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+        self._progress.stop()

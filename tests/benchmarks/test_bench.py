@@ -12,12 +12,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from gradood.benchmarking import scaling, worker
+from benchmarks import scaling
+from gradood.benchmarking import worker
 from gradood.benchmarking.check import compare, expected
 from gradood.benchmarking.job import Job, Outcome, environment, run, run_together
 from gradood.benchmarking.memory import peak_bytes
 from gradood.benchmarking.records import append
-from gradood.benchmarking.registry import METHODS, method
+from gradood.benchmarking.registry import METHODS, include, method
 from gradood.benchmarking.study import rows
 from gradood.benchmarking.timing import paired_ratio, percentile, take_turns
 from gradood.benchmarking.workloads import BUILDERS, LARGE, STANDARD, Workload, workload
@@ -30,6 +31,7 @@ TINY = {
     "vit": Workload("vit", batch=3, size=8, width=8, depth=1),
     "depthwise": Workload("depthwise", batch=3, size=8, width=4, depth=1),
 }
+include("benchmarks.peers")
 NORMS = [name for name, one in METHODS.items() if one.computes != "nothing"]
 
 
@@ -87,12 +89,30 @@ def test_plot_is_drawn(results):
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--model", "nonsense"), ("--method", "nonsense"), ("--scaling", "--model", "depthwise")],
+    [("--model", "nonsense"), ("--method", "nonsense")],
 )
 def test_unknown_names_are_refused_with_what_there_is(arguments, tmp_path):
     run = bench(*arguments, "--out", tmp_path / "new")
     assert run.exit_code == 2 and run.stdout == ""
     assert "; use one of" in run.stderr.replace("\n", " ")
+
+
+def test_a_model_without_a_series_is_refused_with_what_there_is():
+    with pytest.raises(InputError, match="; use one of"):
+        list(scaling.series("depthwise"))
+
+
+def test_methods_of_a_module_are_measured_in_the_process_that_measures():
+    job = Job(
+        "time", TINY["mlp"], ("loop", "BackPACK"), rounds=1, methods_from=("benchmarks.peers",)
+    )
+    assert [outcome.method for outcome in run(job)] == ["loop", "BackPACK"]
+
+
+@pytest.mark.parametrize("module", ["benchmarks.nothing", "benchmarks"])
+def test_a_module_without_methods_is_refused(module, tmp_path):
+    run = bench("--methods-from", module, "--out", tmp_path / "new")
+    assert run.exit_code == 2 and "give a module with METHODS" in run.stderr.replace("\n", " ")
 
 
 def test_rows_are_not_appended_to_another_table(tmp_path):

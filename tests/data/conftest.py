@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from benchmarks.datasets.fashion import DEBIAN_ROOT
 from gradood.data import embedded_set
-from gradood.data.fashion import DEBIAN_ROOT
 
 
 def idx_bytes(array: npt.NDArray[np.uint8]) -> bytes:

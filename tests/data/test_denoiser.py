@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from gradood.data import embedded_classifier, embedded_denoiser, embedded_images, embedded_labels
-from gradood.data.denoiser import load_denoiser
+from gradood.data import embedded_classifier, embedded_images, embedded_labels
 from gradood.errors import CheckpointError, InputError
+from gradood.smoothing import embedded_denoiser
+from gradood.smoothing.patched_unet import load_denoiser
 
 pytest.importorskip("diffusers")
 SCRIPT = Path(__file__).parents[2] / "benchmarks/train_denoiser.py"

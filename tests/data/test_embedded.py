@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from benchmarks.datasets import fashion_mnist
 from gradood.data import (
     EMBEDDED,
     embedded_classifier,
     embedded_images,
     embedded_labels,
     embedded_set,
-    fashion_mnist,
     without_duplicates,
 )
 from gradood.errors import InputError

@@ -4,15 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from gradood.data import (
-    embedded_images,
-    embedded_labels,
-    embedded_set,
-    fashion_mnist,
-    relabelled,
-    split_by_class,
-)
-from gradood.data.fashion import CLASSES, HELD_OUT
+from benchmarks.datasets import fashion_mnist, relabelled, split_by_class
+from benchmarks.datasets.fashion import CLASSES, HELD_OUT
+from gradood.data import embedded_images, embedded_labels, embedded_set
 from gradood.errors import InputError
 
 Writer = Callable[[Path, bool], Path]
@@ -45,7 +39,7 @@ def test_missing_files_say_what_to_do(tmp_path: Path) -> None:
 
 
 def test_a_download_needs_a_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("gradood.data.fashion.DEBIAN_ROOT", tmp_path)
+    monkeypatch.setattr("benchmarks.datasets.fashion.DEBIAN_ROOT", tmp_path)
     with pytest.raises(InputError, match="download=True needs root"):
         fashion_mnist("train", download=True)
 

@@ -11,9 +11,9 @@ from PIL import Image
 
 from gradood.data import embedded_images
 from gradood.data.files import as_source, decoded, first_inputs, open_source
-from gradood.data.files.source import printable
 from gradood.data.preprocessing import Preprocessing, preprocessing, read_preprocessing
 from gradood.errors import InputError
+from gradood.text import printable
 
 COUNT = 7
 PLAIN = Preprocessing(input_size=(1, 28, 28))

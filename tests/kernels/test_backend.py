@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import gradood
+from benchmarks.kernel_calls import DEVICE
 from gradood import ops
 from gradood.kernels.launch import INTERPRETING
 from gradood.ops import cpp_backend, triton_backend
-from tests.kernels.calls import DEVICE
 
 
 class Mixed(nn.Module):

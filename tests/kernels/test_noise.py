@@ -6,9 +6,9 @@ import torch
 import triton
 import triton.language as tl
 
+from benchmarks.kernel_calls import DEVICE
 from gradood.kernels import noise as kernels
 from gradood.ops import cpp_backend, philox, triton_backend
-from tests.kernels.calls import DEVICE
 
 ROWS = torch.tensor([0, 0, 3, 2, 1])
 INPUTS = torch.tensor([100, 100, 2**31 + 1, 7, 2**32 - 1])

@@ -6,11 +6,11 @@ Memory around the inputs and new memory hold NaN, and programs run in random ord
 import pytest
 import torch
 
+from benchmarks.kernel_calls import CALLS, LAYOUTS, Call, poisoned, relative_error
 from gradood.errors import InputError
 from gradood.kernels import conv, depthwise, gram, launch, outer, pixel_gram, reduction
 from gradood.kernels.layout import Geometry
 from gradood.ops import triton_backend
-from tests.kernels.calls import CALLS, LAYOUTS, Call, poisoned, relative_error
 
 #: Inputs are rounded before either side sees them, so half precision adds no error of its own;
 #: what is asked for is 1e-2.

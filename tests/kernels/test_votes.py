@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from benchmarks.kernel_calls import DEVICE
 from gradood.errors import InputError
 from gradood.ops import triton_backend
-from tests.kernels.calls import DEVICE
 
 INPUTS = 4
 

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 
 import gradood
 from gradood.data import embedded_classifier, embedded_images
+from gradood.data.weights import load_weights, read_state_dict
 from gradood.errors import CheckpointError, InputError, ModelError
 from gradood.scoring.models import load_model
-from gradood.scoring.weights import load_weights, read_state_dict
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*`torch.jit:FutureWarning", "ignore:.*`torch.jit:DeprecationWarning",

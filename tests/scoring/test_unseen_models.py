@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 LITE0 = """
 import timm
-from gradood.scoring.weights import read_state_dict
+from gradood.data.weights import read_state_dict
 
 def build():
     # The same network under other names, in the same order.

@@ -5,8 +5,8 @@ that input and stops no other.
 """
 
 from gradood.data.files.decoding import Decoded, decoded, first_inputs, named_inputs
-from gradood.data.files.opening import open_source
-from gradood.data.files.source import Item, IterableSource, Source, as_source
+from gradood.data.files.opening import as_source, open_source
+from gradood.data.files.source import Item, IterableSource, Source
 
 __all__ = [
     "Decoded",
@@ -16,7 +16,6 @@ __all__ = [
     "as_source",
     "decoded",
     "first_inputs",
-    "named_inputs",
     "named_inputs",
     "open_source",
 ]

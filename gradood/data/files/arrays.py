@@ -14,8 +14,9 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 
-from gradood.data.files.source import LARGEST, Item, Source, broken, printable
+from gradood.data.files.source import LARGEST, Item, Source, broken
 from gradood.errors import InputError
+from gradood.text import printable
 
 _DAMAGES = (InputError, OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
 

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from gradood.data.files.pictures import ROOM, picture_from
-from gradood.data.files.source import Item, Position, Source, printable
+from gradood.data.files.source import Item, Position, Source
 from gradood.data.optional import require
 from gradood.errors import InputError
+from gradood.text import printable
 
 if TYPE_CHECKING:
     from gradood.data.preprocessing import Transform

@@ -1,17 +1,19 @@
-"""Paths -> a source of inputs."""
+"""Paths, or any iterable -> a source of inputs."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from gradood.data.files.arrays import ArraySource
 from gradood.data.files.pictures import SUFFIXES, FolderSource, PictureSource
 from gradood.data.files.shards import ShardSource
-from gradood.data.files.source import Chain, Share, Source, Stride, printable
+from gradood.data.files.source import Chain, IterableSource, Share, Source, Stride
 from gradood.data.files.tables import TableSource
 from gradood.errors import InputError
+from gradood.text import printable
 
 _TAR = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tbz")
 
@@ -48,6 +50,24 @@ def open_source(
         return parts[0]
     share = Share if parts[0].file() is None else Stride
     return share(parts[0], rank, world)
+
+
+def as_source(inputs: Any) -> Source:
+    """A ``Source`` of itself, of a path or several, or of any iterable of inputs.
+
+    Raises:
+        InputError: There is nothing there to read.
+    """
+    if isinstance(inputs, Source):
+        return inputs
+    if isinstance(inputs, str | Path):
+        return open_source([inputs])
+    if isinstance(inputs, bytes | dict) or not isinstance(inputs, Iterable):
+        raise InputError(
+            f"cannot read inputs from {type(inputs).__name__}; give a path, a Source or an "
+            "iterable of pictures, arrays or tensors"
+        )
+    return IterableSource(inputs)
 
 
 def _open(path: Path, column: str | None, several: bool) -> Source:

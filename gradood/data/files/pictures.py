@@ -13,9 +13,10 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from gradood.data.files.source import Item, LeftOut, Source, broken, printable
+from gradood.data.files.source import Item, LeftOut, Source, broken
 from gradood.data.optional import require
 from gradood.errors import InputError
+from gradood.text import printable
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -20,7 +20,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from gradood.data.files.pictures import SUFFIXES, picture_from
-from gradood.data.files.source import LARGEST, Item, LeftOut, Source, broken, printable
+from gradood.data.files.source import LARGEST, Item, LeftOut, Source, broken
+from gradood.text import printable
 
 _LOG = logging.getLogger("gradood")
 _DAMAGES = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError, ValueError)

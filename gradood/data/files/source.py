@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TypeAlias
 from zlib import crc32
 
 from gradood.errors import InputError
+from gradood.text import printable
 
 _LOG = logging.getLogger("gradood")
 
@@ -195,37 +196,9 @@ class Stride(Source):
         return None if whole is None else len(range(self._rank, whole, self._world))
 
 
-def as_source(inputs: Any) -> Source:
-    """A ``Source`` of itself, of a path or several, or of any iterable of inputs.
-
-    Raises:
-        InputError: There is nothing there to read.
-    """
-    from gradood.data.files.opening import open_source
-
-    if isinstance(inputs, Source):
-        return inputs
-    if isinstance(inputs, str | Path):
-        return open_source([inputs])
-    if isinstance(inputs, bytes | dict) or not isinstance(inputs, Iterable):
-        raise InputError(
-            f"cannot read inputs from {type(inputs).__name__}; give a path, a Source or an "
-            "iterable of pictures, arrays or tensors"
-        )
-    return IterableSource(inputs)
-
-
 def broken(name: str, reason: str) -> Item:
     """An item that cannot be read, for ``reason``."""
     return Item(name, partial(_fail, printable(reason)))
-
-
-def printable(name: str) -> str:
-    """A name as text that every terminal and file takes, whatever bytes it was made of."""
-    if name.isprintable() and name.isascii():
-        return name
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _fail(reason: str) -> NoReturn:

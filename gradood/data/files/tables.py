@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from gradood.data.files.pictures import picture_from
-from gradood.data.files.source import Item, Source, broken, printable
+from gradood.data.files.source import Item, Source, broken
 from gradood.data.optional import require
 from gradood.errors import InputError
+from gradood.text import printable
 
 #: Names of input columns and of identifiers, in order of preference.
 _INPUTS = ("image", "input", "x", "pixels", "array", "features", "jpg", "png")

@@ -16,11 +16,11 @@ import numpy.typing as npt
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from gradood.data.files.source import printable
 from gradood.evaluation.curves import Floats
 from gradood.evaluation.reports.axis import Squash
 from gradood.evaluation.reports.html import Html, tag
 from gradood.evaluation.reports.style import ANOMALOUS, COLOURS, NORMAL
+from gradood.text import printable
 
 _INK, _SOFT, _LINE = (COLOURS[name][0] for name in ("ink", "soft", "line"))
 #: Of lines that have no meaning of their own: colours first, then dashes.

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from gradood.data.files.source import printable
+from gradood.text import printable
 
 
 class Html(str):

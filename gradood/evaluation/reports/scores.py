@@ -14,7 +14,7 @@ from gradood.evaluation.reports.digest import SAMPLE, Digest, Row, histogram_of
 from gradood.evaluation.reports.html import Html, beside, facts, html, soft, table, tag, tiles
 from gradood.evaluation.reports.page import Page
 from gradood.evaluation.reports.pictures import gallery
-from gradood.scoring.progress import Throughput
+from gradood.progress import Throughput
 
 _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 

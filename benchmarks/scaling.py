@@ -1,4 +1,7 @@
-"""How the cost grows with samples, width, depth and image size, and the exponent of that."""
+"""How the cost grows with samples, width, depth and image size, and the exponent of that.
+
+python -m benchmarks.scaling [--model mlp] [--threads 1] [--rounds 7] [--out FOLDER]
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,17 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
 
-from gradood.benchmarking.records import Row
+from gradood.benchmarking.records import Row, append, prepare
 from gradood.benchmarking.registry import ACTIVATION_ONLY, CPP, FORWARD_BACKWARD, TORCH
+from gradood.benchmarking.report import empty_table
 from gradood.benchmarking.study import Progress, Settings, measure
 from gradood.benchmarking.workloads import Workload, workload
 from gradood.errors import InputError
@@ -136,3 +144,43 @@ def exponents(rows: Sequence[Row], axis: str) -> Iterator[Exponent]:
             residual,
             " ".join(f"{s:.4g}" for s in seconds),
         )
+
+
+def shown(found: Sequence[Exponent]) -> Table:
+    """An axis of a model a line, a method a column."""
+    methods = list(dict.fromkeys(e.method for e in found))
+    title = "Exponent of the time as one quantity grows (least squares, log-log)"
+    lines = empty_table(title, ())
+    lines.add_column("values")
+    for method in methods:
+        lines.add_column(method, justify="right")
+    for model, axis, values in dict.fromkeys((e.model, e.axis, e.values) for e in found):
+        by_method = {e.method: e for e in found if (e.model, e.axis) == (model, axis)}
+        cells = [f"{by_method[m].exponent:.2f}" if m in by_method else "" for m in methods]
+        lines.add_row(f"{model}, {axis}", values, *cells)
+    return lines
+
+
+def main(
+    model: Annotated[
+        list[str] | None, typer.Option(help="Repeat for several; all if none.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+    rounds: Annotated[int, typer.Option(min=1)] = 7,
+    out: Annotated[Path, typer.Option(help="Folder for scaling.csv.")] = Path("gradood-bench"),
+) -> None:
+    """Time every series of the models, and append the exponents to a CSV file."""
+    prepare(out / "scaling.csv", Exponent)
+    found: list[Exponent] = []
+    with Console(stderr=True).status("") as status:
+        for name in model or SERIES:
+            part = list(scale(name, threads, rounds, lambda text: status.update(f"{text} …")))
+            append(out / "scaling.csv", part)
+            found += part
+    console = Console()
+    console.print(shown(found))
+    console.print(f"Results: {(out / 'scaling.csv').resolve()}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,6 +1,7 @@
 """Other packages that compute per-sample gradient norms, each used as its documentation says.
 
-They are optional: ``prepare`` raises ``ModuleNotFoundError`` for one that is not installed.
+``gradood bench --methods-from benchmarks.peers`` measures them too. They are optional: ``prepare``
+raises ``ModuleNotFoundError`` for one that is not installed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from importlib import import_module
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gradood.benchmarking.methods import TOTAL, Call, Norms
+from gradood.benchmarking.methods import TOTAL, Call, Method, Norms
 from gradood.benchmarking.workloads import bce
 
 
@@ -72,3 +73,11 @@ def _taken(model: nn.Module, attribute: str) -> Norms:
             delattr(parameter, attribute)
         parameter.grad = None
     return norms
+
+
+METHODS = {
+    "BackPACK": Method(backpack, "backpack-for-pytorch", quick=True),
+    "Opacus ghost": Method(opacus, "opacus"),
+    "GradUncertainty": Method(grad_uncertainty, "pytorch-ood", "sum", slow=True),
+    "GradNorm": Method(grad_norm, "pytorch-ood", "l1", slow=True),
+}

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gradood.data.fashion import read_idx
+from benchmarks.datasets.fashion import read_idx
+from benchmarks.datasets.pickled_arrays import load_pickled_arrays
 from gradood.data.image_set import ImageSet, from_array
 from gradood.data.optional import require
-from gradood.data.pickled_arrays import load_pickled_arrays
 from gradood.errors import InputError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".ppm", ".bmp", ".webp"}

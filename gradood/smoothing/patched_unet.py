@@ -1,19 +1,19 @@
 """The small diffusion model for 28 x 28 grey images, and the file that it is kept in."""
 
 import json
+from importlib.resources import as_file
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradood.data.embedded import ASSETS
 from gradood.data.optional import require
 from gradood.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from gradood.smoothing import EpsDenoiser
+from gradood.smoothing.denoisers import EpsDenoiser, from_diffusers
 
 EXTRA = "diffusion"
 
@@ -41,7 +41,7 @@ class PatchedUNet(nn.Module):
         return F.pixel_shuffle(patches, 2)
 
 
-def load_denoiser(path: str | Path) -> "EpsDenoiser":
+def load_denoiser(path: str | Path) -> EpsDenoiser:
     """Read a denoiser that ``benchmarks/train_denoiser.py`` wrote.
 
     Args:
@@ -55,8 +55,6 @@ def load_denoiser(path: str | Path) -> "EpsDenoiser":
         InputError: diffusers is not installed.
         CheckpointError: The file is missing, damaged, or not one of ours.
     """
-    from gradood.smoothing.denoisers import from_diffusers
-
     package = diffusers()
     try:
         with safe_open(path, framework="pt") as file:
@@ -74,6 +72,28 @@ def load_denoiser(path: str | Path) -> "EpsDenoiser":
             "benchmarks/train_denoiser.py, with unet and scheduler in its metadata."
         ) from error
     return from_diffusers(unet, scheduler).eval().requires_grad_(False)
+
+
+def embedded_denoiser() -> EpsDenoiser:
+    """The committed diffusion denoiser for 28 x 28 grey images, on the CPU, in float32.
+
+    It goes before the embedded classifier: ``Smoothing(sigma=0.25, denoiser=embedded_denoiser())``,
+    for sigma from .1 to 1.2. How it was trained stands in the metadata of
+    ``assets/denoiser.safetensors``. Each call builds a new network, so changing one is safe.
+
+    Raises:
+        InputError: The package diffusers is not installed: ``pip install gradood[diffusion]``.
+
+    Example:
+        >>> from gradood.data import embedded_images
+        >>> from gradood.smoothing import embedded_denoiser
+        >>> images = embedded_images("fashion-mnist")[:4]
+        >>> noisy = images + 0.25 * torch.randn_like(images)
+        >>> embedded_denoiser()(noisy, 0.25).shape
+        torch.Size([4, 1, 28, 28])
+    """
+    with as_file(ASSETS / "denoiser.safetensors") as path:
+        return load_denoiser(path)
 
 
 def diffusers() -> Any:

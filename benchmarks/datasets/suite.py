@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from gradood.data.fashion import fashion_mnist
+from benchmarks.datasets.fashion import fashion_mnist
+from benchmarks.datasets.letters import glyphs
+from benchmarks.datasets.packaged import animals, digits, mnist
+from benchmarks.datasets.photos import photo_patches
 from gradood.data.image_set import ImageSet, halve_by_group
-from gradood.data.letters import glyphs
 from gradood.data.made import gaussian_noise, inverted, pixel_shuffled, rotated, uniform_noise
-from gradood.data.packaged import animals, digits, mnist
-from gradood.data.photos import photo_patches
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from benchmarks.datasets.pickled_arrays import load_pickled_array
 from gradood.data.image_set import ImageSet, from_array, without_duplicates
 from gradood.data.optional import package_file, require
-from gradood.data.pickled_arrays import load_pickled_array
 from gradood.errors import InputError
 
 

@@ -1,4 +1,4 @@
-"""What a long run says while it goes on: a bar for people, or JSON lines for machines."""
+"""The progress of long runs: a bar for people, or JSON lines for machines."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Iterable, Iterator, Sized
+from dataclasses import dataclass
 from types import TracebackType
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, TypeVar
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
@@ -27,7 +30,49 @@ _INTERVAL = 1.0
 _MOST_POINTS = 128
 
 
-class Throughput(NamedTuple):
+_Sized = TypeVar("_Sized", bound=Sized)
+
+
+def bar(*columns: ProgressColumn, show: bool | None = None) -> Progress:
+    """A bar on stderr with a description, those columns and the time that is left.
+
+    Args:
+        *columns: Between bar and time; how many of how many without any.
+        show: None shows it only where stderr is a terminal.
+    """
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        *(columns or (MofNCompleteColumn(),)),
+        TimeRemainingColumn(),
+        console=console,
+        transient=console.is_terminal,
+        disable=not is_shown(show),
+    )
+
+
+def is_shown(show: bool | None) -> bool:
+    """Whether to show a bar: as asked, or only on a terminal for None."""
+    return sys.stderr.isatty() if show is None else show
+
+
+def track(
+    batches: Iterable[_Sized], description: str, show: bool | None, total: int | None = None
+) -> Iterator[_Sized]:
+    """Pass ``batches`` through, with a bar that counts their rows; ``show`` as in ``bar``."""
+    if not is_shown(show):
+        yield from batches
+        return
+    with bar(show=show) as progress:
+        task = progress.add_task(description, total=total)
+        for batch in batches:
+            yield batch
+            progress.advance(task, len(batch))
+
+
+@dataclass(frozen=True)
+class Throughput:
     """Inputs that one run was through with, and when.
 
     Attributes:
@@ -69,17 +114,13 @@ class Reporter:
         self._history: list[tuple[float, int]] = []
         self._stride = self._calls = 1
         self._handler: logging.Handler | None = None
-        self._console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        self._bar = Progress(
-            *columns,
+        self._bar = bar(
+            MofNCompleteColumn(),
             TextColumn("{task.fields[speed]:,.0f} inputs/s"),
-            TimeRemainingColumn(),
             TextColumn("{task.fields[memory]:,.0f} MB"),
-            console=self._console,
-            transient=True,
-            disable=as_json or not self._console.is_terminal,
+            show=False if as_json else None,
         )
+        self._console = self._bar.console
         self._task = TaskID(0)
 
     def __enter__(self) -> Reporter:

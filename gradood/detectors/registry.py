@@ -1,0 +1,33 @@
+"""Classes by their names: a leaf that knows no detector, so that every module may import it."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Classes by class name, which files hold, and by the name that the command line gives them.
+
+    Attributes:
+        named: Command-line name -> class, in the order of registration.
+    """
+
+    def __init__(self) -> None:
+        self._classes: dict[str, type[T]] = {}
+        self.named: dict[str, type[T]] = {}
+
+    def __repr__(self) -> str:
+        return f"Registry({', '.join(self.named)})"
+
+    def add(self, cls: type[T], name: str | None = None) -> None:
+        """Register a class; a later class of the same name replaces an earlier one."""
+        self._classes[cls.__name__] = cls
+        if name is not None:
+            self.named[name] = cls
+
+    def concrete(self) -> dict[str, type[T]]:
+        """Class name -> class, without abstract classes."""
+        return {name: cls for name, cls in self._classes.items() if not inspect.isabstract(cls)}

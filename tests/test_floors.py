@@ -1,0 +1,51 @@
+"""What may import what: the contracts of ``[tool.importlinter]``, and no way around them."""
+
+import ast
+import re
+from importlib.util import find_spec
+
+import pytest
+
+import gradood.data
+from tests.documentation import ROOT
+
+#: File, module: the table of backends, folders of assets, processes that a module starts.
+NAMED = {
+    *(("ops/dispatch.py", f"gradood.ops.{name}_backend") for name in ("triton", "cpp", "torch")),
+    ("data/embedded.py", "gradood.data"),
+    ("distro/discriminator.py", "gradood.data"),
+    ("benchmarking/arithmetic.py", "gradood.benchmarking.arithmetic"),
+    ("benchmarking/job.py", "gradood.benchmarking.worker"),
+}
+
+
+def test_no_import_goes_upwards_or_in_a_circle(monkeypatch, capfd):
+    cli = pytest.importorskip("importlinter.cli")
+    monkeypatch.chdir(ROOT)
+    assert cli.lint_imports(no_cache=True) == cli.EXIT_STATUS_SUCCESS, capfd.readouterr().out
+
+
+def test_modules_named_in_strings_stand_beside_or_below():
+    """Import-linter sees statements only."""
+    found = {
+        (path.relative_to(ROOT / "gradood").as_posix(), node.value)
+        for path in (ROOT / "gradood").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and re.fullmatch(r"gradood(\.\w+)+(:\w+)?", node.value)
+        and find_spec(node.value.partition(":")[0]) is not None
+    }
+    assert found == NAMED
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("glyphs", r"benchmarks\.datasets\.glyphs"),
+        ("embedded_denoiser", r"gradood\.smoothing\.embedded_denoiser"),
+    ],
+)
+def test_names_that_moved_say_where(name, place):
+    with pytest.raises(AttributeError, match=place):
+        getattr(gradood.data, name)
