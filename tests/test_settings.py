@@ -149,7 +149,6 @@ def detectors(model, tokens, x, folder):
     for name, detector in {
         "fast": gradood.GradientDetector(model),
         "adversarial": gradood.GradientDetector(model, preset="adversarial"),
-        "best": gradood.GradientDetector(model, preset="best"),
         "mahalanobis": gradood.GradientMahalanobis(model),
         "knn": gradood.GradientKNN(model),
         "gmm": gradood.GradientGMM(model, components=2),

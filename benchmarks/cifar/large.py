@@ -72,10 +72,11 @@ def rows(data: Path, cache: Path, seeds: int, without: Collection[str] = ()) -> 
             'GradientDetector "forward"': GradientDetector(observer.model, "forward").fit(fit),
             "Energy": Energy(observer.model),
         }
-        fitted |= fitted_peers(head, fit, whole.labels[order[:FIT]], without)
+        fitted |= fitted_peers(*(head, fit, whole.labels[order[:FIT]], without, study.failed))
         for name, detector in fitted.items():
             usual = detector.score(normal)
             for of in sets:
                 scores = detector.score(norms[of])
                 found.append(study.row("few pictures, many classes", name, of, usual, scores))
+        found += study.failures()
     return found

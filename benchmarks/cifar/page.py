@@ -13,7 +13,7 @@ from benchmarks.cifar.sets import CONTROL, DEVELOPMENT, FAR, NEAR
 from benchmarks.cifar.suite import ATTACKED, ATTACKS, Protocol
 from benchmarks.experiments.cost import Cost
 from benchmarks.experiments.page import Results, by_set, summary, table
-from benchmarks.experiments.rows import Row
+from benchmarks.experiments.rows import FAILED, Row
 
 OURS = tuple(f'GradientDetector "{one}"' for one in ("forward", "fast", "adversarial"))
 
@@ -109,14 +109,11 @@ def _without_control(found: Results) -> Results:
 
 
 def _failures(rows: Sequence[Row]) -> str:
-    failed = sorted({(row.detector, row.set) for row in rows if row.part == FAILED})
+    failed = sorted({(row.detector, row.classifier, row.set) for row in rows if row.part == FAILED})
     if not failed:
         return ""
-    return "Did not run: " + "; ".join(f"{name} ({why})" for name, why in failed) + "."
-
-
-#: The part of rows that say which peer does not run, and, in place of a set, why.
-FAILED = "does not run"
+    told = "; ".join(f"{name} on {where} ({why})" for name, where, why in failed)
+    return f"Peers that do not run: {told}."
 
 
 def _costs(spent: Sequence[Cost]) -> str:

@@ -24,7 +24,7 @@ from gradood.data import ImageSet
 log = logging.getLogger("gradood")
 
 #: What detectors read beside logits, features and activations.
-KINDS = ("all-hot", "half of the logits")
+KINDS = ("all-hot",)
 #: Rounded to 256 levels; those that fool are scored against their originals.
 ATTACKS = {
     "FGSM 8/255": Attack("fgsm", {"epsilon": 8 / 255}),
@@ -41,7 +41,7 @@ class Protocol:
     """How much of everything.
 
     Attributes:
-        fits: Numbers of normal pictures to fit on.
+        fits: Numbers of normal pictures to fit on; all but the first with ``ATTACKED`` alone.
         seeds: Random fits of each number.
         count: Pictures of each anomalous set at most.
         normal: Normal pictures that are scored.
@@ -51,7 +51,7 @@ class Protocol:
         pictures: Whether those that read pictures do on every network, not on ``ATTACKED`` alone.
     """
 
-    fits: tuple[int, ...] = (5000,)
+    fits: tuple[int, ...] = (5000, 500, 50_000)
     seeds: int = 3
     count: int = 2000
     normal: int = 5000
@@ -91,7 +91,9 @@ class Network:
 
     def rows(self) -> Iterator[list[Row]]:
         """A fit after the other; each is complete in itself."""
-        for fit in self._protocol.fits:
+        # Of other numbers one network tells enough.
+        fits = self._protocol.fits if self.name == ATTACKED else self._protocol.fits[:1]
+        for fit in fits:
             for seed in range(self._protocol.seeds if fit < len(self._train) else 1):
                 start = time.monotonic()
                 yield self._fitted_rows(fit, seed)
@@ -103,16 +105,14 @@ class Network:
         # Other fits and numbers have little to say to the peers that read pictures, and cost hours.
         once = count == self._protocol.fits[0] and not seed
         pictures = once and (self._protocol.pictures or self.name == ATTACKED)
-        # What reads half of the logits is for attacked pictures.
-        kinds = KINDS if self.name == ATTACKED else KINDS[:1]
         detectors = study.unsupervised(
-            *(chosen, self._protocol.peers, kinds, pictures, self._protocol.without)
+            *(chosen, self._protocol.peers, KINDS, pictures, self._protocol.without)
         )
         part, normal = f"sets, {count}", self._normal.pixels
         rows = study.rows(part, detectors, normal, self._sets)
         if self._protocol.attacked and once and self.name == ATTACKED:
             rows += self._attacked_rows(study, detectors)
-        return rows
+        return rows + study.failures()
 
     def _attacked_rows(self, study: Study, detectors: Mapping[str, Fitted]) -> list[Row]:
         images, originals = {}, {}

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from gradood.detectors.copies import copied_logits
 from gradood.gradients import GradientNorms, forward_norms, gradient_norms
 
 BATCH = 128
@@ -35,8 +36,8 @@ SCORED = (*KNOWN, "half of the logits", "every logit")
 #: Rows of "every logit".
 PREDICTED = "predicted logit"
 BF16 = "all-hot, bf16"
-#: Beside the norms: logits, features and activations.
-OUTPUTS = "outputs"
+#: Beside the norms: logits, features and activations; and logits of changed copies.
+OUTPUTS, COPIES = "outputs", "changed copies"
 
 
 def digest(parts: Iterable[bytes]) -> str:
@@ -58,6 +59,9 @@ class Observer:
 
     def norms(self, images: Tensor, *kinds: str) -> GradientNorms:
         """Norms ``[N, K, L]`` under all labels of the kinds, of uint8 or float images."""
+        if COPIES in kinds:
+            others = [kind for kind in kinds if kind != COPIES]
+            return replace(self.norms(images, *others), copies=self._copies(images))
         self._observe(images, ["every logit" if kind == PREDICTED else kind for kind in kinds])
         outputs = self._outputs(images, BF16 in kinds)
         values = [self._values(images, kind, outputs.logits) for kind in kinds]
@@ -97,6 +101,14 @@ class Observer:
             channel_counts=counts,
         )
 
+    @torch.no_grad()
+    def _copies(self, images: Tensor) -> Tensor:
+        def compute() -> dict[str, Tensor]:
+            found = [copied_logits(self.model, as_floats(b)) for b in torch.split(images, BATCH)]
+            return {COPIES: torch.cat([one for one in found if one is not None])}
+
+        return self.kept(_key(images, COPIES), compute)[COPIES]
+
     def _values(self, images: Tensor, kind: str, logits: Tensor) -> Tensor:
         if kind == PREDICTED:
             every = self._values(images, "every logit", logits)
@@ -125,7 +137,7 @@ class Observer:
         losses = [loss for group, (_, loss) in zip(groups, found, strict=True) for _ in group]
         parts = []
         for batch in torch.split(images, BATCH):
-            batch = batch.float() / 255 if batch.dtype == torch.uint8 else batch
+            batch = as_floats(batch)
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 if labels:
                     norms = gradient_norms(self.model, batch, labels, losses, activations=True)
@@ -138,6 +150,11 @@ class Observer:
         values = whole.values.split([len(group) for group in groups], 1)
         by_kind = {kind: {"values": v} for kind, v in zip(kinds, values, strict=True)}
         return by_kind | {_outputs_of(bf16): outputs}
+
+
+def as_floats(images: Tensor) -> Tensor:
+    """Bytes as numbers in [0, 1]; others as they are."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
 def _outputs_of(bf16: bool) -> str:

@@ -15,11 +15,10 @@ from benchmarks.experiments.cost import Cost
 from benchmarks.experiments.picture_sets import DEVELOPMENT
 from benchmarks.experiments.rows import Row
 
-BEST = 'GradientDetector "best"'
 FAST = 'GradientDetector "fast"'
 ADVERSARIAL = 'GradientDetector "adversarial"'
 FORWARD = 'GradientDetector "forward"'
-OURS = (FORWARD, FAST, ADVERSARIAL, BEST)
+OURS = (FORWARD, FAST, ADVERSARIAL)
 
 
 class Results:

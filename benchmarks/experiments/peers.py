@@ -67,10 +67,20 @@ class Peer:
         return torch.as_tensor(detector.predict_features(norms.features)).detach()
 
 
+def why(error: Exception) -> str:
+    """Kind and first line of an error, as tables name it."""
+    said = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {said[0][:150]}"
+
+
 def fitted_peers(
-    head: nn.Linear, fit: GradientNorms, labels: Tensor, without: Collection[str] = ()
+    head: nn.Linear,
+    fit: GradientNorms,
+    labels: Tensor,
+    without: Collection[str] = (),
+    failed: dict[str, str] | None = None,
 ) -> dict[str, Peer]:
-    """Those that run, but for some names; the log says why the others do not."""
+    """Those that run, but for some names; ``failed`` and the log say why the others do not."""
     found = {}
     for name, build in _builders(head).items():
         if f"pytorch-ood {name}" in without:
@@ -79,7 +89,10 @@ def fitted_peers(
             peer = Peer(build(), fit, labels)
             peer.score(fit.select(slice(None, 4)))
         except Exception as error:  # whatever another package raises is a reason, not a failure
-            log.info("pytorch-ood %s does not run here: %s", name, str(error).split("\n")[0])
+            reason = why(error)
+            log.info("pytorch-ood %s does not run here: %s", name, reason)
+            if failed is not None:
+                failed[f"pytorch-ood {name}"] = reason
         else:
             found[f"pytorch-ood {name}"] = peer
     return found

@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.experiments.observations import Observer
+from benchmarks.experiments.peers import why
 
 log = logging.getLogger("gradood")
 
 BATCH = 128
+#: Before the name of a peer, in place of whose scores there are the bytes of a reason.
+_FAILED = "failed: "
 
 
 class Pieces(NamedTuple):
@@ -70,7 +73,10 @@ class PicturePeers:
         """Every peer's scores of uint8 pictures, one pass for all that read feature maps."""
         names = " ".join(name for name, _ in self._builders())
         key = [names.encode(), *(t.numpy().tobytes() for t in (self._fit, pixels))]
-        return self._observer.kept(key, partial(self._score, pixels))
+        found = self._observer.kept(key, partial(self._score, pixels))
+        for name in [name for name in found if name.startswith(_FAILED)]:
+            self.failed[name.removeprefix(_FAILED)] = bytes(found.pop(name).tolist()).decode()
+        return found
 
     def predictors(self) -> dict[str, Callable[[Tensor], Tensor]]:
         """By name, each with passes of its own: images ``[N, C, H, W]`` -> scores."""
@@ -98,7 +104,9 @@ class PicturePeers:
                 logits = pieces.head(maps[-1])
             for name, predict in self._predict.items():
                 found[name].append(torch.as_tensor(predict(x, maps, logits)).detach().float())
-        return {name: torch.cat(parts) for name, parts in found.items()}
+        # Kept beside the scores, so that an interrupted run still knows why.
+        failed = {_FAILED + name: _as_bytes(reason) for name, reason in self.failed.items()}
+        return failed | {name: torch.cat(parts) for name, parts in found.items()}
 
     def _fitted(self) -> dict[str, Callable[[Tensor, list[Tensor], Tensor], Tensor]]:
         found = {}
@@ -110,8 +118,9 @@ class PicturePeers:
                 predict = build()
                 predict(x, maps, probe.head(maps[-1]).detach())
             except Exception as error:  # whatever another package raises is a reason
-                self.failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:150]}"
-                log.info("pytorch-ood %s does not run here: %s", name, self.failed[name])
+                reason = why(error)
+                self.failed[f"pytorch-ood {name}"] = reason
+                log.info("pytorch-ood %s does not run here: %s", name, reason)
             else:
                 found[name] = predict
         return found
@@ -178,6 +187,10 @@ class PicturePeer(NamedTuple):
     def score(self, pixels: Tensor) -> Tensor:
         """Scores ``[N]``, higher = more anomalous."""
         return self.peers.scores(pixels)[self.name]
+
+
+def _as_bytes(text: str) -> Tensor:
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from functools import cache, partial
 from typing import Any, NamedTuple, Protocol
@@ -11,10 +12,10 @@ from torch import Tensor, nn
 
 from benchmarks.datasets import Suite
 from benchmarks.experiments.attacked import Attacked
-from benchmarks.experiments.observations import BF16, SCORED, Observer
+from benchmarks.experiments.observations import BF16, COPIES, SCORED, Observer
 from benchmarks.experiments.peers import fitted_peers
 from benchmarks.experiments.picture_peers import PicturePeers
-from benchmarks.experiments.rows import Row, measured
+from benchmarks.experiments.rows import FAILED, Row, measured
 from gradood.data import ImageSet
 from gradood.detectors import (
     ConfoundingDetector,
@@ -59,9 +60,8 @@ UNSUPERVISED = {
     'GradientDetector "forward"': Case((), lambda m, s: GradientDetector(m, "forward")),
     'GradientDetector "fast"': Case(("all-hot",), lambda m, s: GradientDetector(m)),
     'GradientDetector "adversarial"': Case(
-        ("half of the logits",), lambda m, s: GradientDetector(m, "adversarial")
+        (COPIES,), lambda m, s: GradientDetector(m, "adversarial")
     ),
-    'GradientDetector "best"': Case(("every logit",), lambda m, s: GradientDetector(m, "best")),
     "GradientKNN": Case(("all-hot",), lambda m, s: GradientKNN(m)),
     "GradientMahalanobis": Case(("all-hot",), lambda m, s: GradientMahalanobis(m)),
     "GradientGMM": Case(("all-hot",), lambda m, s: GradientGMM(m, seed=s)),
@@ -84,10 +84,20 @@ class Study:
 
     def __init__(self, observer: Observer, classifier: str, seed: int) -> None:
         self.observer, self.classifier, self.seed = observer, classifier, seed
+        #: Peers that do not run, and why.
+        self.failed: dict[str, str] = {}
 
     def row(self, part: str, detector: str, name: str, normal: Tensor, other: Tensor) -> Row:
         """One row of this study."""
         return measured(part, self.classifier, self.seed, detector, name, normal, other)
+
+    def failures(self) -> list[Row]:
+        """A row for every peer that does not run here; in place of a set it says why."""
+        nothing = (math.nan, math.nan, math.nan, 0, 0)
+        return [
+            Row(FAILED, self.classifier, self.seed, name, reason, *nothing)
+            for name, reason in self.failed.items()
+        ]
 
     def rows(
         self,
@@ -124,7 +134,7 @@ class Study:
         """
         found: dict[str, Fitted] = {}
         for name, case in UNSUPERVISED.items():
-            if name in without or not set(case.kinds) <= set(kinds):
+            if name in without or not set(case.kinds) <= {*kinds, COPIES}:
                 continue
             detector = case.build(self.observer.model, self.seed)
             found[name] = case.kinds, detector.fit(self.observer.norms(fit.pixels, *case.kinds))
@@ -132,11 +142,12 @@ class Study:
             norms, head = self.observer.norms(fit.pixels), self.observer.model.linear
             assert fit.labels is not None and isinstance(head, nn.Linear)
             labels = torch.unique(fit.labels, return_inverse=True)[1]
-            for name, peer in fitted_peers(head, norms, labels, without).items():
+            for name, peer in fitted_peers(head, norms, labels, without, self.failed).items():
                 found[name] = (), peer
             if pictures:
                 readers = PicturePeers(self.observer, fit.pixels, labels, without)
                 found |= {name: (None, peer) for name, peer in readers.peers().items()}
+                self.failed |= readers.failed
         return found
 
     def supervised(self, suite: Suite) -> list[Row]:

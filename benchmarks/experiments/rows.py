@@ -11,6 +11,9 @@ from torch import Tensor
 
 from gradood.evaluation import evaluate
 
+#: The part of rows that name a detector that does not run, and, in place of a set, why.
+FAILED = "does not run"
+
 
 class Row(NamedTuple):
     """One detector on one set of one classifier, for one seed of splits and fits."""

@@ -21,7 +21,7 @@ def fit(
     detector: Annotated[
         str,
         typer.Option(
-            help="gradient (or gradient:adversarial, gradient:best), gradient-knn, "
+            help="gradient (or gradient:forward, gradient:adversarial), gradient-knn, "
             "gradient-mahalanobis, gradient-gmm, confounding, energy or max-softmax."
         ),
     ] = "gradient",

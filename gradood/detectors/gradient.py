@@ -5,18 +5,20 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from gradood.detectors.batches import AnyBatch
+from gradood.detectors.copies import copied_logits
 from gradood.detectors.features import count_different
 from gradood.detectors.fusion import agreement_weights, fit_part, score_part, tells
 from gradood.detectors.norm_detector import NormDetector
 from gradood.detectors.novelty import Learned
 from gradood.detectors.parts import EVERY, Label, Part, expanded, part_named
-from gradood.detectors.presets import EARLIER, PRESETS
+from gradood.detectors.presets import EARLIER, GONE, PRESETS
 from gradood.errors import InputError
 from gradood.gradients import GradientNorms, differentiable_norms, forward_norms, gradient_norms
 from gradood.gradients.decision import not_finite_rows
@@ -53,14 +55,13 @@ class GradientDetector(NormDetector, name="gradient"):
     * ``"forward"``: no backward pass. Mean and power of the channels of every normalisation layer,
       direction and relative Mahalanobis distance of the penultimate features, energy.
     * ``"fast"``: one backward pass; gradient norms under the all-hot label beside these.
-    * ``"adversarial"``: one backward pass; channels, norms of the gradient of half of the logits'
-      sum, and these and the features in one vector: better on attacked inputs, worse on others.
-    * ``"best"``: one backward pass a class; norms of every logit's own gradient beside those of
-      ``"forward"``.
+    * ``"adversarial"``: four forward passes; by how much small changes of the input lower the
+      margin of the predicted class beside these: far better on attacked inputs, a little worse on
+      others. It is no proof against attacks that know it; see ``gradood.certify_decision``.
 
     Args:
         model: Classifier in eval mode.
-        preset: ``"forward"``, ``"fast"``, ``"adversarial"`` or ``"best"``.
+        preset: ``"forward"``, ``"fast"`` or ``"adversarial"``.
         parts: Parts, or names of parts, in place of a preset's: see ``gradood.detectors.PARTS``.
         weighting: ``"agreement"``, or ``"equal"`` for the plain mean, without the floors.
         parameters: Which parameters to use, the last layer's among them: None for all, names, glob
@@ -88,7 +89,8 @@ class GradientDetector(NormDetector, name="gradient"):
     ) -> None:
         super().__init__(model, label=None, parameters=parameters, **options)
         if parts is None and preset not in PRESETS:
-            raise InputError(f"preset = {preset!r}; expected one of {', '.join(PRESETS)}")
+            gone = f"; in its place take {GONE[str(preset)]}" if preset in GONE else ""
+            raise InputError(f"preset = {preset!r}; expected one of {', '.join(PRESETS)}{gone}")
         if weighting not in _WEIGHTINGS:
             raise InputError(f"weighting = {weighting!r}; expected {' or '.join(_WEIGHTINGS)}")
         chosen = PRESETS[str(preset)] if parts is None else parts
@@ -108,6 +110,7 @@ class GradientDetector(NormDetector, name="gradient"):
         self._parts = parts
         self._labels: list[Label] = list(dict.fromkeys(one for p in parts for one in p.labels))
         self._activations = any(part.activations for part in parts)
+        self._copies = any(part.copies for part in parts)
         learned = {f"{i}.{name}" for i, part in enumerate(parts) for name in self._names_of(part)}
         weights = {"weights"} if self.weighting == "agreement" else set()
         self.LEARNED = frozenset(learned | weights)
@@ -234,6 +237,11 @@ class GradientDetector(NormDetector, name="gradient"):
                 "this detector reads activations, and these GradientNorms hold none: make them "
                 "with norms(batch) of the detector, or with activations=True"
             )
+        if self._copies and norms.copies is None:
+            raise InputError(
+                "this detector reads changed copies of inputs, and these GradientNorms hold none: "
+                "make them with norms(batch) of the detector"
+            )
         # A flagged row must not reach the arithmetic, where Inf - Inf would make it NaN.
         usable = ~not_finite_rows(*norms.tensors.values())
         scores = torch.full((len(usable),), torch.inf, device=self._device, dtype=torch.float32)
@@ -256,19 +264,27 @@ class GradientDetector(NormDetector, name="gradient"):
             *(self.model, x, self.label, self.loss, self.parameters),
             activations=self._activations,
         )
-        return self._score_norms(norms)
+        return self._score_norms(self._with_copies(norms, x))
 
     def _norms_of(self, batch: AnyBatch) -> GradientNorms:
         not_finite(batch, self.nan_policy)
         self._settle_labels(batch)
-        if not self.label:
-            return self._checked(forward_norms(self.model, batch, self.parameters, "flag"))
-        norms = gradient_norms(
-            *(self.model, batch, self.label, self.loss, self.parameters),
-            nan_policy="flag",
-            activations=self._activations,
-        )
-        return self._checked(norms)
+        if self.label:
+            norms = gradient_norms(
+                *(self.model, batch, self.label, self.loss, self.parameters),
+                nan_policy="flag",
+                activations=self._activations,
+            )
+        else:
+            norms = forward_norms(self.model, batch, self.parameters, "flag")
+        with torch.no_grad():
+            return self._with_copies(self._checked(norms), batch)
+
+    def _with_copies(self, norms: GradientNorms, batch: AnyBatch) -> GradientNorms:
+        """The same, and the logits of changed copies of the batch if a part reads them."""
+        if not self._copies or not len(norms.logits):
+            return norms
+        return replace(norms, copies=copied_logits(self.model, batch))
 
     def _settle_labels(self, batch: AnyBatch) -> None:
         """Find the labels, for as many classes as the model has."""

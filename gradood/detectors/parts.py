@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradood.detectors import layers
 from gradood.detectors.class_gaussians import CLASS_GAUSSIANS, FEWEST
+from gradood.detectors.copies import margin_drop
 from gradood.detectors.features import Standardiser, log_norms, require_finite
 from gradood.detectors.neighbours import DIRECTIONS, NEIGHBOURS
 from gradood.detectors.novelty import Learned, Novelty
@@ -55,6 +56,7 @@ class Part:
             where it always can.
         labels: Each is a backward pass; ``values`` ``[N, K, L]`` are of these K labels, in order.
         activations: Whether ``channels`` are read.
+        copies: Whether ``copies`` are read, which cost a forward pass each.
         reads_norms: Whether the first tensors learned standardise log norms of all the labels.
     """
 
@@ -65,6 +67,7 @@ class Part:
     lacks: Callable[[GradientNorms], str | None] | None = field(default=None, repr=False)
     labels: tuple[Label, ...] = ()
     activations: bool = False
+    copies: bool = False
     reads_norms: bool = False
 
     def __repr__(self) -> str:
@@ -165,6 +168,12 @@ def _without_layers(norms: GradientNorms) -> str | None:
     return None if len(norms.logits) > 1 else "one normal input does not vary"
 
 
+def _without_copies(norms: GradientNorms) -> str | None:
+    if norms.copies is None:
+        return "there are no changed copies of inputs: they hold no real numbers"
+    return None
+
+
 def _without(*reasons: Callable[[GradientNorms], str | None]) -> Callable[..., str | None]:
     return lambda norms: next((said for reason in reasons if (said := reason(norms))), None)
 
@@ -226,11 +235,17 @@ _registered(
         ),
         #: ``−log Σ_c exp(z_c)``. Source: Liu et al., "Energy-based Out-of-distribution Detection".
         Part("energy", (), lambda norms: {}, lambda norms, learned: _energy(norms)),
+        #: By how much small changes of the input lower its margin, see ``margin_drop``.
+        Part(
+            *("margin drop", (), lambda norms: {}, lambda norms, learned: margin_drop(norms)),
+            lacks=_without_copies,
+            copies=True,
+        ),
         #: A Gaussian a class of log norms, see ``CLASS_GAUSSIANS``.
         _gaussians("norms", read_log_norms, (ALL_HOT,)),
         _gaussians("norms:half", read_log_norms, (HALF,)),
-        _gaussians("norms+features:half", read_both, (HALF,), _without_features),
         # What detectors of earlier versions are made of.
+        _gaussians("norms+features:half", read_both, (HALF,), _without_features),
         vector_part(
             *("norm neighbours", read_log_norms, NEIGHBOURS),
             lacks=_without(_without_norms, _too_few_to_neighbour),

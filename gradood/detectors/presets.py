@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 PRESETS: Mapping[str, Sequence[str]] = {
     "forward": ("layers", "directions", "relative", "energy"),
     "fast": ("layers", "directions", "relative", "energy", "norms"),
-    "adversarial": ("layers", "norms:half", "norms+features:half"),
-    "best": ("layers", "directions", "relative", "energy", "norm neighbours:every"),
+    "adversarial": ("layers", "directions", "relative", "energy", "margin drop"),
 }
+
+#: Presets that were not worth what they cost, and what does as well.
+GONE: Mapping[str, str] = {"best": '"forward", which is as good without a backward pass a class'}
 
 #: What presets were in files of versions that did not name the parts.
 EARLIER: Mapping[str, Sequence[str]] = {

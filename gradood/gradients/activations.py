@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -16,13 +17,15 @@ FEWEST_LAYERS = 3
 
 
 class Layer(NamedTuple):
-    """One layer's output for N samples."""
+    """What is read of one layer's output for N samples while it is at hand."""
 
     name: str
-    norm: Tensor
-    """``Σ a²``, ``[N]``."""
-    channels: Tensor
-    """Mean and mean square over positions of C channels, ``[N, 2, C]``."""
+    squares: Tensor
+    """``Σ a²`` over positions, of all channels, ``[N, D]``."""
+    mean: Tensor
+    """Mean over positions of every ``step``-th channel, ``[N, C]``."""
+    step: int
+    positions: int
 
 
 class Activations(NamedTuple):
@@ -38,9 +41,14 @@ class Activations(NamedTuple):
         """Those of the layers, in their order."""
         if not layers:
             return Activations()
-        names, norms, channels = zip(*layers, strict=True)
-        counts = tuple(one.shape[2] for one in channels)
-        return Activations(torch.stack(norms, 1), torch.cat(channels, 2), names, counts)
+        # All layers at once: there are many, and a call of an operator takes its time.
+        power = torch.cat([one.squares[:, :: one.step] / one.positions for one in layers], 1)
+        return Activations(
+            torch.stack([one.squares.sum(1) for one in layers], 1),
+            torch.stack([torch.cat([one.mean for one in layers], 1), power], 1),
+            tuple(one.name for one in layers),
+            tuple(one.mean.shape[1] for one in layers),
+        )
 
 
 def measured_layer(name: str, out: Tensor, channel: int) -> Layer:
@@ -52,16 +60,14 @@ def measured_layer(name: str, out: Tensor, channel: int) -> Layer:
     places = tuple(place for place in range(1, out.dim()) if place != channel)
     step = -(-out.shape[channel] // MOST_CHANNELS)
     kept = out[(slice(None),) * channel + (slice(None, None, step),)]
-    if places:
-        norms = _sums_of_squares(out, places, dtype)
-        mean = kept.mean(places, dtype=dtype)
-    else:
-        norms, mean = out.to(dtype).square(), kept.to(dtype)
-    power = norms[:, ::step] * (norms.shape[1] / max(1, out[0].numel()))
-    return Layer(name, norms.sum(1), torch.stack([mean, power], 1))
+    mean = kept.mean(places, dtype=dtype) if places else kept.to(dtype)
+    squares = _sums_of_squares(out, places, dtype)
+    return Layer(name, squares, mean, step, max(1, prod(out.shape[place] for place in places)))
 
 
 def _sums_of_squares(out: Tensor, places: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    if not places:
+        return out.to(dtype).square()
     if out.is_contiguous():
         norms: Tensor = torch.linalg.vector_norm(out, dim=places, dtype=dtype)
         return norms.square()

@@ -48,6 +48,8 @@ class GradientNorms:
             channel; of layers with more than 64 channels C = 64 or fewer, evenly spread.
         activation_names: for each of these layers the first parameter that it uses.
         channel_counts: C of each of these layers.
+        copies: ``[N, T, C]``: logits of T changed copies of every sample, where a detector that
+            reads them made the norms; else None.
     """
 
     values: Tensor
@@ -58,11 +60,12 @@ class GradientNorms:
     channels: Tensor | None = None
     activation_names: tuple[str, ...] = ()
     channel_counts: tuple[int, ...] = ()
+    copies: Tensor | None = None
 
     @property
     def tensors(self) -> dict[str, Tensor]:
         """Those of the attributes that have a row a sample, as far as they are known."""
-        names = ("values", "logits", "features", "activations", "channels")
+        names = ("values", "logits", "features", "activations", "channels", "copies")
         return {name: t for name in names if (t := getattr(self, name)) is not None}
 
     def to(self, device: torch.device | str) -> GradientNorms:
@@ -93,6 +96,7 @@ class GradientNorms:
             join_known([part.channels for part in parts]),
             parts[0].activation_names,
             parts[0].channel_counts,
+            join_known([part.copies for part in parts]),
         )
 
 

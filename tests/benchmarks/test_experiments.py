@@ -12,7 +12,7 @@ from benchmarks.experiments.page import FAST, architectures, targets
 from benchmarks.experiments.rows import Row
 
 ROOT = Path(__file__).parents[2]
-DETECTORS = ('GradientDetector "fast"', 'GradientDetector "best"', "GradientKNN", "Energy")
+DETECTORS = ('GradientDetector "fast"', 'GradientDetector "adversarial"', "GradientKNN", "Energy")
 
 
 def run(folder: Path) -> list[dict[str, str]]:

@@ -17,7 +17,6 @@ from gradood.detectors import (
 from gradood.detectors.features import FEWEST, Standardiser
 from gradood.errors import InputError
 from gradood.evaluation import evaluate
-from gradood.gradients import gradient_norms
 
 KINDS = {
     **{f"GradientDetector {p}": (GradientDetector, {"preset": p}) for p in ("fast", "adversarial")},
@@ -121,16 +120,11 @@ class OneClass(nn.Module):
         return self.last(self.first(x).relu())
 
 
-@pytest.mark.parametrize("preset", ["fast", "adversarial", "best"])
+@pytest.mark.parametrize("preset", ["fast", "adversarial"])
 def test_a_measure_that_says_nothing_is_left_out(preset):
     generator = torch.Generator().manual_seed(0)
     normal = torch.randn(300, 8, generator=generator)
     anomalous = 8 * torch.randn(50, 8, generator=generator)
     detector = GradientDetector(OneClass().eval(), preset)
-    detector.fit(gradient_norms_of(detector, normal[:250]))
+    detector.fit(normal[:250])
     assert evaluate(detector.score(normal[250:]), detector.score(anomalous)).auroc > 0.95
-
-
-def gradient_norms_of(detector, x):
-    detector._settle_labels(x)
-    return gradient_norms(detector.model, x, label=detector.label, loss=detector.loss)

@@ -24,7 +24,6 @@ from gradood.gradients import gradient_grams, gradient_norms
 KINDS = {
     "fast": lambda m: GradientDetector(m),
     "adversarial": lambda m: GradientDetector(m, "adversarial"),
-    "best": lambda m: GradientDetector(m, "best"),
     "knn": GradientKNN,
     "mahalanobis": GradientMahalanobis,
     "gmm": lambda m: GradientGMM(m, components=2),

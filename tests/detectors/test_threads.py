@@ -26,7 +26,7 @@ from gradood.detectors.class_gaussians import fit_gaussians, within_class_covari
 WIDTH = 256
 
 DETECTORS = {
-    **{f"preset {p}": (GradientDetector, {"preset": p}) for p in ("fast", "adversarial", "best")},
+    **{f"preset {p}": (GradientDetector, {"preset": p}) for p in ("fast", "adversarial")},
     "confounding": (ConfoundingDetector, {}),
     "mahalanobis": (GradientMahalanobis, {}),
     "knn": (GradientKNN, {}),

@@ -126,7 +126,6 @@ DETECTORS = {
     "mahalanobis": gradood.GradientMahalanobis,
     "fast": gradood.GradientDetector,
     "adversarial": lambda m: gradood.GradientDetector(m, "adversarial"),
-    "best": lambda m: gradood.GradientDetector(m, "best"),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -64,9 +65,16 @@ class BatchNormCall(_NormCall):
 
     channels = 1
 
-    def __init__(self, x: Tensor, weight: Any, bias: Any, mean: Tensor, rstd: Tensor) -> None:
+    def __init__(
+        self, x: Tensor, weight: Any, bias: Any, mean: Tensor, variance: Tensor, eps: float
+    ) -> None:
         super().__init__(x, weight, bias)
-        self.mean, self.rstd = mean, rstd
+        self.mean, self._variance, self._eps = mean, variance, eps
+
+    @cached_property
+    def rstd(self) -> Tensor:
+        """``1 / √(running variance + eps)``; a pass without a backward pass needs none."""
+        return torch.rsqrt(self._variance + self._eps)
 
     @classmethod
     def bind(
@@ -88,7 +96,7 @@ class BatchNormCall(_NormCall):
                 "track_running_stats=False need their statistics fixed)"
             )
         mean, var = (_accurate(t) for t in (running_mean, running_var))
-        return cls(input, weight, bias, mean, torch.rsqrt(var + eps))
+        return cls(input, weight, bias, mean, var, eps)
 
     def refuses(self, axis: SampleAxis) -> str | None:
         return batch_comes_first(axis)
