@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gradood.errors import InputError
+from gradood.gradients.inputs import require_one_tensor
 
 Norm: TypeAlias = Literal["linf", "l2"]
 Limits: TypeAlias = "tuple[float, float] | None"
@@ -138,6 +139,7 @@ def make_ball(x: Tensor, norm: Norm, epsilon: float | Tensor, limits: Limits) ->
         InputError: ``x`` is not float ``[N, ...]`` within the limits, the norm is not known, or
             ``epsilon`` is negative, not finite, or neither a number nor ``[N]``.
     """
+    require_one_tensor(x)
     if not x.is_floating_point() or x.dim() < 2:
         raise InputError(f"images must be float [N, ...], got {x.dtype} {list(x.shape)}")
     low, high = limits if limits is not None else (-torch.inf, torch.inf)

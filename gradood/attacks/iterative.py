@@ -179,6 +179,8 @@ def check_classified(model: nn.Module, x: Tensor, labels: Tensor, batch_size: in
         InputError: The labels are not int64 ``[N]``, or name no class of the model.
         ModelError: A part of the model is in training mode, or it makes NaN or Inf of ``x``.
     """
+    if not isinstance(labels, Tensor):
+        raise InputError(f"labels must be a Tensor, int64 [{len(x)}], not {type(labels).__name__}")
     if labels.shape != x.shape[:1] or labels.dtype != torch.int64:
         raise InputError(
             f"labels must be int64 [{len(x)}], got {labels.dtype} {list(labels.shape)}"

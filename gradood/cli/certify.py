@@ -198,7 +198,7 @@ class _Source:
 
     score: str
     model: options.ModelOptions
-    column: str | None
+    column: list[str] | None
     paths: list[Path] | None
     fit_paths: list[Path] | None
     units: options.Units = options.Units.PIXELS

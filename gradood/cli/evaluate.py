@@ -186,12 +186,13 @@ class Scoring:
         """``[N, …]``: those that can be read and scored."""
         import torch
 
+        from gradood.gradients.inputs import require_one_tensor
         from gradood.scoring.rows import is_score_file
 
         if is_score_file(path):
             raise InputError(f"{path} holds scores; --attack and --guarantee need the inputs")
         loaded, _ = self._detecting(path)
-        stream = self._streams.stream(lambda batch: (batch,), loaded)
+        stream = self._streams.stream(lambda batch: (require_one_tensor(batch),), loaded)
         batches = stream.run(self._streams.source([path]))
         return torch.cat([batch.results[0] for batch in batches if batch.results])
 

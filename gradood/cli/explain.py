@@ -92,7 +92,9 @@ def explain(
     for name, score, row in zip(strange.ids, strange.scores, strange.deviations, strict=True):
         places = abs(row).argsort()[::-1][:_PRINTED]
         said = ", ".join(f"{names[place]} {row[place]:+.1f}σ" for place in places)
-        console.print(f"{name}: score {score:.4g}; {said}", highlight=False, markup=False)
+        console.print(
+            f"{name}: score {score:.4g}; {said}", highlight=False, markup=False, soft_wrap=True
+        )
     write(page, report)
 
 

@@ -76,7 +76,13 @@ Preprocess = Annotated[
     typer.Option(help="JSON, or its file: input_size, crop_pct, interpolation, mean, std."),
 ]
 Trust = Annotated[bool, typer.Option("--trust", help="A program file's author is trusted.")]
-Column = Annotated[str | None, typer.Option(help="Which array, column or tar member is the input.")]
+Column = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Which array, column or tar member is the input. For a model of several inputs "
+        "repeat it, as NAME or ARGUMENT=NAME.",
+    ),
+]
 BatchSize = Annotated[str, typer.Option(help="Inputs a batch, or auto.")]
 OnErrorOption = Annotated[
     OnError, typer.Option(help="An input that cannot be read or scored stops the run, or not.")
@@ -124,7 +130,7 @@ class ModelOptions:
 class StreamOptions:
     """What a ``Stream`` is made with."""
 
-    column: str | None
+    column: list[str] | None
     batch_size: str
     on_error: OnError
     workers: int | None

@@ -77,7 +77,7 @@ def score(
         device = _own_gpu(device)
     check_folder(report)
     settings = {
-        "column": column,
+        "column": column[0] if column and len(column) == 1 else column or None,
         "detector": _digest(detector),
         "model": model,
         "weights": _digest(str(weights)) if weights else None,

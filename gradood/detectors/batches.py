@@ -12,9 +12,10 @@ from torch.utils.data import DataLoader, Dataset
 from gradood.errors import InputError
 from gradood.gradients.inputs import Inputs
 
-#: A tensor ``[N, ...]``, a mapping of such by the names of the model's arguments, a data set of
-#: samples, or an iterable of batches such as a ``DataLoader``. A sample or a batch may be a tuple
-#: or list; its first element is the input. It may be a mapping too.
+#: A tensor ``[N, ...]``; several, in a tuple in the order of the model's arguments or in a mapping
+#: by their names; a data set of samples; or an iterable of batches such as a ``DataLoader``. A
+#: sample or a batch may be a tuple or list, as ``(input, label)``: its first element is the input,
+#: which may be a tuple or mapping itself.
 InputSource: TypeAlias = "Tensor | Mapping[str, Any] | Inputs | Dataset[Any] | Iterable[Any]"
 
 #: What a batch is: one tensor, or several that are given to the model together.
@@ -36,6 +37,9 @@ def iterate_batches(source: InputSource, batch_size: int) -> Iterator[AnyBatch]:
             raise InputError("the inputs are a single number; expected a tensor [N, ...]")
         yield from torch.split(source, batch_size)
         return
+    if _is_one_batch(source):
+        yield from Inputs.of(source).split(batch_size)
+        return
     if isinstance(source, Mapping | Inputs):
         yield from _inputs(source).split(batch_size)
         return
@@ -48,6 +52,16 @@ def iterate_batches(source: InputSource, batch_size: int) -> Iterator[AnyBatch]:
         )
     for batch in source:
         yield from _inputs(batch).split(batch_size)
+
+
+def _is_one_batch(source: object) -> bool:
+    """Whether it is a tuple of the model's arguments, as ``gradient_norms`` takes them."""
+    return (
+        isinstance(source, tuple)
+        and len(source) > 1
+        and all(isinstance(part, Tensor) and part.ndim > 0 for part in source)
+        and len({len(part) for part in source}) == 1
+    )
 
 
 def _inputs(batch: object) -> AnyBatch:

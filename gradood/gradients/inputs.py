@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
@@ -79,15 +80,36 @@ class Inputs:
         """Those of the leaves that hold samples."""
         return [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
 
+    @staticmethod
+    def cat(parts: Sequence[Inputs]) -> Inputs:
+        """Batches of one ``kind`` as one."""
+        columns = zip(*(part.leaves for part in parts), strict=True)
+        leaves = [torch.cat(c) if isinstance(c[0], Tensor) else c[0] for c in columns]
+        return Inputs(leaves, parts[0].spec)
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What batches that can become one have in common."""
+        made = (
+            (leaf.shape[1:], leaf.dtype) if isinstance(leaf, Tensor) else leaf
+            for leaf in self.leaves
+        )
+        return (str(self.spec), *made)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(t.nbytes for t in self.tensors)
+
     def __len__(self) -> int:
         return len(self.tensors[0])
 
     def __getitem__(self, rows: Any) -> Inputs:
         return self._each(lambda t: t[rows])
 
-    def to(self, device: torch.device | str) -> Inputs:
-        """The same on another device."""
-        return self._each(lambda t: t.to(device))
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Inputs:
+        """The same on another device, and what is floating point in another dtype."""
+        return self._each(lambda t: t.to(device, dtype if t.is_floating_point() else None))
 
     def detach(self) -> Inputs:
         """The same without a graph."""
@@ -101,11 +123,14 @@ class Inputs:
         """What ``model`` returns for them.
 
         Raises:
-            InputError: They have a dtype that it does not take.
+            InputError: It does not take so many, of these names or of this dtype.
         """
         tree = tree_unflatten(self.leaves, self.spec)
         try:
             return model(**tree) if isinstance(tree, dict) else model(*tree)
+        except TypeError as error:
+            explain_call(error)
+            raise
         except RuntimeError as error:
             explain_dtype(model, self.tensors, error)
             raise
@@ -122,6 +147,38 @@ class Inputs:
         if key not in known:
             known[key] = _taking_bytes(model, ref(model), made, self.spec)
         return known[key], torch.cat([_bytes(t) for t in self.tensors], 1)
+
+
+def require_one_tensor(x: object) -> Tensor:
+    """``x``, which is not several tensors where one is moved: by noise, or by an attack.
+
+    Raises:
+        InputError: ``x`` is no tensor.
+    """
+    if isinstance(x, Tensor):
+        return x
+    if isinstance(x, Inputs | Mapping | tuple | list):
+        raise InputError(
+            "x consists of several tensors; certificates and attacks move one, [N, …] of floating "
+            "point: give that one to a module that adds the others, which stay as they are"
+        )
+    raise InputError(
+        f"x must be a Tensor [N, …] with the inputs along dimension 0, not {type(x).__name__}"
+    )
+
+
+def explain_call(error: TypeError) -> None:
+    """Say how several inputs are given, where a model has other arguments than it was given.
+
+    Raises:
+        InputError: That is what ``error`` is about.
+    """
+    if re.search(r"forward\(\) (missing|takes|got)", str(error)):
+        raise InputError(
+            f"the model does not take these inputs: {error}. Give the inputs of a model that has "
+            "several as a tuple in their order, or as a mapping by the names of its arguments; a "
+            "loader's batches are such, or ((a, b), label)"
+        ) from error
 
 
 def explain_dtype(model: nn.Module, tensors: Sequence[Tensor], error: Exception) -> None:

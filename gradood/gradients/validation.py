@@ -13,7 +13,7 @@ from torch.nn import Parameter
 
 from gradood.errors import InputError, ModelError
 from gradood.gradients.decision import as_classes
-from gradood.gradients.inputs import Inputs, explain_dtype
+from gradood.gradients.inputs import Inputs, explain_call, explain_dtype
 from gradood.gradients.labels import LOSSES, Label
 from gradood.gradients.outline import Outline
 from gradood.gradients.wrappers import is_plain, refuse_quantised, refuse_script
@@ -79,12 +79,15 @@ def call_model(model: nn.Module, x: Batch) -> object:
     """What ``model`` returns for a batch: every part of the package calls models here.
 
     Raises:
-        InputError: the batch has a dtype that the model does not take.
+        InputError: the model takes other arguments, or another dtype.
     """
     if not isinstance(x, Tensor):
         return Inputs.of(x).call(model)
     try:
         return model(x)
+    except TypeError as error:
+        explain_call(error)
+        raise
     except RuntimeError as error:
         explain_dtype(model, [x], error)
         raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,8 @@ def load_program(path: Path, trust: bool) -> nn.Module:
         raise InputError(f"cannot load the program {path}: {error}") from error
     program = _with_functions(_module(_any_batch(path, exported)))
     names = _keywords(exported)
+    if not names:
+        return _also_by_name(program, exported.graph_signature.user_inputs)
     return Keyword(program, names[0]) if len(names) == 1 else program
 
 
@@ -63,6 +65,18 @@ class Keyword(nn.Module):
     def forward(self, x: Tensor) -> Any:
         """What the program returns."""
         return self.program(**{self.name: x})
+
+
+def _also_by_name(program: nn.Module, names: Sequence[str]) -> nn.Module:
+    """The program, which takes what it was exported with in order by the arguments' names too."""
+
+    def in_order(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        if set(named) == set(names[len(args) :]):
+            return (*args, *(named[name] for name in names[len(args) :])), {}
+        return None
+
+    program.register_forward_pre_hook(in_order, with_kwargs=True, prepend=True)
+    return program
 
 
 def _keywords(exported: torch.export.ExportedProgram) -> list[str]:

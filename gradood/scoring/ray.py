@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from gradood.data.files import IterableSource
+from gradood.data.files.opening import by_argument
 from gradood.scoring.models import load_model
 from gradood.scoring.scores import Scorer
 from gradood.scoring.stream import Stream
@@ -23,7 +24,8 @@ class RayScorer:
         detector: File that ``gradood fit`` wrote, or "max-softmax" or "energy".
         model: Keyword arguments of ``gradood.scoring.models.load_model``; ``device="cuda"`` for
             actors with ``num_gpus=1``.
-        column: Holds the inputs: arrays, or encoded pictures as bytes.
+        column: Holds the inputs: arrays, or encoded pictures as bytes. Several, for a model of
+            several inputs, are given to it by name; ``"argument=column"`` names another argument.
         layers: How many layers that reacted are named, or 0.
         on_error: "fail", or "skip" for a score of null and a message in the column ``error``.
         batch_size: As of ``Stream``; ``map_batches`` has its own, which bounds it.
@@ -39,7 +41,7 @@ class RayScorer:
         self,
         detector: str,
         model: Mapping[str, Any] | None = None,
-        column: str = "image",
+        column: str | Sequence[str] = "image",
         layers: int = 3,
         on_error: Any = "fail",
         batch_size: Any = "auto",
@@ -51,11 +53,11 @@ class RayScorer:
         self._stream = Stream(
             self._scorer, loaded, batch_size=batch_size, on_error=on_error, workers=1
         )
-        self._column = column
+        self._columns = by_argument(column)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch with the columns score, decision, layers (as JSON) and error."""
-        inputs = IterableSource(batch[self._column], _content)
+        inputs = IterableSource(self._inputs(batch))
         rows = [
             json.loads(line)
             for part in self._stream.run(inputs)
@@ -68,6 +70,16 @@ class RayScorer:
             "layers": np.array([json.dumps(row["layers"]) for row in rows], np.str_),
             "error": np.array([row["error"] or "" for row in rows], np.str_),
         }
+
+    def _inputs(self, batch: Mapping[str, Any]) -> Iterable[Any]:
+        columns = [batch[str(name)] for name in self._columns.values()]
+        if None in self._columns:
+            return map(_content, columns[0])
+        rows = zip(*columns, strict=True)
+        return (
+            {name: _content(value) for name, value in zip(self._columns, row, strict=True)}
+            for row in rows
+        )
 
 
 def _content(value: Any) -> Any:

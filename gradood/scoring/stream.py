@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from gradood.data.files import Decoded, Source, decoded
 from gradood.errors import BackendError, InputError, ModelError, NotFittedError
+from gradood.gradients.inputs import Inputs
 
 if TYPE_CHECKING:
     from gradood.data.files.source import Position
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("gradood")
 
-#: A batch ``[n, …]`` on the model's device -> tensors ``[n, …]``.
-Compute: TypeAlias = Callable[[Tensor], Sequence[Tensor]]
+#: A batch of n inputs on the model's device -> tensors ``[n, …]``.
+Compute: TypeAlias = Callable[[Any], Sequence[Tensor]]
 
 #: An automatic batch has at most so many inputs, and so many bytes of them.
 _MOST, _MOST_BYTES = 256, 64 << 20
@@ -48,7 +49,7 @@ class Batch:
 
 
 class Stream:
-    """Runs batches of inputs of one shape through ``compute``.
+    """Runs batches of inputs of one kind through ``compute``.
 
     Which inputs make a batch depends on the inputs and on where the stream starts alone, so a
     stream that goes on after any batch repeats every rounding error. Only a lack of memory, which
@@ -90,16 +91,16 @@ class Stream:
             ModelError: The model can take no input, or one alone does not fit into memory.
         """
         waiting: list[Decoded] = []
-        shape: tuple[object, ...] = ()
+        kind: tuple[object, ...] = ()
         usable = 0
         for item in decoded(source.placed(start), self._loaded.transform, self._workers):
             if item.tensor is None:
                 self._report(item.id, item.error)
-            elif usable and (item.tensor.shape, item.tensor.dtype) != shape:
+            elif usable and _kind(item.tensor) != kind:
                 yield self._batch(waiting)
                 waiting, usable = [], 0
             if item.tensor is not None:
-                shape, usable = (item.tensor.shape, item.tensor.dtype), usable + 1
+                kind, usable = _kind(item.tensor), usable + 1
             waiting.append(item)
             full = item.tensor is not None and usable >= self._size(item.tensor)
             if full or len(waiting) - usable >= _MOST:
@@ -108,7 +109,7 @@ class Stream:
         if waiting:
             yield self._batch(waiting)
 
-    def _size(self, tensor: Tensor) -> int:
+    def _size(self, tensor: Tensor | Inputs) -> int:
         fitting = max(1, min(_MOST, _MOST_BYTES // max(1, tensor.nbytes)))
         return min(fitting if self._batch_size == "auto" else self._batch_size, self._limit)
 
@@ -120,7 +121,7 @@ class Stream:
             chosen, places = places[: self._limit], places[self._limit :]
             inputs = [tensor for i in chosen if (tensor := items[i].tensor) is not None]
             try:
-                parts.append(self._results(torch.stack(inputs)))
+                parts.append(self._results(_batch_of(inputs)))
                 self._failures = 0
             except Exception as error:
                 if isinstance(error, (NotFittedError, BackendError)):
@@ -138,10 +139,12 @@ class Stream:
         results = tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
         return Batch([item.id for item in items], errors, results, items[-1].after, self._limit)
 
-    def _results(self, inputs: Tensor) -> Sequence[Tensor]:
-        inputs = inputs.to(self._loaded.device)
-        if inputs.is_floating_point():
-            inputs = inputs.to(self._loaded.dtype)
+    def _results(self, inputs: Tensor | Inputs) -> Sequence[Tensor]:
+        device, dtype = self._loaded.device, self._loaded.dtype
+        if isinstance(inputs, Inputs):
+            inputs = inputs.to(device, dtype)
+        else:
+            inputs = inputs.to(device, dtype if inputs.is_floating_point() else None)
         return [result.cpu() for result in self._compute(inputs)]
 
     def _halve(self, size: int, name: str, error: Exception) -> None:
@@ -167,6 +170,17 @@ class Stream:
         if self._on_error == "fail":
             raise InputError(f"{name}: {reason}")
         _LOG.warning("skipped %s: %s", name, reason)
+
+
+def _kind(inputs: Tensor | Inputs) -> tuple[object, ...]:
+    """What inputs of one batch have in common."""
+    if isinstance(inputs, Inputs):
+        return inputs.kind
+    return inputs.shape, inputs.dtype
+
+
+def _batch_of(inputs: Sequence[Any]) -> Tensor | Inputs:
+    return Inputs.cat(inputs) if isinstance(inputs[0], Inputs) else torch.stack(list(inputs))
 
 
 def _is_lack_of_memory(error: Exception) -> bool:

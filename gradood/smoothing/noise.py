@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gradood import ops
 from gradood.errors import InputError
+from gradood.gradients.inputs import require_one_tensor
 from gradood.smoothing.rounding import levels, slack
 from gradood.smoothing.settings import DTYPES, Smoothing
 
@@ -98,7 +99,8 @@ class NoisyInputs:
 
 
 def _check_inputs(x: Tensor, settings: Smoothing) -> None:
-    if not isinstance(x, Tensor) or x.dim() < 2:
+    require_one_tensor(x)
+    if x.dim() < 2:
         raise InputError("x must be a Tensor [N, ...] with the inputs along dimension 0")
     if not x.is_floating_point():
         raise InputError(f"x is {x.dtype}, expected floating point; for 0…255 give x.float() / 255")

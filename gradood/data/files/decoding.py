@@ -6,7 +6,7 @@ import io
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from gradood.data.files.pictures import ROOM, picture_from
 from gradood.data.files.source import Item, Position, Source
 from gradood.data.optional import require
 from gradood.errors import InputError
+from gradood.gradients.inputs import Inputs, require_one_tensor
 from gradood.text import printable
 
 if TYPE_CHECKING:
@@ -37,13 +38,13 @@ class Decoded:
 
     Attributes:
         id: The item's.
-        tensor: One input of the model.
+        tensor: One input of the model; of several tensors, a batch of one.
         error: What is wrong with it.
         after: The position at which the next one stands.
     """
 
     id: str
-    tensor: Tensor | None
+    tensor: Tensor | Inputs | None
     error: str | None
     after: Position
 
@@ -103,24 +104,36 @@ def named_inputs(source: Source, transform: Transform, count: int) -> tuple[list
     for item in itertools.islice(decoded(source.placed(), transform), count):
         if item.tensor is None:
             raise InputError(f"{item.id}: {item.error}")
-        if found and item.tensor.shape != found[0].shape:
+        tensor = require_one_tensor(item.tensor)
+        if found and tensor.shape != found[0].shape:
             raise InputError(
-                f"{item.id} has the shape {list(item.tensor.shape)}, the others "
-                f"{list(found[0].shape)}"
+                f"{item.id} has the shape {list(tensor.shape)}, the others {list(found[0].shape)}"
             )
         names.append(item.id)
-        found.append(item.tensor)
+        found.append(tensor)
     if not found:
         raise InputError("there are no inputs")
     return names, torch.stack(found)
 
 
-def as_input(value: Any, transform: Transform) -> Tensor:
-    """The tensor that a model takes for a picture, encoded or not, an array or a tensor.
+def as_input(value: Any, transform: Transform) -> Tensor | Inputs:
+    """What a model takes for a picture, encoded or not, an array or a tensor, or a mapping of such.
 
     Raises:
         InputError: It is none of these, or holds NaN or Inf.
     """
+    if isinstance(value, Mapping):
+        leaves = {}
+        for name, part in value.items():
+            try:
+                leaves[name] = _as_tensor(part, transform)[None]
+            except InputError as error:
+                raise InputError(f"{name}: {error}") from error
+        return Inputs.of(leaves)
+    return _as_tensor(value, transform)
+
+
+def _as_tensor(value: Any, transform: Transform) -> Tensor:
     if isinstance(value, bytes | bytearray | memoryview):
         value = picture_from(io.BytesIO(value))
     if isinstance(value, np.ndarray):
@@ -188,7 +201,7 @@ def _from_bytes(pixels: Tensor, transform: Transform) -> Tensor:
     return transform(image)
 
 
-def _ahead(tensor: Tensor | None, workers: int) -> int:
+def _ahead(tensor: Tensor | Inputs | None, workers: int) -> int:
     size = tensor.nbytes if tensor is not None else 0
     return max(2 * workers, min(_MOST_AHEAD, _AHEAD_BYTES // max(size, 1)))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from gradood.data.files.arrays import ArraySource
 from gradood.data.files.pictures import SUFFIXES, FolderSource, PictureSource
+from gradood.data.files.several import Several
 from gradood.data.files.shards import ShardSource
 from gradood.data.files.source import Chain, IterableSource, Share, Source, Stride
 from gradood.data.files.tables import TableSource
@@ -21,7 +22,7 @@ _TAR = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tbz
 def open_source(
     paths: Sequence[str | os.PathLike[str]],
     *,
-    column: str | None = None,
+    column: str | Sequence[str] | None = None,
     rank: int = 0,
     world: int = 1,
 ) -> Source:
@@ -29,7 +30,8 @@ def open_source(
 
     Args:
         paths: In the order in which their inputs come.
-        column: Which array, column or member is the input, where there are several.
+        column: Which array, column or member is the input, where there are several. Several of
+            them, or ``"argument=column"``, are given to the model by name.
         rank: Of ``world`` processes that share the inputs: of several paths every ``world``-th, of
             one file every ``world``-th input from number ``rank`` on, of one folder those that a
             hash of their names says. Each input is taken once.
@@ -42,8 +44,8 @@ def open_source(
         raise InputError("no inputs; give folders of pictures, .npy, .npz, .parquet or .tar files")
     if not 0 <= rank < world:
         raise InputError(f"rank = {rank}, world = {world}; expected 0 <= rank < world")
-    several = len(paths) > 1
-    parts = [_open(Path(path), column, several) for path in paths]
+    several, columns = len(paths) > 1, by_argument(column)
+    parts = [_columns_of(Path(path), columns, several) for path in paths]
     if several:
         return Chain(parts[rank::world], is_share=world > 1)
     if world == 1:
@@ -68,6 +70,43 @@ def as_source(inputs: Any) -> Source:
             "iterable of pictures, arrays or tensors"
         )
     return IterableSource(inputs)
+
+
+def by_argument(column: str | Sequence[str] | None) -> dict[str | None, str | None]:
+    """The column of each argument of a model; None is its only one, and stands for any column.
+
+    Raises:
+        InputError: Two columns are for one argument.
+    """
+    given = [column] if isinstance(column, str) else list(column or ())
+    if not given:
+        return {None: None}
+    if len(given) == 1 and not _is_named(given[0]):
+        return {None: given[0]}
+    found: dict[str | None, str | None] = {}
+    for one in given:
+        argument, _, name = one.partition("=") if _is_named(one) else (one, "", one)
+        if argument in found:
+            raise InputError(f"--column {argument}: this argument of the model comes twice")
+        found[argument] = name
+    return found
+
+
+def _is_named(column: str) -> bool:
+    argument, separator, _ = column.partition("=")
+    return bool(separator) and argument.isidentifier()
+
+
+def _columns_of(path: Path, columns: dict[str | None, str | None], several: bool) -> Source:
+    parts = {name: _open(path, column, several) for name, column in columns.items()}
+    if None in parts:
+        return parts[None]
+    if next(iter(parts.values())).file() is None:
+        raise InputError(
+            f"{printable(str(path))} holds one picture an input, and no columns; inputs of several "
+            "tensors come from .npz, .parquet or .tar files"
+        )
+    return Several({str(name): part for name, part in parts.items()})
 
 
 def _open(path: Path, column: str | None, several: bool) -> Source:

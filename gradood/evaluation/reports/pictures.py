@@ -52,8 +52,12 @@ def captioned(value: Any, alt: str, *caption: Any, kind: str | None = None) -> H
 
 
 def picture(value: Any, alt: str) -> Html:
-    """A picture, an array or a tensor as an image; floats outside [0, 1] fill their own range."""
-    image = _image(value)
+    """A picture, an array or a tensor as an image; floats outside [0, 1] fill their own range.
+
+    Of several tensors the first that is one.
+    """
+    parts = value.values() if isinstance(value, Mapping) else (value,)
+    image = next((made for made in map(_image, parts) if made is not None), None)
     if image is None:
         return tag("div", "not a picture", class_="none")
     image.thumbnail((_SIDE, _SIDE))
