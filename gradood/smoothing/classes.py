@@ -13,9 +13,9 @@ import torch
 from scipy.special import ndtr, ndtri
 from torch import Tensor, nn
 
-from gradood.smoothing.bounds import binomial, sequential
+from gradood.smoothing.bounds import anytime, binomial, sequential
 from gradood.smoothing.counting import count_classes
-from gradood.smoothing.evidence import Evidence, Row, Run, check_radius
+from gradood.smoothing.evidence import Evidence, Row, Run, check_goal
 from gradood.smoothing.noise import ESTIMATION, SELECTION
 from gradood.smoothing.settings import Smoothing
 
@@ -56,7 +56,7 @@ def certify_class(
     x: Tensor,
     settings: Smoothing,
     *,
-    radius: float | None = None,
+    radius: float | Sequence[float] | Tensor | None = None,
     ids: Sequence[int] | Tensor | None = None,
     state: str | Path | None = None,
     more: int | None = None,
@@ -77,7 +77,9 @@ def certify_class(
     ``P(class) > a`` and, if the choice saw more than two classes, ``P(other) < b``, with
     ``Phi^-1(a) - Phi^-1(b) = 2 radius / sigma`` set halfway between what the choice saw; each at
     alpha / 2 then. Inputs still open after n samples get Clopper-Pearson bounds at what the tests
-    have left of alpha.
+    have left of alpha. Several radii share the samples: the largest is given up to which all are
+    proved. That takes nothing from alpha: if it is false, so is the smallest one beyond the truth,
+    whose test is one of those that were passed.
 
     The certificate is about the smoothed model, not the model; see ``Smoothing`` for what it is
     made of. alpha is for each input: of N certificates, about alpha N may be false.
@@ -86,13 +88,15 @@ def certify_class(
         model: ``[T, ...] -> logits [T, C]``. A logit that is NaN counts as one more class.
         x: ``[N, ...]``, finite.
         settings: Noise, confidence and precision.
-        radius: The l2 radius that matters, or None for the largest that n samples support.
+        radius: The l2 radius that matters, or several, or None for the largest that n samples
+            support.
         ids: Numbers of the inputs, see ``Smoothing.seed``; their rows by default.
         state: File that keeps samples over interruptions; call again with it to go on.
         more: Draw so many further samples of each input, after those in ``state``, and give bounds
-            that hold at all numbers of samples at once (``bounds.sequential.lower``):
-            look as often as you like, and go on until they please. Without it n is fixed, and
-            drawing again, or more, until a certificate is good enough makes its alpha worthless.
+            that hold at all numbers of samples at once (``bounds.anytime``): look as often as you
+            like, and go on until they please. They are tightest where n is the settings'. Without
+            it n is fixed, and drawing again, or more, until a certificate is good enough makes its
+            alpha worthless.
 
     Returns:
         Labels, radii, bounds and exact numbers of samples.
@@ -110,13 +114,13 @@ def certify_class(
         >>> certify_class(embedded_classifier(), images, smoothing, radius=0.05).label.shape
         torch.Size([2])
     """
-    target = {"radius": None if radius is None else check_radius(radius)}
+    target = {"radius": check_goal(radius)}
     run = Run("class", model, x, settings, target, ids, state, more)
     run.sampler.run(run.pilot, count_classes, settings.n0, SELECTION)
     pilot = run.pilot.counts
     stop = None
     if radius is not None and len(x):
-        claims = _claims(pilot, radius / settings.sigma)
+        claims = _claims(pilot, run.common)
 
         def stop(rows: Ints, counts: Ints, samples: Ints) -> Bools:
             return _clear(claims.of(rows), counts, samples, run.slack[rows], run.common)
@@ -139,35 +143,74 @@ def certify_class(
 
 def evaluate(common: Row, row: Row) -> Row:
     """The certificate that follows from what was counted for one input."""
-    settings, radius, slack = common["settings"], common["target"]["radius"], row["slack"]
-    sigma, alpha, n = settings["sigma"], settings["alpha"], row["samples"]
-    counts = np.array([row["counts"]])
-    claims = _claims(np.array([row["pilot"]]), (radius or 0.0) / sigma)
+    if common["target"]["radius"] is not None:
+        return _at_radii(common, row)
+    counts, alpha, n = np.array([row["counts"]]), common["settings"]["alpha"], row["samples"]
+    label = np.array([row["pilot"]])[:, :-1].argmax(1)
+    hits, others = (int(votes[0]) for votes in _votes(label, counts))
+    if common["anytime"]:
+        planned = common["settings"]["n"]
+        bounds = (
+            anytime.lower(hits, n, alpha / 2, planned),
+            anytime.upper(others, n, alpha / 2, planned),
+        )
+    else:
+        bounds = binomial.lower(hits, n, alpha / 2), binomial.upper(others, n, alpha / 2)
+    return _from_bounds(int(label[0]), *bounds, row["slack"], common, 0.0)
+
+
+def _at_radii(common: Row, row: Row) -> Row:
+    """The largest radius up to which all that were asked for are proved."""
+    counts, n = np.array([row["counts"]]), np.array([row["samples"]])
+    slack = np.array([row["slack"]])
+    claims = _claims(np.array([row["pilot"]]), common)
     label, two_sided = int(claims.label[0]), bool(claims.two_sided[0])
-    if radius is not None and _proved(claims, counts, np.array([n]), np.array([slack]), common)[0]:
-        return _result(label, radius, float(claims.lower[0]), float(claims.upper[0]), False)
-    if radius is not None and n < settings["n"]:
-        return _result(label, 0.0, 0.0, 1.0, True)
+    radii, settings = _radii(common), common["settings"]
+    proved = int(_proved(claims, counts, n, slack, common)[:, 0].sum())
+    found = _result(label, 0.0, 0.0, 1.0, True)
+    if proved:
+        lower, upper = (float(side[proved - 1, 0]) for side in (claims.lower, claims.upper))
+        found = _result(label, float(radii[proved - 1]), lower, upper, False)
+    if n[0] < settings["n"]:
+        return found
     hits, others = (int(votes[0]) for votes in _votes(claims.label, counts))
-    shares = [alpha / 2, alpha / 2]
-    if radius is not None:  # what the tests on the way have left
-        goals = _goals(claims, np.array([slack]))[:, 0].tolist()
-        share = alpha / 2 if two_sided else alpha
-        used = goals if two_sided else goals[:1]
-        shares = [sequential.left(goal, share, settings["n"], common["tile"]) for goal in used]
-    bounds = sequential if common["anytime"] else binomial
-    lower = max(float(bounds.lower(hits, n, shares[0])) - slack, 0.0)
-    upper = 1 - lower
-    if radius is None or two_sided:
-        upper = min(upper, float(bounds.upper(others, n, shares[1])) + slack)
+    goals, share = _goals(claims, slack)[..., 0], settings["alpha"] / (2 if two_sided else 1)
+    for k in range(proved, len(radii)):  # by what the tests on the way have left
+        shares = [
+            sequential.left(goal, share, settings["n"], common["tile"]) for goal in goals[:, k]
+        ]
+        bounds = binomial.lower(hits, n[0], shares[0]), binomial.upper(others, n[0], shares[1])
+        last = _from_bounds(
+            label, bounds[0], bounds[1] if two_sided else 1, row["slack"], common, radii[k]
+        )
+        if last["abstained"]:
+            return found if k else last
+        found = last
+    return found
+
+
+def _from_bounds(
+    label: int,
+    lower: Floats | float,
+    upper: Floats | float,
+    slack: float,
+    common: Row,
+    least: float,
+) -> Row:
+    """What bounds of the sampled probabilities give, if that is 0 < reach >= ``least``."""
+    low = max(float(lower) - slack, 0.0)
+    high = min(1 - low, float(upper) + slack)
     # 1 and 0 have infinite quantiles; no bound of a certificate reaches them.
-    reach = float(sigma / 2 * (ndtri(lower) - ndtri(upper)))
-    enough = reach > 0 if radius is None else reach >= radius
-    return _result(label, reach if enough else 0.0, lower, upper, not enough)
+    reach = float(common["settings"]["sigma"] / 2 * (ndtri(low) - ndtri(high)))
+    enough = reach > 0 if common["target"]["radius"] is None else reach >= least
+    return _result(label, reach if enough else 0.0, low, high, not enough)
 
 
 class _Claims(NamedTuple):
-    """What sequential tests try to prove of each input: P(label) > lower, P(any other) < upper."""
+    """What sequential tests try to prove of each input: P(label) > lower, P(any other) < upper.
+
+    Bounds are ``[R, A]``, a row a radius.
+    """
 
     label: Ints
     lower: Floats
@@ -176,21 +219,26 @@ class _Claims(NamedTuple):
 
     def of(self, rows: Ints) -> _Claims:
         """Those of some inputs."""
-        return _Claims(*(column[rows] for column in self))  # type: ignore[arg-type]
+        label, lower, upper, two_sided = self
+        return _Claims(label[rows], lower[:, rows], upper[:, rows], two_sided[rows])
 
 
-def _claims(pilot: Ints, c: float) -> _Claims:
-    """Labels with most pilot votes, and two bounds each that make ``c = radius / sigma``."""
+def _radii(common: Row) -> Floats:
+    return np.atleast_1d(np.array(common["target"]["radius"], np.float64))
+
+
+def _claims(pilot: Ints, common: Row) -> _Claims:
+    """Labels with most pilot votes, and two bounds that make ``c = radius / sigma`` for each."""
     label = pilot[:, :-1].argmax(1)
     hits, others = _votes(label, pilot)
     total = pilot.sum(1) + 1
     top, second = ndtri((hits + 0.5) / total), ndtri((others + 0.5) / total)
     # Else it is as good as two classes, where the first bound implies the second.
     two_sided = top + second <= -0.1
-    margin = (top - second) / 2 - c
-    lower = np.where(two_sided, ndtr(top - margin), ndtr(c))
-    upper = np.where(two_sided, ndtr(second + margin), ndtr(-c))
-    return _Claims(label, lower, upper, two_sided)
+    c = _radii(common)[:, None] / common["settings"]["sigma"]
+    # Halfway, in eighths: few values, so that the exact calculation is made for few.
+    middle = np.where(two_sided, np.round(4 * (top + second)) / 8, 0.0)
+    return _Claims(label, ndtr(middle + c), ndtr(middle - c), two_sided)
 
 
 def _votes(label: Ints, counts: Ints) -> tuple[Ints, Ints]:
@@ -202,33 +250,45 @@ def _votes(label: Ints, counts: Ints) -> tuple[Ints, Ints]:
 
 
 def _goals(claims: _Claims, slack: Floats) -> Floats:
-    """``[2, A]``: what the sampled probabilities of label, and of no other class, must exceed."""
+    """``[2, R, A]``: what the sampled probabilities of label, and of no other, must exceed."""
     goals = np.stack([claims.lower, 1 - claims.upper]) + slack
     return sequential.coarse(np.minimum(goals, 1 - 2.0**-40))
 
 
 def _proved(claims: _Claims, counts: Ints, n: Ints, slack: Floats, common: Row) -> Bools:
-    """Claims about true probabilities, by tests of the sampled ones, ``slack`` away."""
+    """``[R, A]``: claims about true probabilities, by tests of the sampled ones, ``slack`` away.
+
+    A radius counts only if all smaller ones do.
+    """
+    settings = common["settings"]
     hits, others = _votes(claims.label, counts)
-    evidence = sequential.log_evalue(np.stack([hits, n - others]), n, _goals(claims, slack))
-    needed = np.log(np.where(claims.two_sided, 2, 1) / common["settings"]["alpha"])
+    answers = sequential.decide(
+        np.stack([hits, n - others])[:, None],
+        n,
+        _goals(claims, slack),
+        settings["alpha"] / np.where(claims.two_sided, 2, 1),
+        0.0,
+        settings["n"],
+        common["tile"],
+    )
     possible = np.stack([claims.lower, 1 - claims.upper]) + slack < 1 - 2.0**-40
-    first, second = (evidence >= needed) & possible
-    proved: Bools = first & (second | ~claims.two_sided)
+    first, second = (answers == sequential.CERTIFY) & possible
+    proved: Bools = np.logical_and.accumulate(first & (second | ~claims.two_sided), axis=0)
     return proved
 
 
 def _clear(claims: _Claims, counts: Ints, n: Ints, slack: Floats, common: Row) -> Bools:
-    """Whether a claim is proved, or its radius out of reach."""
+    """Whether each radius is proved, or out of reach."""
     proved = _proved(claims, counts, n, slack, common)
     settings = common["settings"]
     if settings["futility"] == 0:
-        return proved
+        return np.asarray(proved.all(0))
     hits, others = _votes(claims.label, counts)
     share = settings["futility"] / _LOOKS
     best = ndtri(binomial.upper(hits, n, share)) - ndtri(binomial.lower(others, n, share))
-    futile: Bools = settings["sigma"] / 2 * best < common["target"]["radius"]
-    return proved | futile
+    futile = settings["sigma"] / 2 * best < _radii(common)[:, None]
+    clear: Bools = (proved | futile).all(0)
+    return clear
 
 
 def _result(label: int, radius: float, lower: float, upper: float, abstained: bool) -> Row:

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gradood.errors import InputError
+from gradood.smoothing.evidence import check_goal, check_radii
 from gradood.smoothing.fingerprint import fingerprint
 from gradood.smoothing.noise import NoisyInputs
 from gradood.smoothing.settings import Smoothing
@@ -81,9 +81,8 @@ def commit(
     if unknown:
         raise InputError(f"{kind} certificates have no {', '.join(sorted(unknown))}")
     claim = {**_TARGETS[kind], **target}
-    if kind not in ("class", "decision"):
-        radius = torch.as_tensor(claim["radius"], dtype=torch.float64, device="cpu")
-        claim["radius"] = radius.flatten().tolist()
+    single = kind in ("class", "decision")
+    claim["radius"] = check_goal(claim["radius"]) if single else check_radii(claim["radius"])
     settings = replace(settings, seed=None)
     inputs = NoisyInputs(x, ids, settings)
     content = {

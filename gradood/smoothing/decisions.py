@@ -15,14 +15,16 @@ from torch import Tensor
 
 from gradood.detectors import Detector
 from gradood.errors import InputError
-from gradood.smoothing.bounds import binomial, sequential
+from gradood.smoothing.bounds import anytime, binomial, sequential
 from gradood.smoothing.counting import CountAbove
-from gradood.smoothing.evidence import Evidence, Row, Run, check_probability, check_radius
+from gradood.smoothing.evidence import Evidence, Row, Run, check_goal, check_probability
 from gradood.smoothing.inference import Score
 from gradood.smoothing.noise import ESTIMATION
 from gradood.smoothing.settings import Smoothing
 
+Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def certify_decision(
     settings: Smoothing,
     *,
     threshold: float | None = None,
-    radius: float | None = None,
+    radius: float | Sequence[float] | Tensor | None = None,
     q: float = 0.5,
     ids: Sequence[int] | Tensor | None = None,
     state: str | Path | None = None,
@@ -69,8 +71,9 @@ def certify_decision(
 
     With ``radius`` (0 included): a sequential test for either side at alpha / 2, with a
     Clopper-Pearson bound after n samples at what the test has left of it, so that clear inputs take
-    tens of samples. Without: the largest radius that n samples support, with bounds at alpha / 2
-    each.
+    tens of samples. Several radii share the samples: the largest is given up to which all are
+    proved, which takes nothing from alpha (see ``certify_class``). Without: the largest radius that
+    n samples support, with bounds at alpha / 2 each.
 
     The certificate is about the smoothed detector. Its threshold is not that of the detector on
     clean inputs, which noise makes look anomalous: calibrate it on ``certify_quantile(score,
@@ -82,14 +85,15 @@ def certify_decision(
         x: ``[N, ...]``, finite.
         settings: Noise, confidence and precision.
         threshold: Scores above it are anomalous; a detector's own by default.
-        radius: The l2 radius that matters, or None.
+        radius: The l2 radius that matters, or several, or None.
         q: Which quantile decides; the median by default.
         ids: Numbers of the inputs, see ``Smoothing.seed``; their rows by default.
         state: File that keeps samples over interruptions; call again with it to go on.
         more: Draw so many further samples of each input, after those in ``state``, and give bounds
-            that hold at all numbers of samples at once (``bounds.sequential.lower``):
-            look as often as you like, and go on until they please. Without it n is fixed, and
-            drawing again, or more, until a certificate is good enough makes its alpha worthless.
+            that hold at all numbers of samples at once (``bounds.anytime``): look as often as you
+            like, and go on until they please. They are tightest where n is the settings'. Without
+            it n is fixed, and drawing again, or more, until a certificate is good enough makes its
+            alpha worthless.
 
     Raises:
         InputError: An argument is wrong.
@@ -105,18 +109,20 @@ def certify_decision(
         raise InputError("threshold is NaN")
     target = {
         "threshold": float(threshold),
-        "radius": None if radius is None else check_radius(radius),
+        "radius": check_goal(radius),
         "q": check_probability("q", q),
     }
     run = Run("decision", score, x, settings, target, ids, state, more)
     stop = None
     if radius is not None:
 
-        def stop(rows: Ints, counts: Ints, samples: Ints) -> npt.NDArray[np.bool_]:
+        def stop(rows: Ints, counts: Ints, samples: Ints) -> Bools:
             answers = _answers(run.common, counts, samples, run.slack[rows])
-            certified = (answers == sequential.CERTIFY).any(0)
-            done: npt.NDArray[np.bool_] = certified | (answers != sequential.GO_ON).all(0)
-            return done
+            proved = _proved(answers)
+            # What is out of reach for one radius is so for all larger ones.
+            hopeless = np.logical_or.accumulate(answers == sequential.FUTILE, axis=1)
+            clear = (proved | hopeless).all(1)
+            return np.asarray((clear & proved[:, 0]).any(0) | clear.all(0))
 
     run.sampler.run(run.main, CountAbove(threshold), run.n, ESTIMATION, stop)
     evidence = run.evidence([{"counts": count} for count in run.main.counts.tolist()], evaluate)
@@ -137,46 +143,56 @@ def evaluate(common: Row, row: Row) -> Row:
     above, missing = row["counts"]
     slack = row["slack"]
     if target["radius"] is None:
-        bounds = sequential if common["anytime"] else binomial
-        lower = max(float(bounds.lower(above, n, alpha / 2)) - slack, 0.0)
-        upper = min(float(bounds.upper(above + missing, n, alpha / 2)) + slack, 1.0)
+        if common["anytime"]:
+            low = anytime.lower(above, n, alpha / 2, settings["n"])
+            high = anytime.upper(above + missing, n, alpha / 2, settings["n"])
+        else:
+            low = binomial.lower(above, n, alpha / 2)
+            high = binomial.upper(above + missing, n, alpha / 2)
+        lower, upper = max(float(low) - slack, 0.0), min(float(high) + slack, 1.0)
         middle = ndtri(1 - target["q"])
         reach = sigma * (ndtri(lower) - middle), sigma * (middle - ndtri(upper))
         decision = int(reach[0] > 0) - int(reach[1] > 0)
         return _result(decision, float(max(*reach, 0.0)), lower, upper)
-    answers = _answers(common, np.array([[above, missing]]), np.array([n]), np.array([slack]))[:, 0]
-    anomalous, normal = answers == sequential.CERTIFY
-    limits = _limits(common)
+    answers = _answers(common, np.array([[above, missing]]), np.array([n]), np.array([slack]))
+    anomalous, normal = _proved(answers)[..., 0].sum(1).tolist()
+    radii, limits = np.atleast_1d(target["radius"]), _limits(common)
     if anomalous:
-        return _result(1, target["radius"], limits[0], 1.0)
+        return _result(1, float(radii[anomalous - 1]), float(limits[0][anomalous - 1]), 1.0)
     if normal:
-        return _result(-1, target["radius"], 0.0, limits[1])
+        return _result(-1, float(radii[normal - 1]), 0.0, float(limits[1][normal - 1]))
     return _result(0, 0.0, 0.0, 1.0)
 
 
-def _limits(common: Row) -> tuple[float, float]:
-    """What P(score > threshold) must be above for "anomalous", and below for "normal"."""
+def _limits(common: Row) -> tuple[Floats, Floats]:
+    """For each radius, what P(score > threshold) must exceed for "anomalous", or not reach."""
     target = common["target"]
-    middle, c = ndtri(1 - target["q"]), target["radius"] / common["settings"]["sigma"]
-    return float(ndtr(middle + c)), float(ndtr(middle - c))
+    middle = ndtri(1 - target["q"])
+    c = np.atleast_1d(np.array(target["radius"], np.float64)) / common["settings"]["sigma"]
+    return np.asarray(ndtr(middle + c)), np.asarray(ndtr(middle - c))
 
 
-def _answers(common: Row, counts: Ints, samples: Ints, slack: npt.NDArray[np.float64]) -> Ints:
-    """What the tests for "anomalous" and for "normal" say, ``[2, A]``."""
+def _answers(common: Row, counts: Ints, samples: Ints, slack: Floats) -> Ints:
+    """What the tests for "anomalous" and for "normal" say at each radius, ``[2, R, A]``."""
     settings = common["settings"]
     high, low = _limits(common)
     above, missing = counts.T
     # True probabilities are at most ``slack`` from the sampled ones; 1 can never be exceeded.
-    limits = sequential.coarse(np.minimum([high + slack, 1 - low + slack], 1 - 2.0**-40))
+    limits = np.stack([high, 1 - low])[..., None] + slack
     return sequential.decide(
-        np.stack([above, samples - above - missing]),
+        np.stack([above, samples - above - missing])[:, None],
         samples,
-        limits,
+        sequential.coarse(np.minimum(limits, 1 - 2.0**-40)),
         settings["alpha"] / 2,
         settings["futility"],
         settings["n"],
         common["tile"],
     )
+
+
+def _proved(answers: Ints) -> Bools:
+    """``[2, R, A]``: a radius counts only if all smaller ones do."""
+    return np.logical_and.accumulate(answers == sequential.CERTIFY, axis=1)
 
 
 def _result(decision: int, radius: float, lower: float, upper: float) -> Row:

@@ -126,7 +126,7 @@ class Run:
         #: Samples that every input is to have.
         self.n = settings.n
         if more is not None:
-            self.n = _check_more(more, target) + int(self.main.samples.max(initial=0))
+            self.n = _check_more(more, kind, target) + int(self.main.samples.max(initial=0))
             self.main.reopen()
 
     @property
@@ -167,8 +167,8 @@ class Run:
         ]
 
 
-def _check_more(more: int, target: Row) -> int:
-    if isinstance(target["radius"], float):
+def _check_more(more: int, kind: str, target: Row) -> int:
+    if kind in ("class", "decision") and target["radius"] is not None:
         raise InputError(
             "more goes with radius=None: with a radius, sampling stops when the answer is clear"
         )
@@ -194,6 +194,15 @@ def check_radius(radius: float) -> float:
     if not (math.isfinite(radius) and radius >= 0):
         raise InputError(f"radius = {radius}; expected a number from 0 on, in units of the input")
     return float(radius)
+
+
+def check_goal(radius: float | Sequence[float] | Tensor | None) -> float | list[float] | None:
+    """No radius, one as a float, or several as floats, ascending."""
+    if radius is None:
+        return None
+    if torch.as_tensor(radius).dim() == 0:
+        return check_radius(float(radius))  # type: ignore[arg-type]
+    return sorted(set(check_radii(radius)))
 
 
 def check_radii(radius: float | Sequence[float] | Tensor) -> list[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -67,9 +68,10 @@ def certify_mean(
         ids: Numbers of the inputs, see ``Smoothing.seed``; their rows by default.
         state: File that keeps samples over interruptions; call again with it to go on.
         more: Draw so many further samples of each input, after those in ``state``, and give bounds
-            that hold at all numbers of samples at once (``bounds.mean.betting``):
-            look as often as you like, and go on until they please. Without it n is fixed, and
-            drawing again, or more, until a certificate is good enough makes its alpha worthless.
+            that hold at all numbers of samples at once (``bounds.mean.always``): look as often as
+            you like, and go on until they please. They are tightest where n is the settings'.
+            Without it n is fixed, and drawing again, or more, until a certificate is good enough
+            makes its alpha worthless.
 
     Raises:
         InputError: An argument is wrong, or a score lies outside [0, 1].
@@ -104,7 +106,9 @@ def evaluate(common: Row, row: Row) -> Row:
     # S + slack bounds the true survival function, and shift(S + slack) <= shift(S) + shift(slack),
     # for shift is concave and 0 at 0.
     room = binomial.shift(row["slack"], c)
-    bound = mean.betting if common["anytime"] else mean.default
+    bound: mean.Bound = mean.default
+    if common["anytime"]:
+        bound = partial(mean.always, planned=settings["n"])
     below = np.maximum(mean.lower(*arguments, bound, seed) - room, 0)
     above = np.minimum(mean.upper(*arguments, bound, seed) + room, 1)
     return {"lower": below.tolist(), "upper": above.tolist()}

@@ -87,9 +87,10 @@ def certify_quantile(
         ids: Numbers of the inputs, see ``Smoothing.seed``; their rows by default.
         state: File that keeps samples over interruptions; call again with it to go on.
         more: Draw so many further samples of each input, after those in ``state``, and give bounds
-            that hold at all numbers of samples at once (``bounds.quantile.anytime_upper_rank``):
-            look as often as you like, and go on until they please. Without it n is fixed, and
-            drawing again, or more, until a certificate is good enough makes its alpha worthless.
+            that hold at all numbers of samples at once (``bounds.quantile``): look as often as you
+            like, and go on until they please. They are tightest where n is the settings'. Without
+            it n is fixed, and drawing again, or more, until a certificate is good enough makes its
+            alpha worthless.
 
     Raises:
         InputError: An argument is wrong.
@@ -127,9 +128,10 @@ def bounds_of(common: Row, row: Row, q: float, share: float) -> tuple[Floats, Fl
     low = np.maximum(binomial.shift(q, -c) - row["slack"], 0)
     high = np.minimum(binomial.shift(q, c) + row["slack"], 1)
     if common["anytime"]:
+        planned = common["settings"]["n"]
         ranks = (
-            quantile.anytime_lower_rank(n, low, share),
-            quantile.anytime_upper_rank(n, high, share),
+            quantile.anytime_lower_rank(n, low, share, planned),
+            quantile.anytime_upper_rank(n, high, share, planned),
         )
     else:
         ranks = quantile.lower_rank(n, low, 0.0, share), quantile.upper_rank(n, high, 0.0, share)

@@ -5,6 +5,14 @@ over the noise, that the claim is false; each claim is one-sided. ``c = r / sigm
 the perturbation in units of the noise. Claims are about the smoothed model, never the base model.
 """
 
-from gradood.smoothing.bounds import binomial, dataset, histogram, mean, quantile, sequential
+from gradood.smoothing.bounds import (
+    anytime,
+    binomial,
+    dataset,
+    histogram,
+    mean,
+    quantile,
+    sequential,
+)
 
-__all__ = ["binomial", "dataset", "histogram", "mean", "quantile", "sequential"]
+__all__ = ["anytime", "binomial", "dataset", "histogram", "mean", "quantile", "sequential"]

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from gradood.smoothing.bounds import binomial
+from gradood.smoothing.bounds import anytime, binomial
 from gradood.smoothing.bounds.band import dkw, integral, rank
 from gradood.smoothing.bounds.histogram import Floats, Sample, mirrored, rounded_up
 
@@ -27,7 +27,18 @@ _BETS = np.concatenate([0.5 ** np.arange(12, 0, -1), 1 - 0.25 ** np.arange(1, 6)
 _PILOT = 0.63
 _SPLITS = 4
 
-__all__ = ["Bound", "betting", "default", "dkw", "kl", "lower", "rank", "tangent", "upper"]
+__all__ = [
+    "Bound",
+    "always",
+    "betting",
+    "default",
+    "dkw",
+    "kl",
+    "lower",
+    "rank",
+    "tangent",
+    "upper",
+]
 
 
 def kl(sample: Sample, c: Floats, alpha: float) -> Floats:
@@ -162,6 +173,18 @@ def default(sample: Sample, c: Floats, alpha: float) -> Floats:
     n = 100, 1k and 10k.
     """
     return np.minimum(betting(sample, c, alpha / 2), tangent(sample, c, alpha / 2))
+
+
+def always(sample: Sample, c: Floats, alpha: float, planned: int) -> Floats:
+    """``betting``, which holds at all n at once; where n has a share of alpha, also ``default``.
+
+    Claim: P(always(...) < sup E s(x + delta) at some n) <= alpha, for each c by itself.
+    Proof: as for ``anytime.lower``: ``betting`` at ``anytime.ALWAYS alpha`` is too small at some n
+    with probability at most that, ``default`` at one n with at most ``anytime.share(n) alpha``.
+    """
+    bound = betting(sample, c, anytime.ALWAYS * alpha)
+    own = float(anytime.share(sample.n, planned)) * alpha
+    return np.minimum(bound, default(sample, c, own)) if own > 0 else bound
 
 
 def upper(

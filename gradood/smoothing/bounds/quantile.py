@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from gradood.smoothing.bounds import binomial, sequential
+from gradood.smoothing.bounds import anytime, binomial, sequential
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -58,25 +58,35 @@ def lower_rank(n: npt.ArrayLike, p: npt.ArrayLike, c: npt.ArrayLike, alpha: npt.
     return _first(n, common) - 1
 
 
-def anytime_upper_rank(n: npt.ArrayLike, p: npt.ArrayLike, alpha: npt.ArrayLike) -> Ints:
-    r"""The smallest k at which ``sequential.log_evalue(k, n, p)`` reaches ``log 1 / alpha``.
+def anytime_upper_rank(
+    n: npt.ArrayLike, p: npt.ArrayLike, alpha: npt.ArrayLike, planned: int
+) -> Ints:
+    r"""The smaller of the e-process's rank and, where n has a share of alpha, ``upper_rank``.
 
     Claim: P(X_(k) < q_p at some n) <= alpha, k that of each n; n + 1 gives +inf.
     Proof: X_(k) < q_p only if at least k of n scores are below q_p, each of which is with
-    probability at most p; then the e-value against "at most p" is 1 / alpha or more, which happens
-    at some n with probability at most alpha.
+    probability at most p. The first k is ``sequential.first_count``: there the e-value against "at
+    most p" is at least 1 / (``anytime.ALWAYS`` alpha), which happens at some n with probability at
+    most that. At one n, ``upper_rank`` fails with probability at most ``anytime.share(n) alpha``.
+    These add up to alpha.
     """
-    return sequential.first_count(n, p, alpha)
+    n, p, alpha = _broadcast(n, p, alpha)
+    always = sequential.first_count(n, p, anytime.ALWAYS * alpha)
+    own = anytime.share(n, planned) * alpha
+    here = upper_rank(n, p, 0.0, np.where(own > 0, own, 0.5))
+    return np.where(own > 0, np.minimum(always, here), always)
 
 
-def anytime_lower_rank(n: npt.ArrayLike, p: npt.ArrayLike, alpha: npt.ArrayLike) -> Ints:
+def anytime_lower_rank(
+    n: npt.ArrayLike, p: npt.ArrayLike, alpha: npt.ArrayLike, planned: int
+) -> Ints:
     """The largest k with P(X_(k) > q_p at some n) <= alpha, by the scores above; 0 gives -inf.
 
     Proof: X_(k) > q_p only if n - k + 1 scores or more are above q_p, each with probability at most
     1 - p; as for ``anytime_upper_rank``.
     """
     n = np.asarray(n, np.int64)
-    return n + 1 - sequential.first_count(n, 1 - np.asarray(p, np.float64), alpha)
+    return n + 1 - anytime_upper_rank(n, 1 - np.asarray(p, np.float64), alpha, planned)
 
 
 def _broadcast(*arrays: npt.ArrayLike) -> list[Floats]:

@@ -25,9 +25,10 @@ def block_at(start: int, tile: int) -> int:
     The clearest inputs need some fifty samples: looking often there saves what looking every 32
     would waste, and costs nothing, for the test may look as often as it likes.
     """
-    if start < 64:
-        return min(8 if start < 40 else 4, tile)
-    return min(16 if start < 128 else MOST, tile)
+    for until, size in ((40, 8), (128, 4), (512, 8), (2048, 16)):
+        if start < until:
+            return min(size, tile)
+    return min(MOST, tile)
 
 
 def log_evalue(successes: npt.ArrayLike, n: npt.ArrayLike, p0: npt.ArrayLike) -> Floats:
@@ -140,11 +141,6 @@ def spent(p0: float, alpha: float, n_max: int, tile: int = 1) -> float:
     return min(crossed * (1 + 1e-9), alpha)
 
 
-def left(p0: float, alpha: float, n_max: int, tile: int = 1) -> float:
-    """What a test at alpha itself has left for its last look: ``alpha - spent(...)``."""
-    return max(alpha - spent(p0, alpha, n_max, tile), 0.0)
-
-
 @lru_cache(maxsize=1024)
 def level(p0: float, alpha: float, n_max: int, tile: int = 1) -> float:
     """How much more than alpha the e-value may be tested at, so that 0.9 alpha is spent.
@@ -161,11 +157,25 @@ def level(p0: float, alpha: float, n_max: int, tile: int = 1) -> float:
     return low
 
 
+def left(p0: float, alpha: float, n_max: int, tile: int = 1) -> float:
+    """What a test at ``level`` has left for its last look."""
+    return max(alpha - spent(p0, level(p0, alpha, n_max, tile), n_max, tile), 0.0)
+
+
+def _budget(p0: Floats, alpha: Floats, n_max: int, tile: int) -> tuple[Floats, Floats]:
+    """``level`` and ``left`` of many tests."""
+    pairs, where = np.unique(np.stack([p0.ravel(), alpha.ravel()]), axis=1, return_inverse=True)
+    tests = [(limit, share, n_max, tile) for limit, share in pairs.T.tolist()]
+    parts = [(level(*test), left(*test)) for test in tests]
+    levels, shares = np.array(parts, np.float64).reshape(-1, 2).T
+    return levels[where].reshape(p0.shape), shares[where].reshape(p0.shape)
+
+
 def decide(
     successes: npt.ArrayLike,
     n: npt.ArrayLike,
     p0: npt.ArrayLike,
-    alpha: float,
+    alpha: npt.ArrayLike,
     futility: float = 0.02,
     n_max: int | None = None,
     tile: int = 1,
@@ -189,7 +199,7 @@ def decide(
         successes: Counts, any shape.
         n: Trials so far, broadcast.
         p0: What p must exceed, broadcast: ``Phi(r / sigma)`` for a majority within r.
-        alpha: Error probability of the whole test.
+        alpha: Error probability of the whole test, broadcast.
         futility: Probability of giving up on an input that deserves a certificate; 0 for never.
         n_max: Where sampling ends; None for no end.
         tile: Looks are no more frequent than ``block_at(…, tile)``; 1 allows all.
@@ -197,12 +207,10 @@ def decide(
     Returns:
         int64 of the broadcast shape.
     """
-    a, n, p0 = np.broadcast_arrays(*(np.asarray(v, np.float64) for v in (successes, n, p0)))
-    goals, shares = np.full(p0.shape, alpha), np.zeros(p0.shape)
+    arguments = (successes, n, p0, alpha)
+    a, n, p0, goals = np.broadcast_arrays(*(np.asarray(v, np.float64) for v in arguments))
     if n_max is not None:
-        for limit in np.unique(p0).tolist():
-            goals[p0 == limit] = tested = level(limit, alpha, n_max, tile)
-            shares[p0 == limit] = max(alpha - spent(limit, tested, n_max, tile), 0.0)
+        goals, shares = _budget(p0, goals, n_max, tile)
     certified = log_evalue(a, n, p0) >= -np.log(goals)
     futile = np.zeros_like(certified)
     if futility > 0:
