@@ -13,9 +13,9 @@ namespace {
 constexpr int64_t kLongestProduct = 1024;
 
 // A tile of aᵀa; `a` holds positions in lanes, `depth` vectors each block of them.
-template <int Columns>
+template <int Columns, int Rows>
 GRADOOD_INLINE void gram_tile(const float* a, int64_t depth, int64_t row, int64_t column,
-                              Tile<Columns>& tile) {
+                              Tile<Columns, Rows>& tile) {
   int64_t columns[Columns];
   for (int c = 0; c < Columns; ++c) columns[c] = (column + c) * depth;
   const float* rows = a + row / kLanes * depth * kLanes + row % kLanes;
@@ -27,41 +27,54 @@ GRADOOD_INLINE void gram_tile(const float* a, int64_t depth, int64_t row, int64_
       tile.accumulate(rows, a, columns, {count, step});
       continue;
     }
-    Tile<Columns> piece;
+    Tile<Columns, Rows> piece;
     piece.clear();
     piece.accumulate(rows + k * kLanes, a + k * kLanes, columns, {count, step});
     tile.each([&](Vector& v, int i) { v += piece.sum[i / Columns][i % Columns]; });
   }
 }
 
-// Calls visit(row, column vector, constant number of vectors) for the tiles of an upper triangle.
+template <int N>
+using Constant = std::integral_constant<int, N>;
+
+// Positions that fill no vector, at most Rows of them at a time beside every column.
+template <int Rows, class Visit>
+GRADOOD_INLINE void rest_tiles(int64_t row, int64_t count, Visit visit) {
+  for (; row + Rows <= count; row += Rows)
+    column_groups(blocks_of_lanes(count),
+                  [&](int64_t column, auto width) { visit(row, column, width, Constant<Rows>()); });
+  if constexpr (Rows > 1) rest_tiles<Rows / 2>(row, count, visit);
+}
+
+// Calls visit(row, column vector, constant number of vectors, constant number of rows) for tiles
+// that hold every pair of `count` positions. Those of whole vectors of positions are a triangle of
+// which each row begins at its own vector; the positions that are left over, often the one of a
+// class token, are rows below it and no vector of columns that is mostly empty.
 //
-// Loop order: a group of columns stays in L1 while the rows above the diagonal pass by it.
+// Loop order: the rows of a tile stay in L1 while the columns to their right pass by.
 template <class Visit>
 GRADOOD_INLINE void upper_tiles(int64_t count, Visit visit) {
-  column_groups(blocks_of_lanes(count), [&](int64_t column, auto width) {
-    constexpr int kWidth = decltype(width)::value;
-    const int64_t end = (column + kWidth) * kLanes;
-    for (int64_t row = 0; row < end && row < count; row += kRows) visit(row, column, width);
-  });
-}
-
-// 2 above the diagonal, 1 on it, 0 below: what an entry of a symmetric matrix counts.
-GRADOOD_INLINE Vector symmetric_weight(int64_t row, int64_t first_column) {
-  Vector weight;
-  for (int i = 0; i < kLanes; ++i) {
-    const int64_t column = first_column + i;
-    weight[i] = column > row ? 2.0f : column == row ? 1.0f : 0.0f;
+  const int64_t vectors = count / kLanes;
+  for (int64_t row = 0; row < vectors * kLanes; row += kRows) {
+    const int64_t first = row / kLanes;
+    column_groups(vectors - first, [&](int64_t column, auto width) {
+      visit(row, first + column, width, Constant<kRows>());
+    });
   }
-  return weight;
+  if (count % kLanes != 0) rest_tiles<kRows>(vectors * kLanes, count, visit);
 }
 
-// 1 on the diagonal, else 0.
-GRADOOD_INLINE Vector diagonal_weight(int64_t row, int64_t first_column) {
-  Vector weight = {};
-  if (row >= first_column && row < first_column + kLanes) weight[row - first_column] = 1.0f;
-  return weight;
-}
+// Counts: each pair of positions once, in either order.
+struct Steps {
+  float of[2 * kLanes];  // zeros, `middle` in place kLanes, then `above`
+
+  constexpr Steps(float middle, float above) : of() {
+    for (int i = kLanes; i < 2 * kLanes; ++i) of[i] = i == kLanes ? middle : above;
+  }
+  // What the entries of a row count in the vector that holds its diagonal.
+  GRADOOD_INLINE Vector at(int64_t row) const { return load(of + kLanes - row % kLanes); }
+};
+constexpr Steps kSymmetric{1, 2}, kDiagonal{1, 0};  // a pair stands for both of its orders
 
 struct VectorProducts {
   static constexpr double kLeast = 0.05;
@@ -74,34 +87,37 @@ struct VectorProducts {
   Products product(const float* x, int64_t inputs, const float* d, int64_t outputs,
                    int64_t count) const {
     Products total;
-    upper_tiles(count, [&](int64_t row, int64_t column, auto width) {
-      constexpr int kWidth = decltype(width)::value;
-      alignas(64) float of_x[kRows * kWidth * kLanes];
-      Tile<kWidth> tile;
+    upper_tiles(count, [&](int64_t row, int64_t column, auto width, auto rows) {
+      constexpr int kWidth = decltype(width)::value, kHeight = decltype(rows)::value;
+      alignas(64) float of_x[kHeight * kWidth * kLanes];
+      Tile<kWidth, kHeight> tile;
       gram_tile(x, inputs, row, column, tile);
       tile.write(of_x);
       gram_tile(d, outputs, row, column, tile);
-      Vector sums = {}, diagonal = {};
-      const bool above = row + kRows <= column * kLanes;
+      Vector sums = {}, on_diagonal = {};
+      const int64_t place = row / kLanes - column;  // of the diagonal among the tile's vectors
       tile.each([&](Vector& v, int i) {
         const Vector both = v * load(of_x + i * kLanes);
-        const int64_t first = (column + i % kWidth) * kLanes;
-        sums += above ? both + both : both * symmetric_weight(row + i / kWidth, first);
-        if (!above) diagonal += both * diagonal_weight(row + i / kWidth, first);
+        if (i % kWidth != place) return void(sums += both + both);
+        sums += both * kSymmetric.at(row + i / kWidth);
+        on_diagonal += both * kDiagonal.at(row + i / kWidth);
       });
-      total += {add_lanes(sums), above ? 0 : add_lanes(diagonal)};
+      const bool there = place >= 0 && place < kWidth;
+      total += {add_lanes(sums), there ? add_lanes(on_diagonal) : 0};
     });
     return total;
   }
 
   void square(bool, const float* a, int64_t depth, int64_t count, float* to) const {
-    const int64_t width = round_up(count, kSquareUnit);
-    upper_tiles(count, [&](int64_t row, int64_t column, auto columns) {
-      constexpr int kWidth = decltype(columns)::value;
-      Tile<kWidth> tile;
+    const int64_t pitch = round_up(count, kSquareUnit);
+    upper_tiles(count, [&](int64_t row, int64_t column, auto width, auto rows) {
+      constexpr int kWidth = decltype(width)::value, kHeight = decltype(rows)::value;
+      Tile<kWidth, kHeight> tile;
       gram_tile(a, depth, row, column, tile);
       tile.each([&](Vector& v, int i) {
-        store(to + (row + i / kWidth) * width + (column + i % kWidth) * kLanes, v);
+        const int64_t r = row + i / kWidth, first = (column + i % kWidth) * kLanes;
+        if (first + kLanes > r) return store(to + r * pitch + first, v);
+        for (int lane = 0; lane < kLanes; ++lane) to[(first + lane) * pitch + r] = v[lane];
       });
     });
   }

@@ -1,4 +1,4 @@
-// The inner loop of every matrix product: a tile of kRows × Columns vectors of sums in registers.
+// The inner loop of every matrix product: a tile of Rows × Columns vectors of sums in registers.
 #pragma once
 
 #include "vector.h"
@@ -13,14 +13,14 @@ struct Walk {
   const int64_t* step;
 };
 
-template <int Columns>
+template <int Columns, int Rows = kRows>
 struct Tile {
-  Vector sum[kRows][Columns];
+  Vector sum[Rows][Columns];
 
   // sum[r][c] += Σ_position d[position][r] · x[position + columns[c]], counted in vectors.
   //
   // Registers: all sums, a row of x, one broadcast of d. L1: the rows of x that neighbouring
-  // columns share. d and x stream from L2, kRows + lanes × Columns floats for kRows × Columns
+  // columns share. d and x stream from L2, Rows + lanes × Columns floats for Rows × Columns
   // vector operations.
   GRADOOD_INLINE void accumulate(const float* d, const float* x, const int64_t* columns,
                                  Walk walk) {
@@ -35,8 +35,9 @@ struct Tile {
 #pragma GCC unroll 8
           for (int c = 0; c < Columns; ++c) v[c] = load(row + column[c]);
 #pragma GCC unroll 8
-          for (int r = 0; r < kRows; ++r) {
-            const Vector b = broadcast(d[r]);
+          for (int r = 0; r < Rows; ++r) {
+            Vector b = broadcast(d[r]);
+            hold_in_registers(b, v);
 #pragma GCC unroll 8
             for (int c = 0; c < Columns; ++c) sum[r][c] += b * v[c];
           }
@@ -69,7 +70,7 @@ struct Tile {
   template <class Visit>
   GRADOOD_INLINE void each(Visit visit) {
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r)
+    for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
       for (int c = 0; c < Columns; ++c) visit(sum[r][c], r * Columns + c);
   }

@@ -45,6 +45,19 @@ GRADOOD_INLINE void store(float* p, Vector v) { std::memcpy(p, &v, sizeof v); }
 
 GRADOOD_INLINE Vector broadcast(float s) { return s - Vector{}; }
 
+// A broadcast beside a row of vectors, all in registers, made after what came before: where sums,
+// row and broadcast take every register there is, compilers would rather make two broadcasts at
+// once, and pay with a row that lives in memory.
+template <int Columns>
+GRADOOD_INLINE void hold_in_registers(Vector& broadcast, const Vector (&row)[Columns]) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  if constexpr (Columns == 3)
+    asm volatile("" : "+x"(broadcast) : "x"(row[0]), "x"(row[1]), "x"(row[2]));
+#else
+  (void)broadcast, (void)row;
+#endif
+}
+
 // The first `count` < lanes numbers, then zeros; reads nothing beyond them.
 GRADOOD_INLINE Vector load_first(const float* p, int64_t count) {
 #if defined(__AVX512F__)

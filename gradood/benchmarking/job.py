@@ -14,7 +14,7 @@ from gradood.benchmarking.workloads import Workload
 
 #: For times, the allocator keeps what it has, so that no method pays for pages that another
 #: returned; for memory it returns at once what is freed, so that resident pages are live ones.
-_ALLOCATOR = {
+ALLOCATOR = {
     "time": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34)},
     "memory": {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"},
 }
@@ -98,4 +98,4 @@ def environment(job: Job, inherited: Mapping[str, str]) -> dict[str, str]:
     # What is importable here is importable there: modules of ``methods_from``.
     path = os.pathsep.join(entry for entry in sys.path if entry)
     fixed = {"PYTHONPATH": path, "OMP_NUM_THREADS": str(job.threads), "OMP_WAIT_POLICY": "passive"}
-    return {**inherited, **fixed, **_ALLOCATOR[job.task]}
+    return {**inherited, **fixed, **ALLOCATOR[job.task]}

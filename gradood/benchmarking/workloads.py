@@ -47,7 +47,7 @@ class Workload:
             x = torch.randn(
                 self.batch, self.channels, self.size, self.size, dtype=torch.float32, device="cpu"
             )
-            _calibrate(model, x)
+            calibrate(model, x)
             return model, x
 
 
@@ -207,7 +207,7 @@ def _torchvision(name: str) -> Callable[[Workload], nn.Module]:
     return build
 
 
-def _calibrate(model: nn.Module, x: Tensor) -> None:
+def calibrate(model: nn.Module, x: Tensor) -> None:
     """Give batch norms generic parameters, and statistics of these images, as if trained.
 
     Without, deep networks of random weights have logits in the thousands.

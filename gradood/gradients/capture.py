@@ -60,7 +60,7 @@ class OperatorMode(TorchFunctionMode, ABC):
         self.count = 0
         #: The composites that run, outermost first.
         self._inside: list[Function] = []
-        self._saving = _saving_hooks()
+        self._saving = _saving_hooks(False)
 
     def __torch_function__(
         self, function: Function, types: Any, args: Any = (), kwargs: Any = None
@@ -79,7 +79,7 @@ class OperatorMode(TorchFunctionMode, ABC):
             finally:
                 self._inside.pop()
         self.count += 1
-        hooks = _saving_hooks()
+        hooks = _saving_hooks(False)
         if hooks == self._saving:
             return self.visit(self.count, function, args, kwargs)
         # A checkpoint would run its part of the model again, unseen: let autograd save tensors.
@@ -138,8 +138,10 @@ class SourceMode(OperatorMode):
 
     def call_plain(self, function: Function, args: Any, kwargs: Any) -> Any:
         """Make a call with plain tensors for parameters, as the model's values."""
-        plain = tuple(map(self._plain, args)), {k: self._plain(v) for k, v in kwargs.items()}
-        return function(*plain[0], **plain[1])
+        plain = map(self._plain, args)
+        if not kwargs:
+            return function(*plain)
+        return function(*plain, **{k: self._plain(v) for k, v in kwargs.items()})
 
     def derive(self, function: Function, args: Any, kwargs: Any, parents: list[Source]) -> Any:
         """Make a call that consumes parameters alone, so that its result can be pulled back."""
@@ -292,15 +294,23 @@ def constants(value: Any) -> Any:
 
 def same_constants(args: Any, kwargs: Any, expected: Any) -> bool:
     """Whether ``constants((args, *kwargs.values()))`` is what was expected, quickly."""
-    first, *rest = expected
-    return (
-        len(args) == len(first)
-        and len(kwargs) == len(rest)
-        and all(
-            (b is None and isinstance(a, Tensor)) or a is b or constants(a) == b
-            for a, b in zip((*args, *kwargs.values()), (*first, *rest), strict=True)
-        )
-    )
+    first = expected[0]
+    if len(args) != len(first) or len(kwargs) != len(expected) - 1:
+        return False
+    for value, known in zip(args, first, strict=True):
+        if value is not known and not _is_constant(value, known):
+            return False
+    if kwargs:
+        for value, known in zip(kwargs.values(), expected[1:], strict=True):
+            if value is not known and not _is_constant(value, known):
+                return False
+    return True
+
+
+def _is_constant(value: Any, known: Any) -> bool:
+    if known is None and isinstance(value, Tensor):
+        return True
+    return bool(constants(value) == known)
 
 
 def grow_alike(known: tuple[Any, Any], now: Any, samples: int) -> bool:
@@ -323,10 +333,10 @@ def leads_nowhere(args: Any, kwargs: Any) -> bool:
 
     Such tensors are neither parameters nor made from parameters alone.
     """
-    return all(
-        not value.is_leaf if type(value) is Tensor else not isinstance(value, _MAY_HOLD)
-        for value in (*args, *kwargs.values())
-    )
+    for value in (*args, *kwargs.values()) if kwargs else args:
+        if value.is_leaf if type(value) is Tensor else isinstance(value, _MAY_HOLD):
+            return False
+    return True
 
 
 _MAY_HOLD = (Tensor, list, tuple, dict)
@@ -335,12 +345,6 @@ _MAY_HOLD = (Tensor, list, tuple, dict)
 def name_of(function: Function) -> str:
     """An operator's name, for people."""
     return getattr(function, "__name__", None) or str(function)
-
-
-def _saving_hooks() -> Any:
-    """What packs the tensors that autograd saves now: a checkpoint that is not reentrant does."""
-    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
-    return _packs_saved() if top is None else top(False)
 
 
 def _packs_saved() -> bool:
@@ -353,3 +357,9 @@ def _packs_saved() -> bool:
     except RuntimeError:
         return True
     return False
+
+
+#: What packs the tensors that autograd saves now: a checkpoint that is not reentrant does.
+_saving_hooks: Callable[[bool], Any] = getattr(
+    torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: _packs_saved()
+)

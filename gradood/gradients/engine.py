@@ -135,8 +135,9 @@ class Recorder(SourceMode):
         call = step.rule.bind(function, *args, **kwargs)
         if isinstance(call, str):
             raise PlanError(call)
-        if not all(self._is_used(use, call) for use in step.uses):
-            raise PlanError(f"{name_of(function)} was called with other parameters")
+        for use in step.uses:
+            if not self._is_used(use, call):
+                raise PlanError(f"{name_of(function)} was called with other parameters")
         call.axis = step.axis
         compute = partial(self.call_plain, function, args, kwargs)
         data = call.data
@@ -173,9 +174,9 @@ class Recorder(SourceMode):
         return source is not None and use.parameter in source.leaves and use.region == source.region
 
     def _check(self, step: Step, call: Call, out: Tensor) -> None:
-        tensors = [out] if call.data is None else [out, call.data]
-        if not all(step.axis.fits(t.shape, self._samples) for t in tensors):
-            raise PlanError(f"{name_of(step.function)} has tensors of other shapes")
+        for tensor in (out, call.data):
+            if tensor is not None and not step.axis.fits(tensor.shape, self._samples):
+                raise PlanError(f"{name_of(step.function)} has tensors of other shapes")
 
     def finish(self) -> None:
         """Check after the forward pass that it did not end early."""
