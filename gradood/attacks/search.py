@@ -15,6 +15,7 @@ from gradood.attacks.ascent import apgd_ascent
 from gradood.attacks.ball import Ball
 from gradood.detectors.batches import track
 from gradood.errors import InputError
+from gradood.raw_bytes import raw_bytes
 from gradood.state_file import StateFile
 
 #: What is maximised: points ``[n, ...]`` and the rows of the inputs that they belong to -> ``[n]``.
@@ -236,6 +237,5 @@ def _digest(*tensors: Tensor) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for tensor in tensors:
         digest.update(str(list(tensor.shape)).encode())
-        raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)  # NumPy lacks bfloat16
-        digest.update(raw.numpy().tobytes())
+        digest.update(raw_bytes(tensor).numpy().tobytes())
     return digest.hexdigest()
