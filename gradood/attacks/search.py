@@ -109,7 +109,8 @@ def search(
     own = {"budget": budget, "norm": ball.norm, "inputs": _digest(x, ball.epsilon)}
     file = StateFile(state, "gradood-attack", {**own, **identity}, "an interrupted attack")
     rows = torch.arange(len(x), dtype=torch.int64, device="cpu")
-    jobs = [(r, part) for r in range(budget.restarts) for part in rows.split(budget.batch_size)]
+    batches = rows.split(budget.batch_size) if len(x) else ()
+    jobs = [(restart, part) for restart in range(budget.restarts) for part in batches]
     with torch.inference_mode(False):
         done, best, values = (
             0,
@@ -144,8 +145,7 @@ def search(
                 )
 
     def judge(points: Tensor) -> Tensor:
-        parts = rows.split(budget.batch_size) if len(x) else ()
-        losses = [_Noisy(loss, part, budget, 0).judge(points[part]) for part in parts]
+        losses = [_Noisy(loss, part, budget, 0).judge(points[part]) for part in batches]
         return torch.cat(losses) if losses else values
 
     return Found(best, values, judge)
