@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -59,10 +60,21 @@ class Attacked:
 
 def attacked_sets(observer: Observer, suite: Suite, count: int) -> dict[str, Attacked]:
     """Every attack on ``count`` rightly classified pictures of both normal sets."""
+    return attacked_halves(observer, ATTACKS, suite.normal_known, suite.normal_scored, count)
+
+
+def attacked_halves(
+    observer: Observer,
+    attacks: Mapping[str, Attack],
+    normal_known: ImageSet,
+    normal_scored: ImageSet,
+    count: int,
+) -> dict[str, Attacked]:
+    """These attacks on ``count`` rightly classified pictures of each half."""
     found = {}
-    for name, attack in ATTACKS.items():
-        known = _attacked(observer, attack, suite.normal_known, count)
-        scored = _attacked(observer, attack, suite.normal_scored, count)
+    for name, attack in attacks.items():
+        known = _attacked(observer, attack, normal_known, count)
+        scored = _attacked(observer, attack, normal_scored, count)
         shares = scored["success"].double().mean(0).tolist()
         images = scored["attacked"], scored["rows"]
         found[name] = Attacked(known["attacked"], *images, (shares[0], shares[1]))

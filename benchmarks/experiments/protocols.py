@@ -157,7 +157,7 @@ class Study:
         normal = suite.normal_known.pixels, suite.normal_scored.pixels
         rows = self.paper("supervised", normal, known, scored, PAPER)
         noise = tuple(name for name in known if name in NOISE)
-        trained = self._train(PAPER["all-hot"], normal[0], [known[name] for name in noise])
+        trained = self.train(PAPER["all-hot"], normal[0], [known[name] for name in noise])
         detectors = {"all-hot, trained on noise only": (("all-hot",), trained)}
         return rows + self.rows("supervised", detectors, normal[1], scored)
 
@@ -184,7 +184,7 @@ class Study:
 
             @cache
             def trained_on(names: tuple[str, ...], variant: Supervised = variant) -> Scores:
-                return self._train(variant, normal[0], [known[name] for name in names])
+                return self.train(variant, normal[0], [known[name] for name in names])
 
             for name in scored:
                 rest = tuple(other for other in known if other != name)
@@ -193,7 +193,8 @@ class Study:
                     rows += self.rows(part, detectors, normal[1], {name: scored[name]}, originals)
         return rows
 
-    def _train(self, variant: Supervised, normal: Tensor, anomalies: list[Tensor]) -> Scores:
+    def train(self, variant: Supervised, normal: Tensor, anomalies: list[Tensor]) -> Scores:
+        """A variant of the paper's detector, trained on normal and anomalous pictures."""
         parts = [self.observer.norms(one, *variant.kinds) for one in anomalies]
         known = self.observer.norms(normal, *variant.kinds)
         fitted: Scores = variant.build(self, self.seed).fit(known, GradientNorms.join(parts))

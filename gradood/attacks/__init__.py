@@ -2,6 +2,7 @@
 
 from gradood.attacks.classifier import apgd
 from gradood.attacks.detector import AttackedScores, attack_score
+from gradood.attacks.evasion import Evasion, evade
 from gradood.attacks.iterative import Adversarial, bim, fgsm, least_likely, negation, pgd
 from gradood.attacks.minimal import carlini_wagner, deepfool
 from gradood.attacks.scores import energy, max_confidence, through_softplus
@@ -10,6 +11,7 @@ from gradood.attacks.search import Expectation
 __all__ = [
     "Adversarial",
     "AttackedScores",
+    "Evasion",
     "Expectation",
     "apgd",
     "attack_score",
@@ -17,6 +19,7 @@ __all__ = [
     "carlini_wagner",
     "deepfool",
     "energy",
+    "evade",
     "fgsm",
     "least_likely",
     "max_confidence",

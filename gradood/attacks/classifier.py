@@ -85,9 +85,13 @@ def _loss(logits: Tensor, labels: Tensor, loss: str) -> Tensor:
     """``[n]``, of float64 logits: softmax - 1 of a confident prediction is 0 in float32."""
     if loss == "cross_entropy":
         return cross_entropy(logits, labels, reduction="none")
-    values = logits if loss == "margin" else logits.softmax(1)
-    own = values.gather(1, labels[:, None])[:, 0]
-    if loss == "probability":
-        return -own
-    others = values.masked_fill(one_hot(labels, logits.shape[1]).bool(), -torch.inf)
-    return others.amax(1) - own
+    if loss == "margin":
+        return margin(logits, labels)
+    return -logits.softmax(1).gather(1, labels[:, None])[:, 0]
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """``max_{c != y} z_c - z_y``, ``[n]``: positive where the prediction is another class."""
+    own = one_hot(labels, logits.shape[1]).bool()
+    others = logits.masked_fill(own, -torch.inf)
+    return others.amax(1) - logits.gather(1, labels[:, None])[:, 0]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
 from gradood.attacks.ball import Limits, Norm, make_ball
@@ -13,7 +12,7 @@ from gradood.attacks.iterative import rounded_to_levels
 from gradood.attacks.scores import DifferentiableScore, differentiable
 from gradood.attacks.search import Budget, Expectation, search
 from gradood.detectors import Detector
-from gradood.errors import InputError, ModelError
+from gradood.errors import InputError
 from gradood.smoothing.fingerprint import fingerprint
 
 
@@ -101,12 +100,7 @@ def attack_score(
     sign = 1 if direction == "up" else -1
 
     def loss(points: Tensor, rows: Tensor) -> Tensor:
-        values = evaluate(points)
-        if not isinstance(values, Tensor) or values.shape != points.shape[:1]:
-            raise ModelError(f"the score of {len(points)} inputs must be a Tensor [{len(points)}]")
-        if torch.is_grad_enabled() and not values.requires_grad:
-            raise ModelError("the score has no derivative; write it in differentiable PyTorch")
-        return sign * values
+        return sign * evaluate(points)
 
     budget = Budget(steps, restarts, seed, batch_size, expectation)
     ball = make_ball(x, norm, epsilon, limits)

@@ -64,14 +64,29 @@ def through_softplus(detector: Detector, beta: float = 30.0) -> DifferentiableSc
 
 
 def differentiable(score: Detector | DifferentiableScore) -> DifferentiableScore:
-    """What attacks climb: ``through_softplus`` of a gradient detector, else the score itself."""
+    """What attacks climb: ``through_softplus`` of a gradient detector, else the score itself.
+
+    It raises ``ModelError`` where the values are not ``[N]``, or have no derivative.
+    """
     if isinstance(score, Detector):
         score._require_fitted()
         gradient = isinstance(score, NormDetector)
-        return through_softplus(score) if gradient else score.differentiable_score
+        return _checked(through_softplus(score) if gradient else score.differentiable_score)
     if not callable(score):
         raise ModelError(f"cannot attack {type(score).__name__}; give a detector or a callable")
-    return score
+    return _checked(score)
+
+
+def _checked(score: DifferentiableScore) -> DifferentiableScore:
+    def values_of(x: Tensor) -> Tensor:
+        values = score(x)
+        if not isinstance(values, Tensor) or values.shape != x.shape[:1]:
+            raise ModelError(f"the score of {len(x)} inputs must be a Tensor [{len(x)}]")
+        if torch.is_grad_enabled() and not values.requires_grad:
+            raise ModelError("the score has no derivative; write it in differentiable PyTorch")
+        return values
+
+    return values_of
 
 
 class _Softplus(TorchFunctionMode):

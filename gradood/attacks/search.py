@@ -15,6 +15,7 @@ from gradood.attacks.ascent import apgd_ascent
 from gradood.attacks.ball import Ball
 from gradood.errors import InputError
 from gradood.progress import track
+from gradood.raw_bytes import raw_bytes
 from gradood.state_file import StateFile
 
 #: What is maximised: points ``[n, ...]`` and the rows of the inputs that they belong to -> ``[n]``.
@@ -108,7 +109,8 @@ def search(
     own = {"budget": budget, "norm": ball.norm, "inputs": _digest(x, ball.epsilon)}
     file = StateFile(state, "gradood-attack", {**own, **identity}, "an interrupted attack")
     rows = torch.arange(len(x), dtype=torch.int64, device="cpu")
-    jobs = [(r, part) for r in range(budget.restarts) for part in rows.split(budget.batch_size)]
+    batches = rows.split(budget.batch_size) if len(x) else ()
+    jobs = [(restart, part) for restart in range(budget.restarts) for part in batches]
     with torch.inference_mode(False):
         done, best, values = (
             0,
@@ -143,8 +145,7 @@ def search(
                 )
 
     def judge(points: Tensor) -> Tensor:
-        parts = rows.split(budget.batch_size) if len(x) else ()
-        losses = [_Noisy(loss, part, budget, 0).judge(points[part]) for part in parts]
+        losses = [_Noisy(loss, part, budget, 0).judge(points[part]) for part in batches]
         return torch.cat(losses) if losses else values
 
     return Found(best, values, judge)
@@ -236,6 +237,5 @@ def _digest(*tensors: Tensor) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for tensor in tensors:
         digest.update(str(list(tensor.shape)).encode())
-        raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)  # NumPy lacks bfloat16
-        digest.update(raw.numpy().tobytes())
+        digest.update(raw_bytes(tensor).numpy().tobytes())
     return digest.hexdigest()

@@ -219,7 +219,9 @@ class _Leaf(NamedTuple):
 
 def _bytes(t: Tensor) -> Tensor:
     leaf = _Leaf(t.shape[1:], t.dtype)
-    raw = t.detach().reshape(len(t), math.prod(leaf.shape)).contiguous().view(torch.uint8)
+    rows = t.detach().reshape(len(t), math.prod(leaf.shape))
+    # Cloned: a single element counts as contiguous whatever its stride, and has no view as bytes.
+    raw = rows.clone(memory_format=torch.contiguous_format).view(torch.uint8)
     return torch.nn.functional.pad(raw, (0, leaf.width - raw.shape[1]))
 
 

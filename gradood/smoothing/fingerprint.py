@@ -16,6 +16,7 @@ import torch.fx
 from torch import Tensor, nn
 
 from gradood.detectors import Detector
+from gradood.raw_bytes import raw_bytes
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, PurePath, torch.dtype)
 #: What every module has; parameters, buffers, modules and hooks are hashed by themselves.
@@ -115,9 +116,8 @@ class _Hasher:
 
     def _add_numbers(self, value: Tensor | np.ndarray[Any, Any] | np.generic) -> None:
         if isinstance(value, Tensor):
-            raw = value.detach().cpu().contiguous().flatten()
             self._say("tensor", str(value.dtype), str(list(value.shape)))
-            value = raw.view(torch.uint8).numpy() if raw.numel() else np.empty(0, np.uint8)
+            value = raw_bytes(value).numpy()
         else:
             self._say("array", str(value.dtype), str(value.shape))
         if value.dtype == object:

@@ -10,7 +10,7 @@ from gradood.attacks import Expectation, attack_score, energy, max_confidence, t
 from gradood.attacks.ascent import apgd_ascent, checkpoints
 from gradood.attacks.ball import make_ball
 from gradood.data import embedded_classifier, embedded_images
-from gradood.detectors import Energy, GradientMahalanobis, MaxSoftmax
+from gradood.detectors import Energy, GradientDetector, GradientMahalanobis, MaxSoftmax
 from gradood.errors import CheckpointError, InputError, ModelError
 
 NORMS = pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -332,3 +332,12 @@ def test_a_softplus_changes_the_slope_and_not_the_value(mahalanobis, anomalies):
     assert (slopes[0] - nearly).norm() < 0.2 * slopes[0].norm()
     with pytest.raises(InputError, match="beta"):
         through_softplus(mahalanobis, beta=0.0)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_no_input_and_a_single_one_are_attacked_like_any(model, anomalies, count):
+    detector = GradientDetector(model).fit(embedded_images("fashion-mnist")[:200])
+    found = attack_score(detector, anomalies[:count], epsilon=0.03, steps=1, restarts=2)
+    several = attack_score(detector, anomalies[:3], epsilon=0.03, steps=1, restarts=2)
+    assert found.images.shape == anomalies[:count].shape and found.score.shape == (count,)
+    torch.testing.assert_close(found.score, several.score[:count], rtol=1e-3, atol=1e-3)
