@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gradood.errors import InputError
-from gradood.gradients.inputs import require_one_tensor
+from gradood.inputs import require_one_tensor
 
 Norm: TypeAlias = Literal["linf", "l2"]
 Limits: TypeAlias = "tuple[float, float] | None"

@@ -186,7 +186,7 @@ class Scoring:
         """``[N, …]``: those that can be read and scored."""
         import torch
 
-        from gradood.gradients.inputs import require_one_tensor
+        from gradood.inputs import require_one_tensor
         from gradood.scoring.rows import is_score_file
 
         if is_score_file(path):

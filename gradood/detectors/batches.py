@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from gradood.errors import InputError
-from gradood.gradients.inputs import Inputs
+from gradood.inputs import Inputs
 
 #: A tensor ``[N, ...]``; several, in a tuple in the order of the model's arguments or in a mapping
 #: by their names; a data set of samples; or an iterable of batches such as a ``DataLoader``. A

@@ -11,8 +11,8 @@ from torch.nn.functional import pad
 from gradood.detectors.batches import AnyBatch
 from gradood.gradients import GradientNorms
 from gradood.gradients.decision import as_classes
-from gradood.gradients.inputs import Inputs
 from gradood.gradients.validation import class_logits
+from gradood.inputs import Inputs
 
 #: Copies of every input; each costs a forward pass.
 COPIES = 3

@@ -13,10 +13,10 @@ from torch.nn import Parameter
 
 from gradood.errors import InputError, ModelError
 from gradood.gradients.decision import as_classes
-from gradood.gradients.inputs import Inputs, explain_call, explain_dtype
 from gradood.gradients.labels import LOSSES, Label
 from gradood.gradients.outline import Outline
 from gradood.gradients.wrappers import is_plain, refuse_quantised, refuse_script
+from gradood.inputs import Inputs, explain_call, explain_dtype
 
 METHODS = ("auto", "rules", "vmap", "loop")
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradood.data.files import Decoded, Source, decoded
 from gradood.errors import BackendError, InputError, ModelError, NotFittedError
-from gradood.gradients.inputs import Inputs
+from gradood.inputs import Inputs
 
 if TYPE_CHECKING:
     from gradood.data.files.source import Position

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gradood import ops
 from gradood.errors import InputError
-from gradood.gradients.inputs import require_one_tensor
+from gradood.inputs import require_one_tensor
 from gradood.smoothing.rounding import levels, slack
 from gradood.smoothing.settings import DTYPES, Smoothing
 

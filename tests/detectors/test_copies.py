@@ -12,7 +12,7 @@ from gradood.attacks import pgd
 from gradood.detectors.copies import COPIES, copied_logits, margin_drop
 from gradood.errors import InputError
 from gradood.gradients import GradientNorms, forward_norms
-from gradood.gradients.inputs import Inputs
+from gradood.inputs import Inputs
 
 
 class Numbers(nn.Module):

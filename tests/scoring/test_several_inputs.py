@@ -15,7 +15,7 @@ from gradood import attacks
 from gradood.cli import app
 from gradood.data.files import decoded, open_source
 from gradood.errors import InputError
-from gradood.gradients.inputs import Inputs
+from gradood.inputs import Inputs
 from gradood.scoring.ray import RayScorer
 
 ROWS = 100

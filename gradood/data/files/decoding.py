@@ -19,7 +19,7 @@ from gradood.data.files.pictures import ROOM, picture_from
 from gradood.data.files.source import Item, Position, Source
 from gradood.data.optional import require
 from gradood.errors import InputError
-from gradood.gradients.inputs import Inputs, require_one_tensor
+from gradood.inputs import Inputs, require_one_tensor
 from gradood.text import printable
 
 if TYPE_CHECKING:
