@@ -69,7 +69,7 @@ def differentiable(score: Detector | DifferentiableScore) -> DifferentiableScore
     It raises ``ModelError`` where the values are not ``[N]``, or have no derivative.
     """
     if isinstance(score, Detector):
-        score._require_fitted()
+        score.require_fitted()
         gradient = isinstance(score, NormDetector)
         return _checked(through_softplus(score) if gradient else score.differentiable_score)
     if not callable(score):

@@ -29,6 +29,15 @@ if TYPE_CHECKING:
 Source: TypeAlias = "InputSource | GradientNorms"
 
 
+#: Methods that subclasses override: their names before 0.2 -> now.
+_RENAMED = {
+    "_score_batch": "score_batch",
+    "_score_norms": "score_norms",
+    "_settings": "settings",
+    "_restore": "restore",
+    "_of_earlier_version": "from_earlier_version",
+}
+
 #: Every detector class that has been imported.
 DETECTORS: Registry[Detector] = Registry()
 
@@ -49,8 +58,15 @@ class Detector(ABC):
     LEARNED: frozenset[str] = frozenset()
 
     def __init_subclass__(cls, *, name: str | None = None, **keywords: Any) -> None:
-        """Register the class; ``name`` is what the command line calls it, if it is to be there."""
+        """Register the class; ``name`` is what the command line calls it, if it is to be there.
+
+        Raises:
+            TypeError: The class overrides a method under the name that it had before 0.2.
+        """
         super().__init_subclass__(**keywords)
+        for old, new in _RENAMED.items():
+            if old in vars(cls):
+                raise TypeError(f"{cls.__name__}.{old} is now {new}; rename it")
         DETECTORS.add(cls, name)
 
     def __init__(
@@ -78,7 +94,7 @@ class Detector(ABC):
 
     def __repr__(self) -> str:
         """What it is, for which model, what it was fitted on and where its threshold came from."""
-        given = {n: v for n, v in self._settings().items() if n in self._options_shown()}
+        given = {n: v for n, v in self.settings().items() if n in self._options_shown()}
         parts = [f"{type(self.model).__name__}", *(f"{n}={v!r}" for n, v in given.items())]
         if self._learned is None:
             parts.append("not fitted")
@@ -95,26 +111,34 @@ class Detector(ABC):
     def _options_shown(self) -> set[str]:
         """Those of the settings that tell one detector of a class from another."""
         unsaid = {"nan_policy", "batch_size", "parameters"}
-        return {n for n, v in self._settings().items() if n not in unsaid and v is not None}
+        return {n for n, v in self.settings().items() if n not in unsaid and v is not None}
 
     @abstractmethod
-    def _score_batch(self, batch: AnyBatch) -> Tensor:
+    def fit(self, *sources: Any, **options: Any) -> Self:
+        """Learn what is normal, and forget the threshold.
+
+        A detector says by its own signature what it learns from: normal inputs, or normal and
+        anomalous ones. It leaves ``self._learned``, tensors by the names of ``LEARNED``.
+        """
+
+    @abstractmethod
+    def score_batch(self, batch: AnyBatch) -> Tensor:
         """Scores ``[n]`` of the inputs ``batch`` ``[n, ...]``, which is on the model's device."""
 
     @abstractmethod
-    def _score_norms(self, norms: GradientNorms) -> Tensor:
+    def score_norms(self, norms: GradientNorms) -> Tensor:
         """Scores ``[n]`` of n inputs whose gradient norms and logits are known."""
 
-    def _settings(self) -> dict[str, Any]:
-        """Keyword arguments that construct this detector again."""
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments that construct this detector again; ``save`` writes them."""
         return {"nan_policy": self.nan_policy, "batch_size": self.batch_size}
 
     @classmethod
-    def _of_earlier_version(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        """The settings in a file, as this version names them."""
+    def from_earlier_version(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """Translate the settings in a file of an earlier version into those of this one."""
         return settings
 
-    def _restore(self, learned: dict[str, Tensor]) -> None:
+    def restore(self, learned: dict[str, Tensor]) -> None:
         """Take over what another detector with the same settings learned."""
         self._learned = learned
 
@@ -159,15 +183,19 @@ class Detector(ABC):
             InputError: ``x`` cannot be read, holds NaN or Inf under ``nan_policy="raise"``, or is
                 ``GradientNorms`` of other parameters or labels.
         """
-        self._require_fitted()
+        self.require_fitted()
         if isinstance(x, GradientNorms):
-            return self._score_norms(x)
-        scores = [self._score_batch(batch) for batch in self._batches(x, "scoring")]
+            return self.score_norms(x)
+        scores = [self.score_batch(batch) for batch in self._batches(x, "scoring")]
         return (
             torch.cat(scores)
             if scores
             else torch.empty(0, device=self._device, dtype=torch.float32)
         )
+
+    def __call__(self, x: Source) -> Tensor:
+        """Call ``score``."""
+        return self.score(x)
 
     def differentiable_score(self, x: Tensor) -> Tensor:
         """``score`` of one batch, with an autograd graph that leads back to ``x``.
@@ -237,7 +265,7 @@ class Detector(ABC):
         Raises:
             NotFittedError: Before ``fit`` or before ``calibrate``.
         """
-        self._require_fitted()
+        self.require_fitted()
         threshold = self.threshold
         return self.score(x) > threshold
 
@@ -259,8 +287,8 @@ class Detector(ABC):
         """
         contents = Contents(
             type(self).__name__,
-            self._settings(),
-            self._require_fitted(),
+            self.settings(),
+            self.state,
             self._threshold,
             self.calibration,
             self._calibration_scores,
@@ -271,9 +299,9 @@ class Detector(ABC):
     @classmethod
     def from_contents(cls, contents: Contents, model: nn.Module) -> Self:
         """The detector that a file describes, on the device of ``model``."""
-        detector = cls(model, **cls._of_earlier_version(contents.settings))
+        detector = cls(model, **cls.from_earlier_version(contents.settings))
         device = detector._device
-        detector._restore({name: t.to(device) for name, t in contents.learned.items()})
+        detector.restore({name: t.to(device) for name, t in contents.learned.items()})
         detector._threshold, detector._calibration = contents.threshold, contents.calibration
         detector._calibration_scores = contents.calibration_scores
         detector._fitted_count = contents.fitted_count
@@ -286,14 +314,30 @@ class Detector(ABC):
             self._learned = {name: tensor.to(device) for name, tensor in self._learned.items()}
         return self
 
-    def _require_fitted(self) -> dict[str, Tensor]:
-        """What ``fit`` learned."""
-        if self._learned is None:
+    @property
+    def is_fitted(self) -> bool:
+        """Whether ``score`` can be called: after ``fit``, or where there is nothing to learn."""
+        return self._learned is not None
+
+    def require_fitted(self) -> None:
+        """Raise ``NotFittedError`` before ``fit``."""
+        if not self.is_fitted:
             raise NotFittedError(f"this {type(self).__name__} is not fitted; call fit(...) first")
-        if any(tensor.is_inference() for tensor in self._learned.values()):
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """What ``fit`` learned: tensors by name, those of ``LEARNED``.
+
+        Raises:
+            NotFittedError: Before ``fit``.
+        """
+        self.require_fitted()
+        learned = self._learned or {}
+        if any(tensor.is_inference() for tensor in learned.values()):
             with torch.inference_mode(False):  # autograd cannot save what that mode made
-                self._learned = {name: tensor.clone() for name, tensor in self._learned.items()}
-        return self._learned
+                learned = {name: tensor.clone() for name, tensor in learned.items()}
+            self._learned = learned
+        return learned
 
     @property
     def _device(self) -> torch.device:

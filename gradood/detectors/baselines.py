@@ -43,13 +43,13 @@ class LogitDetector(Detector):
         return self._score_outputs(logits.double(), features)
 
     @torch.no_grad()
-    def _score_batch(self, batch: AnyBatch) -> Tensor:
+    def score_batch(self, batch: AnyBatch) -> Tensor:
         require_eval(self.model)
         bad = not_finite(batch, self.nan_policy)
         scores = self._score(*self._forward(batch))
         return scores if bad is None else scores.masked_fill(bad, torch.inf)
 
-    def _score_norms(self, norms: GradientNorms) -> Tensor:
+    def score_norms(self, norms: GradientNorms) -> Tensor:
         norms = norms.to(self._device)
         return self._score(as_classes(norms.logits), norms.features)
 

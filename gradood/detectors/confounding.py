@@ -59,8 +59,8 @@ class ConfoundingDetector(LogNormDetector, name="confounding"):
         super().__init__(model, **options)
         self.seed = seed
 
-    def _settings(self) -> dict[str, Any]:
-        return super()._settings() | {"seed": self.seed}
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | {"seed": self.seed}
 
     def fit(self, normal: Source, anomalies: Source) -> Self:
         """Train on normal inputs and examples of anomalies; forgets the threshold.
@@ -113,7 +113,7 @@ class ConfoundingDetector(LogNormDetector, name="confounding"):
         return {n: w.detach().to(normal.device) for n, w in zip(names, weights, strict=True)}
 
     def _score_features(self, features: Tensor) -> Tensor:
-        learned = self._require_fitted()
+        learned = self.state
         hidden = linear(_clip(features), learned["hidden_weight"], learned["hidden_bias"]).relu()
         return linear(hidden, learned["output_weight"], learned["output_bias"]).squeeze(1)
 

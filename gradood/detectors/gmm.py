@@ -54,8 +54,8 @@ class GradientGMM(LogNormDetector, name="gradient-gmm"):
         self.components = components
         self.seed = seed
 
-    def _settings(self) -> dict[str, Any]:
-        return super()._settings() | {"components": self.components, "seed": self.seed}
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | {"components": self.components, "seed": self.seed}
 
     def fit(self, normal: Source) -> Self:
         """Fit the mixture to the normal log norms; forgets the threshold.
@@ -102,7 +102,7 @@ class GradientGMM(LogNormDetector, name="gradient-gmm"):
         return mixture
 
     def _score_features(self, features: Tensor) -> Tensor:
-        learned = self._require_fitted()
+        learned = self.state
         roots = learned["precision_roots"]  # [K, d, d] upper triangular, Σ⁻¹ = R Rᵀ
         centred = features[None] - learned["means"][:, None]  # [K, n, d]
         distances = (centred @ roots).square().sum(2)

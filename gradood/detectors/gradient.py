@@ -23,7 +23,7 @@ from gradood.errors import InputError
 from gradood.gradients import GradientNorms, differentiable_norms, forward_norms, gradient_norms
 from gradood.gradients.decision import not_finite_rows
 from gradood.gradients.engine import full_precision
-from gradood.gradients.validation import not_finite
+from gradood.gradients.validation import Selection, not_finite
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -84,10 +84,10 @@ class GradientDetector(NormDetector, name="gradient"):
         *,
         parts: Sequence[str | Part] | None = None,
         weighting: str = "agreement",
-        parameters: Any = None,
+        parameters: Selection = None,
         **options: Any,
     ) -> None:
-        super().__init__(model, label=None, parameters=parameters, **options)
+        super().__init__(model, label=[], parameters=parameters, **options)
         if parts is None and preset not in PRESETS:
             gone = f"; in its place take {GONE[str(preset)]}" if preset in GONE else ""
             raise InputError(f"preset = {preset!r}; expected one of {', '.join(PRESETS)}{gone}")
@@ -114,14 +114,14 @@ class GradientDetector(NormDetector, name="gradient"):
         learned = {f"{i}.{name}" for i, part in enumerate(parts) for name in self._names_of(part)}
         weights = {"weights"} if self.weighting == "agreement" else set()
         self.LEARNED = frozenset(learned | weights)
-        self.label = None
+        self._is_settled = False
 
     def _names_of(self, part: Part) -> tuple[str, ...]:
         floor = ("floor",) if self.weighting == "agreement" else ()
         return (*part.learned, "centre", "scale", *floor)
 
-    def _settings(self) -> dict[str, Any]:
-        settings = super()._settings() | {
+    def settings(self) -> dict[str, Any]:
+        settings = super().settings() | {
             "preset": self.preset,
             "parts": [part.name for part in self._parts],
             "weighting": self.weighting,
@@ -129,7 +129,7 @@ class GradientDetector(NormDetector, name="gradient"):
         return {name: value for name, value in settings.items() if name not in ("label", "loss")}
 
     @classmethod
-    def _of_earlier_version(cls, settings: dict[str, Any]) -> dict[str, Any]:
+    def from_earlier_version(cls, settings: dict[str, Any]) -> dict[str, Any]:
         if "parts" in settings:
             return settings
         return settings | {"parts": EARLIER[settings["preset"]], "weighting": "equal"}
@@ -229,8 +229,8 @@ class GradientDetector(NormDetector, name="gradient"):
         rows = [self._labels.index(label) for label in part.labels]
         return norms.with_tensors([values[:, rows], *list(norms.tensors.values())[1:]])
 
-    def _score_norms(self, norms: GradientNorms) -> Tensor:
-        learned = self._require_fitted()
+    def score_norms(self, norms: GradientNorms) -> Tensor:
+        learned = self.state
         norms = self._checked(norms).to(self._device)
         if self._activations and norms.channels is None:
             raise InputError(
@@ -258,13 +258,13 @@ class GradientDetector(NormDetector, name="gradient"):
 
     def differentiable_score(self, x: Tensor) -> Tensor:
         """As ``NormDetector.differentiable_score``; without labels one backward pass does."""
-        self._require_fitted()
+        self.require_fitted()
         self._settle_labels(x)
         norms = differentiable_norms(
             *(self.model, x, self.label, self.loss, self.parameters),
             activations=self._activations,
         )
-        return self._score_norms(self._with_copies(norms, x))
+        return self.score_norms(self._with_copies(norms, x))
 
     def _norms_of(self, batch: AnyBatch) -> GradientNorms:
         not_finite(batch, self.nan_policy)
@@ -288,8 +288,8 @@ class GradientDetector(NormDetector, name="gradient"):
 
     def _settle_labels(self, batch: AnyBatch) -> None:
         """Find the labels, for as many classes as the model has."""
-        if self.label is None:
-            self.label, self.loss = [], []
+        if not self._is_settled:
+            self._is_settled, self.label, self.loss = True, [], []
             if self._labels:
                 first = forward_norms(self.model, batch[:1].detach(), nan_policy="flag")
                 pairs = expanded(self._labels, first.logits.shape[1])

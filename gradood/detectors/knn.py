@@ -44,8 +44,8 @@ class GradientKNN(LogNormDetector, name="gradient-knn"):
             raise InputError(f"neighbours = {neighbours}; expected at least 1")
         self.neighbours = neighbours
 
-    def _settings(self) -> dict[str, Any]:
-        return super()._settings() | {"neighbours": self.neighbours}
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | {"neighbours": self.neighbours}
 
     def fit(self, normal: Source) -> Self:
         """Learn the whitening and keep the whitened normal log norms; forgets the threshold.
@@ -73,5 +73,5 @@ class GradientKNN(LogNormDetector, name="gradient-knn"):
         return self
 
     def _score_features(self, features: Tensor) -> Tensor:
-        learned = self._require_fitted()
+        learned = self.state
         return nearest(features @ learned["whitening"], learned["bank"], self.neighbours)

@@ -56,4 +56,4 @@ class GradientMahalanobis(LogNormDetector, name="gradient-mahalanobis"):
         return self
 
     def _score_features(self, features: Tensor) -> Tensor:
-        return distances(features, self._require_fitted()).amin(1)
+        return distances(features, self.state).amin(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,8 @@ from gradood.detectors.features import Standardiser, log_norms
 from gradood.errors import InputError
 from gradood.gradients import GradientNorms, differentiable_norms, gradient_norms
 from gradood.gradients.engine import full_precision
-from gradood.gradients.validation import not_finite
+from gradood.gradients.labels import Label
+from gradood.gradients.validation import Selection, not_finite
 
 if TYPE_CHECKING:
     from gradood.detectors.base import Source
@@ -38,9 +40,9 @@ class NormDetector(Detector):
         self,
         model: nn.Module,
         *,
-        label: Any = "all_hot",
-        loss: str | list[str] = "bce",
-        parameters: Any = None,
+        label: Label | Sequence[Label] = "all_hot",
+        loss: str | Sequence[str] = "bce",
+        parameters: Selection = None,
         nan_policy: str = "raise",
         batch_size: int = 256,
         progress: bool | None = None,
@@ -49,15 +51,16 @@ class NormDetector(Detector):
         self.label, self.loss, self.parameters = label, loss, parameters
         self._names: tuple[str, ...] | None = None
 
-    def _settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         # The names, and not the selection: a predicate cannot be saved.
         parameters = None if self._names is None else list(self._names)
         own = {"label": self.label, "loss": self.loss, "parameters": parameters}
-        return own | super()._settings()
+        return own | super().settings()
 
-    def _restore(self, learned: dict[str, Tensor]) -> None:
-        super()._restore(learned)
-        self._names = None if self.parameters is None else tuple(self.parameters)
+    def restore(self, learned: dict[str, Tensor]) -> None:
+        super().restore(learned)
+        names = self.parameters
+        self._names = None if names is None or callable(names) else tuple(names)
 
     def _forget(self) -> None:
         """Begin a new ``fit``; if it fails, the detector is not fitted, rather than half."""
@@ -106,7 +109,7 @@ class NormDetector(Detector):
             InputError: ``norms`` are of other parameters or labels, or this kind of detector learns
                 nothing of normal inputs.
         """
-        self._require_fitted()
+        self.require_fitted()
         if not self.knows_deviations:
             raise InputError(
                 f"{type(self).__name__} learns nothing of normal inputs to deviate from; use "
@@ -125,11 +128,11 @@ class NormDetector(Detector):
 
         The norms are differentiated by a second backward pass; see ``differentiable_norms``.
         """
-        self._require_fitted()
+        self.require_fitted()
         norms = differentiable_norms(
             self.model, x, label=self.label, loss=self.loss, parameters=self.parameters
         )
-        return self._score_norms(norms)
+        return self.score_norms(norms)
 
     def _standardiser(self) -> Standardiser:
         """What standardises log norms.
@@ -137,7 +140,7 @@ class NormDetector(Detector):
         Raises:
             NotFittedError: Before ``fit``.
         """
-        learned, found = self._require_fitted(), self._fitted_on()
+        learned, found = self.state, self._fitted_on()
         first = found[0] if found else ""
         return Standardiser(*(learned[first + name] for name in Standardiser._fields))
 
@@ -172,8 +175,8 @@ class NormDetector(Detector):
             )
         return norms
 
-    def _score_batch(self, batch: AnyBatch) -> Tensor:
-        return self._score_norms(self._norms_of(batch))
+    def score_batch(self, batch: AnyBatch) -> Tensor:
+        return self.score_norms(self._norms_of(batch))
 
 
 class LogNormDetector(NormDetector):
@@ -185,7 +188,7 @@ class LogNormDetector(NormDetector):
     def _score_features(self, features: Tensor) -> Tensor:
         """Scores ``[n]`` of standardised log norms ``[n, d]``."""
 
-    def _score_norms(self, norms: GradientNorms) -> Tensor:
+    def score_norms(self, norms: GradientNorms) -> Tensor:
         standardise = self._standardiser()
         features = log_norms(self._checked(norms).values.to(self._device))
         usable = features.isfinite().all(1)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gradood.detectors.norm_detector import NormDetector
 from gradood.gradients import GradientNorms
+from gradood.gradients.validation import Selection
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -31,14 +32,14 @@ class GradUncertainty(NormDetector):
 
     LEARNED = frozenset()
 
-    def __init__(self, model: nn.Module, *, parameters: Any = None, **options: Any) -> None:
+    def __init__(self, model: nn.Module, *, parameters: Selection = None, **options: Any) -> None:
         super().__init__(
             model, label="all_hot", loss="bce_softmax", parameters=parameters, **options
         )
         self._learned = {}
 
-    def _settings(self) -> dict[str, Any]:
-        settings = super()._settings()
+    def settings(self) -> dict[str, Any]:
+        settings = super().settings()
         return {name: value for name, value in settings.items() if name not in ("label", "loss")}
 
     def fit(self, normal: Source | None = None) -> Self:
@@ -46,7 +47,7 @@ class GradUncertainty(NormDetector):
         self._threshold = None
         return self
 
-    def _score_norms(self, norms: GradientNorms) -> Tensor:
+    def score_norms(self, norms: GradientNorms) -> Tensor:
         values = self._checked(norms).values.flatten(1).to(self._device)
         usable = values.isfinite().all(1)
         return torch.where(usable, -values.sum(1, dtype=torch.float64), torch.inf).float()

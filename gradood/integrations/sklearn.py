@@ -82,7 +82,7 @@ class GradientOutlier(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         inputs = self._inputs(X)
         chosen = torch.arange(len(inputs), dtype=torch.int64, device="cpu") % self.held_out == 0
         if needs_fit(kind_name) and isinstance(found, NormDetector):
-            found.fit(inputs[~chosen])  # type: ignore[attr-defined]
+            found.fit(inputs[~chosen])
         found.calibrate(inputs[chosen], self.fpr)
         self.detector_ = found
         self.offset_ = -found.threshold

@@ -104,7 +104,7 @@ def fit(
     if not isinstance(detector, NormDetector):
         return 0
     norms = [_norms(detector, source, stream, advance) for source in (normal, anomalous) if source]
-    detector.fit(*norms)  # type: ignore[attr-defined]
+    detector.fit(*norms)
     return len(norms[0].values)
 
 

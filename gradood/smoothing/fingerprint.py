@@ -54,7 +54,7 @@ def weights(model: Any) -> str:
 
 def _with_weights(model: Any) -> Iterable[Any]:
     if isinstance(model, Detector):
-        yield dict(sorted(model._require_fitted().items()))
+        yield dict(sorted(model.state.items()))
         yield from _with_weights(model.model)
     elif isinstance(model, nn.Module):
         yield dict(model.named_parameters())
@@ -96,7 +96,7 @@ class _Hasher:
         elif isinstance(value, type | types.ModuleType):
             self._say("name", getattr(value, "__module__", "") or "", value.__name__)
         elif isinstance(value, Detector):
-            parts = (value._settings(), dict(sorted(value._require_fitted().items())), value.model)
+            parts = (value.settings(), dict(sorted(value.state.items())), value.model)
             self._add_items(type(value).__qualname__, enumerate(parts))
         elif isinstance(value, nn.Module):
             self._add_module(value)

@@ -58,7 +58,7 @@ class Certified:
         self._width: int | None = None
         self._graph: Captured | None = None
         if isinstance(model, Detector):
-            model._require_fitted()
+            model.require_fitted()
             _check_modules(model.model)
             _refuse_options(settings, "detectors")
             quiet = copy.copy(model)

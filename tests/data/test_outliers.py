@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.datasets import anomalous_sets
-from gradood.data import outliers
+from benchmarks.datasets import anomalous_sets, outliers
 from gradood.data.image_set import ImageSet
 from gradood.errors import InputError
 

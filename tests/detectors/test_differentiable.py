@@ -51,10 +51,13 @@ def test_slopes_are_those_of_finite_differences(detector_class, smooth, pictures
 
 def test_detectors_that_cannot_say_so(model, pictures):
     class Constant(Detector):
-        def _score_batch(self, batch):
+        def fit(self, normal):
+            return self
+
+        def score_batch(self, batch):
             return batch.flatten(1).sum(1)
 
-        def _score_norms(self, norms):
+        def score_norms(self, norms):
             return norms.values.sum(1)
 
     with pytest.raises(ModelError, match="Constant cannot be differentiated"):
