@@ -125,7 +125,7 @@ SMOOTHING = gradood.Smoothing(sigma=0.1, n=40, seed=0, progress=False)
 
 def norms(model, tokens, x):
     labels = ["all_hot", "predicted", "k_hot:2", "uniform"]
-    found = gradood.gradient_norms(model, x, labels)
+    found = gradood.gradient_norms(model, x, label=labels)
     other = gradood.gradient_norms(*tokens)
     by_vmap = gradood.gradient_norms(model, x[:3], method="vmap")
     by_loop = gradood.gradient_norms(model, x[:3], method="loop")

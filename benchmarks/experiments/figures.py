@@ -45,7 +45,7 @@ def _roc(observer: Observer, suite: Suite) -> Figure:
                 one.score(observer.norms(images.pixels, *kinds))
                 for images in (suite.normal_scored, suite.anomalous_scored[name])
             )
-            false, true = roc_points(normal, other)[:2]
+            false, true = roc_points(normal, other).line
             panel.plot(false, true, label=detector, linewidth=1.2)
         panel.set_xscale("log")
         panel.set_xlim(1e-3, 1)

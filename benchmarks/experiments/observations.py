@@ -143,7 +143,9 @@ class Observer:
             batch = as_floats(batch)
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 if labels:
-                    norms = gradient_norms(self.model, batch, labels, losses, activations=True)
+                    norms = gradient_norms(
+                        self.model, batch, label=labels, loss=losses, activations=True
+                    )
                 else:
                     norms = forward_norms(self.model, batch)
                 parts.append(norms)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -13,10 +14,12 @@ from gradood.attacks.scores import DifferentiableScore, differentiable
 from gradood.attacks.search import Budget, Expectation, search
 from gradood.detectors import Detector
 from gradood.errors import InputError
+from gradood.results import Result
 from gradood.smoothing.fingerprint import fingerprint
 
 
-class AttackedScores(NamedTuple):
+@dataclass(frozen=True)
+class AttackedScores(Result):
     """Attacked inputs and what the score says of them, float64; means under noise if it was given.
 
     Attributes:

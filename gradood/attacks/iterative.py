@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,11 @@ from gradood.attacks.search import random_points
 from gradood.errors import InputError
 from gradood.gradients.decision import not_finite_rows
 from gradood.gradients.validation import class_logits, require_eval, unusable_rows
+from gradood.results import Result
 
 
-class Adversarial(NamedTuple):
+@dataclass(frozen=True)
+class Adversarial(Result):
     """Attacked images, and which of them the classifier gets wrong.
 
     Attributes:

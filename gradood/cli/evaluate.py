@@ -97,7 +97,7 @@ def evaluate(
         found = {one.name: compare(of_normal, one.scores) for one in others}
         content: dict[str, Any] = {
             "skipped": scoring.skipped,
-            "sets": {name: metrics._asdict() for name, metrics in found.items()},
+            "sets": {name: metrics.asdict() for name, metrics in found.items()},
         }
         moved = scoring.worst_case(worst, normal, anomalous) if worst else {}
         for name, what in moved.items():
@@ -252,12 +252,12 @@ def _rows(found: dict[str, Metrics], moved: dict[str, Moved]) -> list[tuple[str,
     rows: list[tuple[str, ...]] = []
     rows.append(("anomalous set, %", "AUROC", "AUPR", "AUPR normal", "FPR95", "error", "inputs"))
     for name, metrics in found.items():
-        shares = _shares(metrics._asdict())
+        shares = _shares(metrics.asdict())
         rows.append((name, *shares, f"{metrics.count_anomalous:,}"))
         for kind, bounds in moved[name].metrics.items() if name in moved else ():
             rows.append((f"  {kind}", *_shares(bounds), ""))
     if len(found) > 1:
-        every = [metrics._asdict() for metrics in found.values()]
+        every = [metrics.asdict() for metrics in found.values()]
         means = {field: sum(one[field] for one in every) / len(every) for field in _SHOWN}
         rows.append(("mean", *_shares(means), ""))
     return rows

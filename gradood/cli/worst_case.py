@@ -122,7 +122,7 @@ class WorstCase:
 
 def _last(by_radius: GuaranteedMetrics) -> dict[str, float]:
     """The metrics at the last radius."""
-    return {field: float(value[-1]) for field, value in by_radius._asdict().items()}
+    return {field: float(value[-1]) for field, value in by_radius.asdict().items()}
 
 
 def _parse(option: str, text: str, norms: Sequence[str]) -> tuple[str, float]:

@@ -261,7 +261,11 @@ class GradientDetector(NormDetector, name="gradient"):
         self.require_fitted()
         self._settle_labels(x)
         norms = differentiable_norms(
-            *(self.model, x, self.label, self.loss, self.parameters),
+            self.model,
+            x,
+            label=self.label,
+            loss=self.loss,
+            parameters=self.parameters,
             activations=self._activations,
         )
         return self.score_norms(self._with_copies(norms, x))
@@ -271,12 +275,16 @@ class GradientDetector(NormDetector, name="gradient"):
         self._settle_labels(batch)
         if self.label:
             norms = gradient_norms(
-                *(self.model, batch, self.label, self.loss, self.parameters),
+                self.model,
+                batch,
+                label=self.label,
+                loss=self.loss,
+                parameters=self.parameters,
                 nan_policy="flag",
                 activations=self._activations,
             )
         else:
-            norms = forward_norms(self.model, batch, self.parameters, "flag")
+            norms = forward_norms(self.model, batch, parameters=self.parameters, nan_policy="flag")
         with torch.no_grad():
             return self._with_copies(self._checked(norms), batch)
 

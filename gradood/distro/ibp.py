@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradood.errors import InputError, ModelError
+from gradood.results import Result
 
 
-class Interval(NamedTuple):
+@dataclass(frozen=True)
+class Interval(Result):
     """Elementwise ``lower <= value <= upper``, two tensors of one shape."""
 
     lower: Tensor
@@ -182,7 +184,7 @@ def confidence_bound(logits: Interval) -> Tensor:
     ``max_i 1 / (1 + sum_{j != i} exp(l_j - u_i))``. (``softmax(u)`` is no bound: with all u equal
     it says 1 / C, whatever the lower ends.)
     """
-    lower, upper = logits
+    lower, upper = logits.lower, logits.upper
     classes = upper.shape[1]
     # u_i against every other l_j, and against itself.
     rivals = lower[:, None, :].expand(-1, classes, -1).clone()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from gradood.distro.ibp import FLOAT32, upper_bound
 from gradood.errors import InputError
+from gradood.results import Result
 
 Norm = Literal["linf", "l2"]
 
@@ -74,7 +76,8 @@ class JointModel(nn.Module):
         return joint_log_probabilities(self.classifier(x), self.discriminator(x))
 
 
-class GuaranteedConfidence(NamedTuple):
+@dataclass(frozen=True)
+class GuaranteedConfidence(Result):
     """An upper bound of a joint model's confidence over a ball, and what it rests on.
 
     Attributes:

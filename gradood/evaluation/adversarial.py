@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +11,11 @@ import numpy.typing as npt
 from gradood.errors import InputError
 from gradood.evaluation.curves import Floats, Scores, as_scores
 from gradood.evaluation.guaranteed import GuaranteedMetrics, as_bounds, radii, stacked, worst
+from gradood.results import Result
 
 
-class AdversarialMetrics(NamedTuple):
+@dataclass(frozen=True)
+class AdversarialMetrics(Result):
     """What ``evaluate_adversarial`` returns: AAUC, AAUPR and AFPR are ``clean_normals``' metrics.
 
     Attributes:

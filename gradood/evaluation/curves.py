@@ -1,18 +1,20 @@
 """Scores in, operating points out: what the metrics are computed from and the plots draw."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
 from gradood.errors import InputError
+from gradood.results import Result
 
 Scores = Tensor | npt.ArrayLike
 Floats = npt.NDArray[np.float64]
 
 
-class RocPoints(NamedTuple):
+@dataclass(frozen=True)
+class RocPoints(Result):
     """One operating point per distinct threshold, from ``(0, 0)`` to ``(1, 1)``.
 
     Attributes:
@@ -26,6 +28,11 @@ class RocPoints(NamedTuple):
     false_positive_rate: Floats
     true_positive_rate: Floats
     thresholds: Floats
+
+    @property
+    def line(self) -> tuple[Floats, Floats]:
+        """What a plot draws: x and y."""
+        return self.false_positive_rate, self.true_positive_rate
 
 
 def as_scores(scores: Scores, name: str) -> Floats:
@@ -67,7 +74,8 @@ def ranked(normal: Floats, anomalous: Floats) -> tuple[npt.NDArray[np.int64], Fl
     return ranks.astype(np.int64), distinct
 
 
-class PrPoints(NamedTuple):
+@dataclass(frozen=True)
+class PrPoints(Result):
     """One operating point per distinct threshold, from the strictest; anomalous is positive.
 
     Attributes:
@@ -77,6 +85,11 @@ class PrPoints(NamedTuple):
 
     recall: Floats
     precision: Floats
+
+    @property
+    def line(self) -> tuple[Floats, Floats]:
+        """What a plot draws: x and y."""
+        return self.recall, self.precision
 
 
 def pr_points(scores_normal: Scores, scores_anomalous: Scores) -> PrPoints:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from gradood.errors import InputError
 from gradood.evaluation.curves import Floats, Scores
+from gradood.results import Result
 from gradood.smoothing.bounds import dataset
 from gradood.smoothing.evidence import Evidence
 
@@ -18,7 +20,8 @@ from gradood.smoothing.evidence import Evidence
 Noise: TypeAlias = "Evidence | Sequence[int] | Tensor"
 
 
-class GuaranteedMetrics(NamedTuple):
+@dataclass(frozen=True)
+class GuaranteedMetrics(Result):
     """Bounds of ``evaluate``'s metrics, float64 ``[R]``: from below, the last two from above."""
 
     auroc: Floats
@@ -28,7 +31,8 @@ class GuaranteedMetrics(NamedTuple):
     detection_error: Floats
 
 
-class Guarantee(NamedTuple):
+@dataclass(frozen=True)
+class Guarantee(Result):
     """What ``evaluate_guaranteed`` returns.
 
     Attributes:

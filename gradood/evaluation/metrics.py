@@ -1,13 +1,15 @@
 """How well scores separate anomalous from normal inputs: AUROC, AUPR, FPR at 95 % TPR."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
 from gradood.evaluation.curves import Scores, as_scores, ranked, roc_points
+from gradood.results import Result
 
 
-class Metrics(NamedTuple):
+@dataclass(frozen=True)
+class Metrics(Result):
     """Detection metrics, all in [0, 1], with the counts behind them; see ``evaluate``."""
 
     auroc: float

@@ -103,6 +103,7 @@ class GradientNorms:
 def gradient_norms(
     model: nn.Module,
     x: Batch,
+    *,
     label: Label | Sequence[Label] = "all_hot",
     loss: str | Sequence[str] = "bce",
     parameters: Selection = None,
@@ -188,7 +189,7 @@ def gradient_norms(
 
 
 def forward_norms(
-    model: nn.Module, x: Batch, parameters: Selection = None, nan_policy: str = "raise"
+    model: nn.Module, x: Batch, *, parameters: Selection = None, nan_policy: str = "raise"
 ) -> GradientNorms:
     """Logits, features and activations of a batch, without a backward pass.
 

@@ -37,6 +37,7 @@ _LOG = logging.getLogger("gradood")
 def differentiable_norms(
     model: nn.Module,
     x: Tensor,
+    *,
     label: Label | Sequence[Label] = "all_hot",
     loss: str | Sequence[str] = "bce",
     parameters: Selection = None,

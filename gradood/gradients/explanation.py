@@ -97,7 +97,7 @@ class Explanation(Sequence[Row]):
 
 
 def explain(
-    model: nn.Module, x: Batch, parameters: Selection = None, method: str = "auto"
+    model: nn.Module, x: Batch, *, parameters: Selection = None, method: str = "auto"
 ) -> Explanation:
     """Say for every parameter which rule, algorithm and backend compute its norm.
 

@@ -69,6 +69,7 @@ class GradientGrams:
 def gradient_grams(
     model: nn.Module,
     x: Batch,
+    *,
     parameters: Selection = None,
     method: str = "auto",
     micro_batch: int | None = None,

@@ -6,12 +6,14 @@ import hashlib
 import logging
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from gradood.errors import CheckpointError, InputError, ModelError
+from gradood.results import Result
 
 log = logging.getLogger("gradood")
 
@@ -22,7 +24,8 @@ _PREDICTIONS = ("epsilon", "sample", "v_prediction")
 _MISMATCH = 0.02
 
 
-class NoiseLevel(NamedTuple):
+@dataclass(frozen=True)
+class NoiseLevel(Result):
     """The first step of a diffusion with no less than some noise; the last if there is none.
 
     Attributes:

@@ -139,9 +139,9 @@ def test_evaluate_compares_score_files_and_inputs(data, tmp_path):
           for n in ("fashion-mnist", "mnist"))
     )  # fmt: skip
     (found,) = json.loads(of_files.stdout)["sets"].values()
-    assert found == pytest.approx(expected._asdict(), abs=1e-6)
+    assert found == pytest.approx(expected.asdict(), abs=1e-6)
     sets = json.loads((tmp_path / "metrics.json").read_text())["sets"]
-    assert list(sets.values())[0] == pytest.approx(expected._asdict(), abs=1e-6)
+    assert list(sets.values())[0] == pytest.approx(expected.asdict(), abs=1e-6)
     assert "mean" in of_inputs.output and "AUROC" in of_inputs.output
 
 

@@ -109,12 +109,12 @@ def test_penultimate_features_come_with_the_norms(model, pictures, norms):
 
 def test_a_loss_for_each_label(model, pictures):
     x = pictures.normal[:3]
-    both = gradood.gradient_norms(model, x, ["all_hot", "uniform"], ["bce", "ce"]).values
-    for k, pair in enumerate([("all_hot", "bce"), ("uniform", "ce")]):
-        expected = gradood.gradient_norms(model, x, *pair).values
+    both = gradood.gradient_norms(model, x, label=["all_hot", "uniform"], loss=["bce", "ce"]).values
+    for k, (label, loss) in enumerate([("all_hot", "bce"), ("uniform", "ce")]):
+        expected = gradood.gradient_norms(model, x, label=label, loss=loss).values
         torch.testing.assert_close(both[:, k], expected, rtol=1e-4, atol=0)
     with pytest.raises(InputError, match="1 losses for 2 labels"):
-        gradood.gradient_norms(model, x, ["all_hot", "uniform"], ["bce"])
+        gradood.gradient_norms(model, x, label=["all_hot", "uniform"], loss=["bce"])
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,11 @@ RADII = [0.5, 0.1, 1.0]  # not in order, on purpose
 
 def merits(metrics: GuaranteedMetrics) -> np.ndarray:
     """``[5, R]``, larger is better."""
-    return SIGNS[:, None] * np.stack(metrics)
+    return SIGNS[:, None] * np.stack([*metrics])
 
 
 def clean_merits(normal: object, anomalous: object) -> np.ndarray:
-    return SIGNS[:, None] * np.array(evaluate(normal, anomalous)[:5])[:, None]
+    return SIGNS[:, None] * np.array([*evaluate(normal, anomalous)][:5])[:, None]
 
 
 @settings(deadline=None)  # the first call imports scikit-learn
@@ -60,7 +60,7 @@ def test_it_is_the_metric_of_the_lowest_scores(seed: int) -> None:
     result = evaluate_adversarial(torch.tensor(normal), clean, 0.1, attacks)
     lowest = np.minimum.reduce([clean, *attacks.values()])
     exact = evaluate(normal, lowest)
-    np.testing.assert_allclose(np.stack(result.clean_normals)[:, 0], exact[:5])
+    np.testing.assert_allclose(np.stack([*result.clean_normals])[:, 0], [*exact][:5])
     assert result.moved_normals is None
     assert (result.count_normal, result.count_anomalous) == (40, 31)
     assert (merits(result.clean_normals) < clean_merits(normal, clean)).all()

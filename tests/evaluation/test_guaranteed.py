@@ -1,5 +1,6 @@
 import itertools
 import math
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from gradood.evaluation import Guarantee, GuaranteedMetrics, evaluate
 
 LEVELS = st.sampled_from([-math.inf, -1.0, 0.0, 0.5, 2.0, math.inf])
 SCORES = st.lists(LEVELS, min_size=1, max_size=25)
-NAMES = GuaranteedMetrics._fields
+NAMES = tuple(field.name for field in fields(GuaranteedMetrics))
 
 
 def guarantee(normal: object, anomalous: object, **options: object) -> Guarantee:

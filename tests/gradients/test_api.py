@@ -70,11 +70,11 @@ def test_every_label_and_loss_matches_autograd(model, x, name, loss):
     label, target = labels_of(model(x).detach())[name]
     if loss == "ce" and name == "zero_hot":
         with pytest.raises(InputError, match="positive sum"):
-            gradood.gradient_norms(model, x, label, loss)
+            gradood.gradient_norms(model, x, label=label, loss=loss)
         return
     expected = reference_norms(model, x, target, LOSSES[loss])
-    assert_norms(gradood.gradient_norms(model, x, label, loss), expected, 1e-9)
-    rows = gradood.gradient_norms(model, x, label, loss, micro_batch=4)
+    assert_norms(gradood.gradient_norms(model, x, label=label, loss=loss), expected, 1e-9)
+    rows = gradood.gradient_norms(model, x, label=label, loss=loss, micro_batch=4)
     assert_norms(rows, expected, 1e-9)
 
 
@@ -84,7 +84,9 @@ def test_a_confident_prediction_has_a_tiny_gradient_and_not_zero():
         model.weight.zero_()
         model.bias.copy_(torch.tensor([60.0, 0.0, 1.0]))
     for loss in ("ce", "bce_softmax"):
-        norms = gradood.gradient_norms(model.double(), torch.ones(1, 2).double(), "predicted", loss)
+        norms = gradood.gradient_norms(
+            model.double(), torch.ones(1, 2).double(), label="predicted", loss=loss
+        )
         # p_j = e^(z_j − 60) for the other classes, and 1 − p_0 their sum.
         p = torch.tensor([0.0, 1.0]).double().sub(60).exp()
         rest = torch.cat([p, p.sum()[None]])
@@ -98,14 +100,17 @@ def test_several_labels_share_one_forward_pass(model, x):
     calls = []
     model.register_forward_hook(lambda *_: calls.append(1))
     labels = ["all_hot", "uniform", torch.rand(6, 5), "predicted"]
-    gradood.gradient_norms(model, x, labels)  # the probe has its own passes
+    gradood.gradient_norms(model, x, label=labels)  # the probe has its own passes
     calls.clear()
-    norms = gradood.gradient_norms(model, x, labels)
+    norms = gradood.gradient_norms(model, x, label=labels)
     assert len(calls) == 1
     assert norms.values.shape == (6, 4, len(norms.names))
     for k, label in enumerate(labels):
         torch.testing.assert_close(
-            norms.values[:, k], gradood.gradient_norms(model, x, label).values, rtol=1e-5, atol=0
+            norms.values[:, k],
+            gradood.gradient_norms(model, x, label=label).values,
+            rtol=1e-5,
+            atol=0,
         )
     torch.testing.assert_close(norms.logits, model(x).detach())
 
@@ -114,8 +119,8 @@ def test_several_labels_share_one_forward_pass(model, x):
 def test_methods_agree(model, x, method):
     model, x = model.double(), x.double()
     labels = ["all_hot", "predicted"]
-    expected = gradood.gradient_norms(model, x, labels)
-    other = gradood.gradient_norms(model, x, labels, method=method)
+    expected = gradood.gradient_norms(model, x, label=labels)
+    other = gradood.gradient_norms(model, x, label=labels, method=method)
     torch.testing.assert_close(other.values, expected.values, rtol=1e-10, atol=0)
 
 
@@ -131,7 +136,7 @@ def test_small_batches_in_micro_batches_of_one(model, x, samples):
     model, x = model.double(), x[:samples].double()
     label = torch.rand(samples, 5, generator=torch.Generator().manual_seed(3))
     for method in ("auto", "loop", "vmap"):
-        norms = gradood.gradient_norms(model, x, label, micro_batch=1, method=method)
+        norms = gradood.gradient_norms(model, x, label=label, micro_batch=1, method=method)
         assert_norms(norms, reference_norms(model, x, label), 1e-9)
 
 
@@ -348,7 +353,11 @@ def test_autocast(model, x):
 
 def test_empty_batch(model, x):
     assert gradood.gradient_norms(model, x[:0]).values.shape == (0, 7)
-    assert gradood.gradient_norms(model, x[:0], ["all_hot", "uniform"]).values.shape == (0, 2, 7)
+    assert gradood.gradient_norms(model, x[:0], label=["all_hot", "uniform"]).values.shape == (
+        0,
+        2,
+        7,
+    )
 
 
 def test_a_model_without_parameters(x):

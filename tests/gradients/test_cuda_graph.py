@@ -66,8 +66,8 @@ def test_replays_equal_passes(label):
     model = network().cuda()
     for seed in range(3):
         x = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(seed)).cuda()
-        wanted = gradood.gradient_norms(model, x, label)
-        got = gradood.gradient_norms(model, x, label, cuda_graph=True)
+        wanted = gradood.gradient_norms(model, x, label=label)
+        got = gradood.gradient_norms(model, x, label=label, cuda_graph=True)
         torch.testing.assert_close(got.values, wanted.values, rtol=1e-5, atol=1e-12)
         with torch.no_grad():  # weights may change in place
             model[4].weight.mul_(1.5)

@@ -58,8 +58,8 @@ def case(request):
 @pytest.mark.parametrize("loss", ["bce", "ce", "bce_softmax"])
 def test_values_are_those_of_gradient_norms(case, label, loss):
     model, x = case
-    found = differentiable_norms(model, x.requires_grad_(), label, loss)
-    expected = gradient_norms(model, x.detach(), label, loss)
+    found = differentiable_norms(model, x.requires_grad_(), label=label, loss=loss)
+    expected = gradient_norms(model, x.detach(), label=label, loss=loss)
     assert found.names == expected.names and found.values.requires_grad
     torch.testing.assert_close(found.values.detach(), expected.values, rtol=1e-9, atol=1e-14)
     torch.testing.assert_close(found.logits.detach(), expected.logits)
@@ -69,7 +69,7 @@ def test_values_are_those_of_gradient_norms(case, label, loss):
 def test_derivatives_are_those_of_finite_differences(case, label, loss):
     model, x = case
     assert torch.autograd.gradcheck(
-        lambda points: differentiable_norms(model, points, label, loss).values,
+        lambda points: differentiable_norms(model, points, label=label, loss=loss).values,
         x.requires_grad_(),
         atol=1e-7,
         rtol=1e-5,

@@ -86,7 +86,7 @@ def test_grams_hold_the_norms_of_every_label_and_loss(classified, label, loss):
         with pytest.raises(InputError, match="positive sum"):
             grams.norms(label, loss)
         return
-    expected = gradood.gradient_norms(model, images, label, loss)
+    expected = gradood.gradient_norms(model, images, label=label, loss=loss)
     found = grams.norms(label, loss)
     assert found.names == expected.names and torch.equal(found.logits, grams.logits)
     # Rounding is relative to the sum of what may cancel.
@@ -113,7 +113,7 @@ def test_a_list_of_labels_and_a_label_a_sample(classified):
 
 def test_micro_batches_and_selection_change_nothing(classified):
     model, images, grams = classified
-    few = gradood.gradient_grams(model, images, "linear.*", micro_batch=4)
+    few = gradood.gradient_grams(model, images, parameters="linear.*", micro_batch=4)
     assert few.names == ("linear.weight", "linear.bias")
     assert torch.allclose(few.values, grams.values[:, -2:], rtol=1e-5)
     one = gradood.gradient_grams(model, images[:1])

@@ -31,7 +31,7 @@ def x():
 
 def test_every_label_of_a_multi_label_head_has_its_own_sigmoid(x):
     labels = (torch.rand(N, 4, generator=torch.Generator().manual_seed(1)) > 0.5).float()
-    found = gradient_norms(network(4), x, labels).values.double()
+    found = gradient_norms(network(4), x, label=labels).values.double()
 
     def loss(z, i):
         return binary_cross_entropy_with_logits(z, labels[i : i + 1].double(), reduction="sum")
@@ -41,7 +41,7 @@ def test_every_label_of_a_multi_label_head_has_its_own_sigmoid(x):
 
 @pytest.mark.parametrize("outputs", [1, 3])
 def test_numbers_of_a_regression_head_are_differentiated_themselves(x, outputs):
-    found = gradient_norms(network(outputs), x, "all_hot", "logit").values.double()
+    found = gradient_norms(network(outputs), x, label="all_hot", loss="logit").values.double()
     expected = loop(network(outputs), x, lambda z, i: z.sum())
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-9)
     # The squared error of target t, (z - t)², has 2 |z - t| times that gradient.

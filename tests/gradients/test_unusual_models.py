@@ -335,10 +335,10 @@ def test_several_labels_through_the_fallback():
     model = nn.Sequential(nn.Linear(6, 8), HiddenSlope(8), nn.Linear(8, 4)).eval().double()
     x = torch.randn(5, 6).double()
     labels = torch.rand(3, 4).double()
-    norms = gradood.gradient_norms(model, x, list(labels))
+    norms = gradood.gradient_norms(model, x, label=list(labels))
     assert gradood.explain(model, x)[2].rule == "vmap"
     for k, label in enumerate(labels):
-        one = gradood.gradient_norms(model, x, label)
+        one = gradood.gradient_norms(model, x, label=label)
         assert_norms(one, reference_norms(model, x, label.expand(5, 4)), 1e-9)
         torch.testing.assert_close(norms.values[:, k], one.values, rtol=1e-9, atol=0)
 

@@ -100,10 +100,10 @@ def test_norms_are_those_of_a_float64_loop(label, loss):
         expected.append(torch.stack([g.square().sum() for g in gradients]))
     expected = torch.stack(expected)
     for values in (
-        gradient_norms(model, x, label, loss).values,
-        gradient_norms(model, x, label, loss, method="loop").values,
+        gradient_norms(model, x, label=label, loss=loss).values,
+        gradient_norms(model, x, label=label, loss=loss, method="loop").values,
         gradient_grams(model, x).norms(label, loss).values,
-        differentiable_norms(model, x, label, loss).values,
+        differentiable_norms(model, x, label=label, loss=loss).values,
     ):
         torch.testing.assert_close(values.double(), expected, rtol=1e-4, atol=1e-9)
 
@@ -111,8 +111,8 @@ def test_norms_are_those_of_a_float64_loop(label, loss):
 def test_a_given_label_is_the_probability_of_class_one():
     model, x = network(), torch.randn(N, 6)
     y = torch.rand(N, 1)
-    given = gradient_norms(model, x, y, "ce").values
-    two = gradient_norms(TwoLogits(model), x, torch.cat([1 - y, y], 1), "ce").values
+    given = gradient_norms(model, x, label=y, loss="ce").values
+    two = gradient_norms(TwoLogits(model), x, label=torch.cat([1 - y, y], 1), loss="ce").values
     torch.testing.assert_close(given, two)
 
 

@@ -76,11 +76,11 @@ def test_gradient_norms_equal_those_of_cpp(name, label, monkeypatch):
     build, batch = MODELS[name]
     model, x = build().eval(), batch()
     monkeypatch.setenv("GRADOOD_BACKEND", "cpp")
-    wanted = gradood.gradient_norms(model, x, label)
+    wanted = gradood.gradient_norms(model, x, label=label)
     monkeypatch.setenv("GRADOOD_BACKEND", "triton")
     model, x = model.to(DEVICE), x.to(DEVICE)
     with torch.no_grad():
-        got = gradood.gradient_norms(model, x, label)
+        got = gradood.gradient_norms(model, x, label=label)
     torch.testing.assert_close(got.values.cpu(), wanted.values, rtol=1e-5, atol=1e-12)
     rows = gradood.explain(model, x)
     assert {row.backend for row in rows} <= {"triton", "torch"}

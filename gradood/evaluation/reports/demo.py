@@ -146,7 +146,7 @@ def _histogram(one: SetResult, detector: str, threshold: float | None) -> Plot:
 
 def _curve(one: SetResult, kind: str) -> Plot:
     points = roc_points if kind == "roc" else pr_points
-    lines = {name: points(one.normal[name], one.anomalous[name])[:2] for name in DETECTORS}
+    lines = {name: points(one.normal[name], one.anomalous[name]).line for name in DETECTORS}
     draw = figures.roc if kind == "roc" else figures.precision_recall
     return draw(lines, title=one.name, styles=_LINES)
 
