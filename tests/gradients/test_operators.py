@@ -209,9 +209,28 @@ def fill(x, p, q):
     return torch.tanh(y) * x
 
 
+DISTANCES = {
+    "cdist": (TOKENS, [(4, 6)], torch.cdist),
+    "cdist of rows": (ROWS, [(4, 6)], torch.cdist),
+    "cdist of many rows": (ROWS, [(30, 6)], torch.cdist),
+    "cdist, a distance of zero": (
+        TOKENS, [(4, 6)],
+        lambda x, p: torch.cdist(torch.cat([x, p.detach().expand(len(x), 4, 6)], 1), p),
+    ),
+    "cdist, samples along another dimension": (
+        TOKENS, [(4, 6)], lambda x, p: torch.cdist(x.transpose(0, 1), p).transpose(0, 1)
+    ),
+    "cdist, samples merged": (
+        TOKENS, [(4, 6)], lambda x, p: torch.cdist(x.flatten(0, 1), p).unflatten(0, (-1, 3))
+    ),
+    "cdist twice": (
+        TOKENS, [(6, 6)], lambda x, p: torch.cdist(torch.tanh(torch.cdist(x, p)), p)
+    ),
+}  # fmt: skip
+
 #: Operators without a rule of their own.
 ALONE = {
-    "cdist": (TOKENS, [(4, 6)], torch.cdist),
+    "cdist of another norm": (TOKENS, [(4, 6)], lambda x, p: torch.cdist(x, p, 3.0)),
     "cosine_similarity": (
         TOKENS, [(3, 6)], lambda x, p: functional.cosine_similarity(x, p, dim=-1)
     ),
@@ -229,7 +248,7 @@ ALONE = {
         lambda x, w, b: functional.group_norm(x.flatten(0, 1), 2, w, b).unflatten(0, (-1, 3)),
     ),
     "an operator used twice": (
-        TOKENS, [(6, 6)], lambda x, p: torch.cdist(torch.tanh(torch.cdist(x, p)), p)
+        TOKENS, [(6, 6)], lambda x, p: torch.cdist(torch.tanh(torch.cdist(x, p, 3.0)), p, 3.0)
     ),
 }  # fmt: skip
 
@@ -245,7 +264,7 @@ LIKE = {
 #: Where values alone do not tell which copies belong to which sample.
 UNCLEAR = {"masked_scatter"}
 
-TABLE = {**POINTWISE, **CONTRACTIONS, **COPIES, **ALONE, **LIKE}
+TABLE = {**POINTWISE, **CONTRACTIONS, **COPIES, **DISTANCES, **ALONE, **LIKE}
 
 
 def build(name):
@@ -281,3 +300,9 @@ def test_norms_equal_a_loop_over_samples(name, dtype):
         assert_norms(gradood.gradient_grams(model, x).norms(), expected, 1e-9)
         lone = gradood.gradient_norms(model, x[:1])
         assert_norms(lone, expected[:1], 1e-9)
+
+
+@pytest.mark.parametrize("name", DISTANCES)
+def test_distances_have_a_rule_of_their_own(name):
+    rows = gradood.explain(*build(name))
+    assert {row.rule for row in rows if row.parameter == "p0"} == {"distance"}

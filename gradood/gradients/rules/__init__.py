@@ -8,7 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from gradood.gradients.rules import broadcast, contraction, conv, copies, embedding, linear, norm
+from gradood.gradients.rules import (
+    broadcast,
+    contraction,
+    conv,
+    copies,
+    distance,
+    embedding,
+    linear,
+    norm,
+)
 from gradood.gradients.rules.alone import AloneCall
 from gradood.gradients.rules.call import Call
 
@@ -20,6 +29,7 @@ RULES: dict[Callable[..., Any], type[Call]] = {
     **conv.RULES,
     **norm.RULES,
     **copies.RULES,
+    **distance.RULES,
     **embedding.RULES,
     **broadcast.RULES,
 }
