@@ -55,8 +55,15 @@ def page() -> str:
         found = import_module(module)
         contents.append(f"* [`{module}`](#{module.replace('.', '')})")
         chapters.append(f"## {module}\n\n{_markdown(inspect.getdoc(found) or '')}")
-        chapters += [_entry(module, name) for name in sorted(names or found.__all__, key=str.lower)]
+        chapters += [
+            _entry(module, name) for name in sorted(names or _public(found), key=str.lower)
+        ]
     return _HEAD + "\n".join(contents) + "\n\n" + "\n\n".join(chapters) + "\n"
+
+
+def _public(module: Any) -> list[str]:
+    modules = {n for n, v in vars(module).items() if inspect.ismodule(v)}
+    return getattr(module, "__all__", [n for n in vars(module) if n[0] != "_" and n not in modules])
 
 
 def _entry(module: str, name: str) -> str:

@@ -1,39 +1,25 @@
-"""Gradient norms or model outputs -> score, threshold, decision."""
+"""Gradient norms or model outputs -> score, threshold, decision.
 
-from gradood.detectors.base import DETECTORS, Detector
-from gradood.detectors.baselines import Energy, MaxSoftmax
-from gradood.detectors.confounding import ConfoundingDetector
-from gradood.detectors.gmm import GradientGMM
-from gradood.detectors.gradient import GradientDetector
-from gradood.detectors.head import ExGrad, GradNorm
-from gradood.detectors.knn import GradientKNN
-from gradood.detectors.loading import load
-from gradood.detectors.mahalanobis import GradientMahalanobis
-from gradood.detectors.norm_detector import NormDetector, needs_fit
-from gradood.detectors.novelty import Novelty
-from gradood.detectors.parts import PARTS, Part, vector_part
-from gradood.detectors.threshold import conservative_threshold
-from gradood.detectors.uncertainty import GradUncertainty
+A detector is a file here and a line below: its class registers itself by being imported.
+"""
 
-__all__ = [
-    "DETECTORS",
-    "PARTS",
-    "ConfoundingDetector",
-    "Detector",
-    "Energy",
-    "ExGrad",
-    "GradNorm",
-    "GradUncertainty",
-    "GradientDetector",
-    "GradientGMM",
-    "GradientKNN",
-    "GradientMahalanobis",
-    "MaxSoftmax",
-    "NormDetector",
-    "Novelty",
-    "Part",
-    "conservative_threshold",
-    "load",
-    "needs_fit",
-    "vector_part",
-]
+from gradood.detectors.base import DETECTORS as DETECTORS
+from gradood.detectors.base import Detector as Detector
+from gradood.detectors.baselines import Energy as Energy
+from gradood.detectors.baselines import MaxSoftmax as MaxSoftmax
+from gradood.detectors.confounding import ConfoundingDetector as ConfoundingDetector
+from gradood.detectors.gmm import GradientGMM as GradientGMM
+from gradood.detectors.gradient import GradientDetector as GradientDetector
+from gradood.detectors.head import ExGrad as ExGrad
+from gradood.detectors.head import GradNorm as GradNorm
+from gradood.detectors.knn import GradientKNN as GradientKNN
+from gradood.detectors.loading import load as load
+from gradood.detectors.mahalanobis import GradientMahalanobis as GradientMahalanobis
+from gradood.detectors.norm_detector import NormDetector as NormDetector
+from gradood.detectors.norm_detector import needs_fit as needs_fit
+from gradood.detectors.novelty import Novelty as Novelty
+from gradood.detectors.parts import PARTS as PARTS
+from gradood.detectors.parts import Part as Part
+from gradood.detectors.parts import vector_part as vector_part
+from gradood.detectors.threshold import conservative_threshold as conservative_threshold
+from gradood.detectors.uncertainty import GradUncertainty as GradUncertainty
