@@ -8,6 +8,7 @@ from gradood.detectors.base import Detector as Detector
 from gradood.detectors.baselines import Energy as Energy
 from gradood.detectors.baselines import MaxSoftmax as MaxSoftmax
 from gradood.detectors.confounding import ConfoundingDetector as ConfoundingDetector
+from gradood.detectors.entropy import GeneralizedEntropy as GeneralizedEntropy
 from gradood.detectors.gmm import GradientGMM as GradientGMM
 from gradood.detectors.gradient import GradientDetector as GradientDetector
 from gradood.detectors.head import ExGrad as ExGrad
