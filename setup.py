@@ -9,7 +9,7 @@ import platform
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 MODE = os.environ.get("GRADOOD_BUILD_EXT", "auto")
@@ -104,7 +104,12 @@ EXTENSION = Extension(
     extra_link_args=["-ldl"] + ([f"-fsanitize={SANITIZE}"] if SANITIZE else []),
 )
 
+#: The package's own folder has a link to kernels/, which a checkout without symbolic links lacks.
+PACKAGES = find_packages(include=["gradood*"], exclude=["gradood.kernels"])
+
 setup(
+    packages=[*PACKAGES, "gradood.kernels"],
+    package_dir={"gradood.kernels": "kernels"},
     ext_modules=[EXTENSION],
     cmdclass={"build_ext": BuildKernels},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
