@@ -44,7 +44,7 @@ def capture(run: Callable[[Tensor], Any], x: Tensor) -> Captured:
     """Capture ``run`` for inputs of the shape, type and layout of ``x``.
 
     Raises:
-        ModelError: it does what a graph cannot hold.
+        ModelError: It does what a graph cannot hold.
     """
     static = x.clone(memory_format=torch.preserve_format)
     device = x.device

@@ -70,9 +70,9 @@ def product_precision(dtype: torch.dtype, products: int, cancels: bool) -> str:
     """The ``input_precision`` of a dot product.
 
     Args:
-        dtype: of both operands.
-        products: multiply-adds of one sample.
-        cancels: whether sums of products may be far smaller than the products, as in Gram matrices.
+        dtype: Of both operands.
+        products: Multiply-adds of one sample.
+        cancels: Whether sums of products may be far smaller than the products, as in Gram matrices.
     """
     chosen = _PRECISION.get()
     if dtype != torch.float32:

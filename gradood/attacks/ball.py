@@ -25,7 +25,7 @@ class Ball:
     Args:
         centres: Floating point ``[n, ...]``, within the limits; points have the same dtype.
         norm: "linf" or "l2".
-        epsilon: float64 ``[n]``, at least 0.
+        epsilon: Float64 ``[n]``, at least 0.
         limits: (low, high), or None for none.
     """
 

@@ -44,8 +44,8 @@ def apgd(
 
     Args:
         model: Classifier in eval mode, differentiable.
-        x: float images ``[N, ...]`` within the limits.
-        labels: int64 ``[N]``, the classes to move away from.
+        x: Float images ``[N, ...]`` within the limits.
+        labels: Int64 ``[N]``, the classes to move away from.
         epsilon: Radius, one for all or ``[N]``.
         norm: "linf" or "l2".
         loss: What is maximised.

@@ -66,7 +66,7 @@ def attack_score(
         score: A fitted detector: gradient detectors are differentiated through their norms, by a
             second backward pass; see ``through_softplus``. Or ``[N, ...] -> [N]``, differentiable,
             whose rows do not influence one another, such as ``max_confidence(model)``.
-        x: float ``[N, ...]`` within the limits.
+        x: Float ``[N, ...]`` within the limits.
         epsilon: Radius in units of the input, one for all or ``[N]``.
         norm: "linf" or "l2".
         direction: "down" makes anomalies look normal, for scores that are higher for anomalies.

@@ -32,9 +32,9 @@ class Evasion:
         rounded: ``images`` rounded to the 256 levels that an image file can hold.
         success: ``[N]`` bool, the classifier is wrong on ``images``.
         success_rounded: ``[N]`` bool, the same on ``rounded``.
-        clean: float64 ``[N]``, scores of the originals.
-        score: float64 ``[N]``, scores of ``images``.
-        score_rounded: float64 ``[N]``, scores of ``rounded``.
+        clean: Float64 ``[N]``, scores of the originals.
+        score: Float64 ``[N]``, scores of ``images``.
+        score_rounded: Float64 ``[N]``, scores of ``rounded``.
     """
 
     images: Tensor
@@ -74,8 +74,8 @@ def evade(
     Args:
         model: Classifier in eval mode, differentiable.
         score: As in ``attack_score``: a fitted detector, or a differentiable score of each row.
-        x: float images ``[N, ...]`` in [0, 1].
-        labels: int64 ``[N]``, the classes to move away from.
+        x: Float images ``[N, ...]`` in [0, 1].
+        labels: Int64 ``[N]``, the classes to move away from.
         epsilon: Radius, one for all or ``[N]``.
         norm: "linf" or "l2".
         confidence: How far beyond the border a point must be, in logits, before the score counts;

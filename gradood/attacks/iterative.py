@@ -121,8 +121,8 @@ def pgd(
 
     Args:
         model: Classifier in eval mode, differentiable; its parameters and ``.grad`` are untouched.
-        x: float images ``[N, ...]`` in [0, 1], on the model's device.
-        labels: int64 ``[N]``, the classes to move away from; of a model with one logit 1 where it
+        x: Float images ``[N, ...]`` in [0, 1], on the model's device.
+        labels: Int64 ``[N]``, the classes to move away from; of a model with one logit 1 where it
             is positive, else 0.
         epsilon: Radius, in pixel units of [0, 1].
         norm: "linf" or "l2".

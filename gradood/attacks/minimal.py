@@ -38,8 +38,8 @@ def carlini_wagner(
 
     Args:
         model: Classifier in eval mode, differentiable.
-        x: float images ``[N, ...]`` in [0, 1].
-        labels: int64 ``[N]``, the classes to move away from.
+        x: Float images ``[N, ...]`` in [0, 1].
+        labels: Int64 ``[N]``, the classes to move away from.
         steps: Adam steps for each value of c.
         search_steps: Values of c.
         step_size: Of Adam.
@@ -50,7 +50,7 @@ def carlini_wagner(
         Attacked images, and x itself where no change misleads.
 
     Raises:
-        InputError: foolbox is not installed, or an argument is wrong.
+        InputError: Foolbox is not installed, or an argument is wrong.
         ModelError: A part of the model is in training mode.
     """
     attack = _foolbox("attacks").L2CarliniWagnerAttack(

@@ -33,9 +33,9 @@ class Operation(NamedTuple):
     """One operation to check.
 
     Attributes:
-        error: runs it and returns the largest error, relative to the largest right number.
-        tolerance: what rounding explains.
-        avoided: how gradood does without it where it is wrong; empty where gradood needs it.
+        error: Runs it and returns the largest error, relative to the largest right number.
+        tolerance: What rounding explains.
+        avoided: How gradood does without it where it is wrong; empty where gradood needs it.
     """
 
     error: Callable[[], float]

@@ -25,10 +25,10 @@ class Verdict:
     """What a method leaves out or gets wrong.
 
     Attributes:
-        error: the largest error of a column that is not wrong, relative to its largest entry.
-        missing: parameters without norms.
-        wrong: parameters whose norms are off by more than rounding.
-        parameters: how many there are.
+        error: The largest error of a column that is not wrong, relative to its largest entry.
+        missing: Parameters without norms.
+        wrong: Parameters whose norms are off by more than rounding.
+        parameters: How many there are.
     """
 
     error: float

@@ -26,8 +26,8 @@ class Job:
 
     Attributes:
         task: ``"time"``, or ``"memory"`` for exactly one method.
-        rounds: how often each method has its turn; ``slow_rounds`` for slow ones.
-        methods_from: modules whose ``METHODS`` are measured too; see ``registry.include``.
+        rounds: How often each method has its turn; ``slow_rounds`` for slow ones.
+        methods_from: Modules whose ``METHODS`` are measured too; see ``registry.include``.
     """
 
     task: str
@@ -52,10 +52,10 @@ class Outcome:
     """What one method did.
 
     Attributes:
-        seconds: a call, one entry a round.
-        peak: bytes above model and input.
-        error, missing, wrong, parameters: as in ``check.Verdict``; None and empty unchecked.
-        trouble: why there is no measurement.
+        seconds: A call, one entry a round.
+        peak: Bytes above model and input.
+        error, missing, wrong, parameters: As in ``check.Verdict``; None and empty unchecked.
+        trouble: Why there is no measurement.
     """
 
     method: str

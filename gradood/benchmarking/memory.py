@@ -21,7 +21,7 @@ def peak_bytes(call: Callable[[], object]) -> int:
     for this to be exact: start the process with ``MALLOC_MMAP_THRESHOLD_=65536``.
 
     Raises:
-        OSError: this system does not let a process reset its high-water mark.
+        OSError: This system does not let a process reset its high-water mark.
     """
     gc.collect()
     with suppress(OSError, AttributeError):

@@ -35,12 +35,12 @@ class Method:
 
     Attributes:
         prepare: ``(model, autocast) → call``.
-        package: the distribution that does the work.
+        package: The distribution that does the work.
         computes: ``"nothing"``, ``"norms"`` by parameter, ``"sum"`` of squared norms with the
             loss of softmax probabilities, or ``"l1"``, GradNorm's sum of absolute gradients.
-        slow: gets fewer rounds.
-        casts: also measured under bfloat16 autocast.
-        quick: measured under ``--quick`` too: neither imports nor runs for long.
+        slow: Gets fewer rounds.
+        casts: Also measured under bfloat16 autocast.
+        quick: Measured under ``--quick`` too: neither imports nor runs for long.
     """
 
     prepare: Callable[[nn.Module, bool], Call]

@@ -22,7 +22,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     A hatched bar's norms are incomplete or wrong.
 
     Raises:
-        InputError: the format is unknown or the file cannot be written.
+        InputError: The format is unknown or the file cannot be written.
     """
     rows = [r for r in rows if r.ratio_forward_backward is not None]
     workloads = list(dict.fromkeys((r.model, r.batch) for r in rows))

@@ -16,27 +16,27 @@ class Row:
     """One method on one workload under one setting, and everything that it was measured with.
 
     Attributes:
-        date: of the measurement, UTC, ISO 8601.
-        commit: of the source checkout, ``-dirty`` when edited; empty for an installed package.
-        gradood, torch: versions.
-        cpu, features, cores: the processor, its features that matter, the cores in reach.
-        isa: the instruction set of the C++ kernels.
-        load: processes that wanted to run in the minute before: on a quiet machine below 1 before
+        date: Of the measurement, UTC, ISO 8601.
+        commit: Of the source checkout, ``-dirty`` when edited; empty for an installed package.
+        gradood, torch: Versions.
+        cpu, features, cores: The processor, its features that matter, the cores in reach.
+        isa: The instruction set of the C++ kernels.
+        load: Processes that wanted to run in the minute before: on a quiet machine below 1 before
             the first measurement, and about ``threads`` later.
-        model, batch, size, width, depth: the workload.
+        model, batch, size, width, depth: The workload.
         threads: OpenMP threads. precision: float32, or bfloat16 for autocast.
-        method, package, version: what was measured.
-        rounds: turns that the method had; ``median_s``, ``p20_s``, ``p80_s`` are seconds a call.
-        ratio_forward_backward, ratio_activation_only: medians over rounds of the time divided by
+        method, package, version: What was measured.
+        rounds: Turns that the method had; ``median_s``, ``p20_s``, ``p80_s`` are seconds a call.
+        ratio_forward_backward, ratio_activation_only: Medians over rounds of the time divided by
             that of an ordinary forward + backward pass, and of a forward + activation-only
             backward, in the same round.
         peak_mb: 10⁶ bytes of resident memory above model and input, at most, in a process of the
             method's own with one thread; ratio_peak divides it by that of forward + backward.
-        checked: parameters whose norms were compared with the float64 loop.
-        error: largest relative error of a column that is not wrong.
-        missing, wrong: how many parameters have no norm, and one that is off by more than 0.1 %
+        checked: Parameters whose norms were compared with the float64 loop.
+        error: Largest relative error of a column that is not wrong.
+        missing, wrong: How many parameters have no norm, and one that is off by more than 0.1 %
             (30 % under autocast) and more than three times what float32 autograd is.
-        note: which those are, or why there is no measurement.
+        note: Which those are, or why there is no measurement.
     """
 
     date: str
@@ -87,7 +87,7 @@ def append(path: Path, rows: Sequence[Any]) -> None:
     """Append dataclass instances of one kind to a CSV file; its header is written once.
 
     Raises:
-        InputError: the file has other columns, or cannot be written.
+        InputError: The file has other columns, or cannot be written.
     """
     if not rows:
         return

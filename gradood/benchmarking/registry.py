@@ -41,7 +41,7 @@ def method(name: str) -> Method:
     """The method of a name.
 
     Raises:
-        InputError: there is none of this name.
+        InputError: There is none of this name.
     """
     if name not in METHODS:
         raise InputError(f"no method {name!r} to measure; use one of {', '.join(METHODS)}")

@@ -30,14 +30,14 @@ class Settings:
     """What a table is made of.
 
     Attributes:
-        workloads: each has a process of its own for every thread count and precision.
-        methods: names; the passes that ratios need are added.
+        workloads: Each has a process of its own for every thread count and precision.
+        methods: Names; the passes that ratios need are added.
         threads: OpenMP thread counts.
-        rounds: at least, for every method; ``slow_rounds`` for the slow ones.
-        memory: measure peak memory too.
-        autocast: measure under bfloat16 autocast too.
-        methods_from: modules whose ``METHODS`` are among them.
-        together: measure all workloads in one process, to be quick: times in float32 only.
+        rounds: At least, for every method; ``slow_rounds`` for the slow ones.
+        memory: Measure peak memory too.
+        autocast: Measure under bfloat16 autocast too.
+        methods_from: Modules whose ``METHODS`` are among them.
+        together: Measure all workloads in one process, to be quick: times in float32 only.
     """
 
     workloads: Sequence[Workload]

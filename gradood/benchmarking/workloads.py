@@ -21,11 +21,11 @@ class Workload:
     """A model and a batch for it.
 
     Attributes:
-        model: a key of ``BUILDERS``.
-        batch: samples.
-        size: height and width of the images in pixels.
-        width: features of a hidden layer, channels after the stem, or tokens' dimension.
-        depth: hidden layers, blocks a stage, or transformer blocks.
+        model: A key of ``BUILDERS``.
+        batch: Samples.
+        size: Height and width of the images in pixels.
+        width: Features of a hidden layer, channels after the stem, or tokens' dimension.
+        depth: Hidden layers, blocks a stage, or transformer blocks.
     """
 
     model: str
@@ -262,7 +262,7 @@ def workload(model: str) -> Workload:
     """The standard workload of a model.
 
     Raises:
-        InputError: there is none of this name.
+        InputError: There is none of this name.
     """
     for candidate in _WORKLOADS:
         if candidate.model == model:

@@ -16,12 +16,12 @@ class ImageSet:
 
     Attributes:
         name: Short name, as tables print it.
-        pixels: uint8 ``[N, 1, H, W]``, grey, 0 (black) to 255, or ``[N, 3, H, W]``, RGB.
-        groups: int64 ``[N]``. Pictures of one group are related (glyphs of one font family, patches
+        pixels: Uint8 ``[N, 1, H, W]``, grey, 0 (black) to 255, or ``[N, 3, H, W]``, RGB.
+        groups: Int64 ``[N]``. Pictures of one group are related (glyphs of one font family, patches
             of one photo) and must stay on one side of a split.
         licence: SPDX identifier or a short sentence with the terms.
         source: Where the pictures come from.
-        labels: int64 ``[N]`` classes, or None where the set has none.
+        labels: Int64 ``[N]`` classes, or None where the set has none.
     """
 
     name: str

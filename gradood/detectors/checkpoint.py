@@ -48,7 +48,7 @@ class Contents:
         learned: Tensors by name.
         threshold: None without one.
         calibration: How the threshold was chosen; None without one, or where it was assigned.
-        calibration_scores: float64 ``[n]`` of the inputs that it was chosen by.
+        calibration_scores: Float64 ``[n]`` of the inputs that it was chosen by.
         fitted_count: How many normal inputs ``fit`` saw, where it learns from any.
     """
 

@@ -28,7 +28,7 @@ class GradientKNN(LogNormDetector, name="gradient-knn"):
 
     Args:
         model: Classifier in eval mode.
-        neighbours: k, at least 1.
+        neighbours: K, at least 1.
         **options: As in ``NormDetector``.
 
     Example:

@@ -171,7 +171,7 @@ def upper_bound(network: nn.Module, x: Tensor, epsilon: float, unit: float = 0.0
     Args:
         network: See ``propagate``.
         x: ``[N, ...]`` in [0, 1].
-        epsilon: l-infinity radius, in units of the input.
+        epsilon: L-infinity radius, in units of the input.
         unit: See ``propagate``.
     """
     bound: Tensor = propagate(network, box(x, epsilon), unit).upper

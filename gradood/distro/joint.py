@@ -25,7 +25,7 @@ def joint_log_probabilities(logits: Tensor, d: Tensor) -> Tensor:
     much of both (Meinke et al. 2022, arXiv 2106.04260).
 
     Args:
-        logits: f, ``[N, K]``.
+        logits: F, ``[N, K]``.
         d: The discriminator's logit, ``[N]`` or ``[N, 1]``.
 
     Returns:
@@ -81,12 +81,12 @@ class GuaranteedConfidence(Result):
     """An upper bound of a joint model's confidence over a ball, and what it rests on.
 
     Attributes:
-        upper: float64 ``[N]``: no input of the ball in [0, 1] has a larger confidence, in float32.
+        upper: Float64 ``[N]``: no input of the ball in [0, 1] has a larger confidence, in float32.
         norm: Of the ball.
         radius: Of the ball, in units of the input.
-        discriminator: float64 ``[N]``, bound of sigmoid(d) by interval propagation, which holds
+        discriminator: Float64 ``[N]``, bound of sigmoid(d) by interval propagation, which holds
             for every input of the ball with certainty; None: d is bounded by nothing, sigmoid by 1.
-        classifier: float64 ``[N]``, bound of the classifier's confidence by smoothing, about the
+        classifier: Float64 ``[N]``, bound of the classifier's confidence by smoothing, about the
             smoothed classifier and with the error probability of its certificates; None: it is
             bounded by 1.
     """
@@ -117,7 +117,7 @@ def guaranteed_confidence(
 
     Args:
         x: ``[N, ...]`` in [0, 1].
-        discriminator: d, or None: there is none, p = 1.
+        discriminator: D, or None: there is none, p = 1.
         classes: K.
         norm: "linf" or "l2".
         radius: Of the ball.

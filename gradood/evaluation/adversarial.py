@@ -19,7 +19,7 @@ class AdversarialMetrics(Result):
     """What ``evaluate_adversarial`` returns: AAUC, AAUPR and AFPR are ``clean_normals``' metrics.
 
     Attributes:
-        radius: float64 ``[R]``, of the attacks.
+        radius: Float64 ``[R]``, of the attacks.
         clean_normals: Anomalous inputs were attacked, normal ones not.
         moved_normals: Both were; None if normal inputs were not attacked.
         count_normal: N.

@@ -94,7 +94,7 @@ def bound_false_discoveries(
 
     Args:
         p: ``[m]``, conformal p-values by one calibration set.
-        calibration: n, the size of that set.
+        calibration: N, the size of that set.
         delta: In (0, 1).
 
     Returns:

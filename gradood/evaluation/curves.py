@@ -18,9 +18,9 @@ class RocPoints(Result):
     """One operating point per distinct threshold, from ``(0, 0)`` to ``(1, 1)``.
 
     Attributes:
-        false_positive_rate: float64 ``[T]``, share of normal inputs called anomalous.
-        true_positive_rate: float64 ``[T]``, share of anomalous inputs called anomalous.
-        thresholds: float64 ``[T]``, descending. A point calls an input anomalous if its score is at
+        false_positive_rate: Float64 ``[T]``, share of normal inputs called anomalous.
+        true_positive_rate: Float64 ``[T]``, share of anomalous inputs called anomalous.
+        thresholds: Float64 ``[T]``, descending. A point calls an input anomalous if its score is at
             or above the threshold. The first one, NaN, calls nothing anomalous, which no score
             can express when +inf occurs.
     """
@@ -79,8 +79,8 @@ class PrPoints(Result):
     """One operating point per distinct threshold, from the strictest; anomalous is positive.
 
     Attributes:
-        recall: float64 ``[T]``, share of anomalous inputs called anomalous, ascending.
-        precision: float64 ``[T]``, share of anomalous ones among the inputs called anomalous.
+        recall: Float64 ``[T]``, share of anomalous inputs called anomalous, ascending.
+        precision: Float64 ``[T]``, share of anomalous ones among the inputs called anomalous.
     """
 
     recall: Floats

@@ -36,7 +36,7 @@ class Guarantee(Result):
     """What ``evaluate_guaranteed`` returns.
 
     Attributes:
-        radius: float64 ``[R]``, in the units of the certificates.
+        radius: Float64 ``[R]``, in the units of the certificates.
         clean_normals: Anomalous inputs move within the radius, normal ones stay where they are.
         moved_normals: Both move; None if normal bounds were given at radius 0 only.
         alpha: Probability, over the noise, that a bound of the data set is false.

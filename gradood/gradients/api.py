@@ -35,7 +35,7 @@ class GradientNorms:
     Attributes:
         values: ``[N, L]``, or ``[N, K, L]`` for a list of K labels; float32 (float64 for a float64
             model), on the input's device, detached.
-        names: the L parameter names, in ``model.named_parameters()`` order.
+        names: The L parameter names, in ``model.named_parameters()`` order.
         logits: ``[N, C]``, detached: the model's output on the way.
         features: ``[N, F]``, detached: the penultimate features, that is the input of the last
             linear operator with a selected weight that reads one vector a sample; None if the
@@ -46,7 +46,7 @@ class GradientNorms:
             they were not asked for, or no rule covers an operator.
         channels: ``[N, 2, Σ C]``: mean and mean square of these outputs over all positions, by
             channel; of layers with more than 64 channels C = 64 or fewer, evenly spread.
-        activation_names: for each of these layers the first parameter that it uses.
+        activation_names: For each of these layers the first parameter that it uses.
         channel_counts: C of each of these layers.
         copies: ``[N, T, C]``: logits of T changed copies of every sample, where a detector that
             reads them made the norms; else None.
@@ -129,9 +129,9 @@ def gradient_norms(
     not depend on the batch a sample was scored in. Works inside ``no_grad`` and ``inference_mode``.
 
     Args:
-        model: a classifier in evaluation mode that maps ``x`` to logits ``[N, C]`` (a tensor, or an
+        model: A classifier in evaluation mode that maps ``x`` to logits ``[N, C]`` (a tensor, or an
             object or mapping with ``logits``).
-        x: a batch, samples first: a tensor, or several. A mapping holds the model's keyword
+        x: A batch, samples first: a tensor, or several. A mapping holds the model's keyword
             arguments, a tuple or list its arguments, however they are nested: tensors with the
             same first dimension, on one device, and constants.
         label: ``"all_hot"``, ``"zero_hot"``, ``"k_hot:K"`` (K random classes from a fixed seed),
@@ -141,25 +141,25 @@ def gradient_norms(
             probabilities), ``"ce"`` (cross-entropy to the label divided by its sum) or ``"logit"``
             (``Σ_c y_c z_c``, so that ``"one_hot:c"`` gives the gradient of logit c itself); for a
             list of labels also a list, one loss each.
-        parameters: which parameters: None for all, a name or glob pattern or several, or a
+        parameters: Which parameters: None for all, a name or glob pattern or several, or a
             predicate ``(name, parameter) → bool``. Nothing is computed before the first selected.
         method: ``"auto"``; ``"rules"`` refuses the fallback; ``"vmap"`` and ``"loop"`` are the
             slow, independent ways to the same numbers.
-        micro_batch: samples a pass, chosen from a memory bound when None.
+        micro_batch: Samples a pass, chosen from a memory bound when None.
         nan_policy: ``"raise"``, or ``"flag"`` to give samples infinite norms that hold NaN or Inf,
             or of which the model makes NaN or Inf: in logits, penultimate features or norms.
-        cuda_graph: capture both passes in a CUDA graph at the first call of a batch of this shape,
+        cuda_graph: Capture both passes in a CUDA graph at the first call of a batch of this shape,
             and replay it at the next ones, so that launching kernels takes no time. For a model on
             a GPU that every rule covers, a batch that is one micro-batch, and labels named by
             their kind without numbers to check (see ``cuda_graph.LABELS``).
-        activations: also measure the activations, see ``GradientNorms.activations``.
+        activations: Also measure the activations, see ``GradientNorms.activations``.
 
     Returns:
         The norms, the names of their columns and the logits.
 
     Raises:
-        InputError: an argument is wrong, or ``x`` holds NaN or Inf.
-        ModelError: the model's output is not ``[N, C]``, batch statistics are in use, the samples
+        InputError: An argument is wrong, or ``x`` holds NaN or Inf.
+        ModelError: The model's output is not ``[N, C]``, batch statistics are in use, the samples
             of a batch influence one another, or the model makes NaN or Inf of a finite sample.
 
     Source: Lee, Prabhushankar, AlRegib, "Gradient-Based Adversarial and Out-of-Distribution
@@ -240,7 +240,7 @@ class Prepared(NamedTuple):
         """Rows with NaN or Inf have infinite values, and nothing else.
 
         Raises:
-            ModelError: the model made NaN or Inf of finite rows, and the policy is to raise.
+            ModelError: The model made NaN or Inf of finite rows, and the policy is to raise.
         """
         bad = unusable_rows(scores[:3], self.bad, self.nan_policy)
         if bad is None:

@@ -131,7 +131,7 @@ class SourceMode(OperatorMode):
         """Refuse an operator whose parameters are differentiated elsewhere as well.
 
         Raises:
-            PlanError: it runs under ``torch.func``.
+            PlanError: It runs under ``torch.func``.
         """
         if torch._C._functorch.peek_interpreter_stack() is not None:
             raise PlanError("the model transforms a function of its parameters with torch.func")

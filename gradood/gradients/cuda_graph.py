@@ -29,8 +29,8 @@ def score(scorer: Scorer, x: Tensor, micro_batch: int | None) -> Scores:
     """What ``Scorer.score`` finds, from a graph, captured if there is none yet.
 
     Raises:
-        InputError: the arguments break a rule of capture.
-        ModelError: the model does, or the capture fails.
+        InputError: The arguments break a rule of capture.
+        ModelError: The model does, or the capture fails.
     """
     _check(scorer, x, micro_batch)
     graphs = _GRAPHS.setdefault(scorer.model, OrderedDict())

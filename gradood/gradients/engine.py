@@ -294,7 +294,7 @@ def run(
     """Score one micro-batch: logits, what the pass recorded, norms by parameter for every label.
 
     Raises:
-        PlanError: the model did something else than in the probe.
+        PlanError: The model did something else than in the probe.
     """
     recorder = Recorder(plan, parameters, x.shape[0], x.device, observer)
     recorder.keeps_activations, recorder.backward_follows = activations, backward

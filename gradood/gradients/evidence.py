@@ -26,9 +26,9 @@ class Evidence:
     """The verdict on every meeting; ``rounding`` is the share of a largest value that is no change.
 
     Attributes:
-        coupled: whether the logits of a sample changed with the other samples.
-        axes: by position, where the samples lie in a meeting's tensors, or why that is not known.
-        unclear: whether it is not known somewhere.
+        coupled: Whether the logits of a sample changed with the other samples.
+        axes: By position, where the samples lie in a meeting's tensors, or why that is not known.
+        unclear: Whether it is not known somewhere.
     """
 
     def __init__(self, found: Findings, rounding: float) -> None:

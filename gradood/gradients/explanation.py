@@ -28,16 +28,16 @@ class Row:
     """How one parameter's norm is computed.
 
     Attributes:
-        parameter: its name.
-        shape: its shape.
-        rule: the rule that covers it, ``"unused"`` if the logits do not depend on it, or the
+        parameter: Its name.
+        shape: Its shape.
+        rule: The rule that covers it, ``"unused"`` if the logits do not depend on it, or the
             fallback, ``"vmap"`` or ``"loop"``.
-        algorithm: what computes the norm, such as ``"shift_gram"`` or ``"direct"``.
-        backend: which backend ran it: ``"triton"``, ``"cpp"`` or ``"torch"``.
-        input_shape: the operator's input, samples first, if the rule needs it.
-        output_shape: the gradient of the operator's output, samples first.
-        uses: how many operator calls the parameter takes part in.
-        reason: why a fallback was needed, or why there is nothing to compute.
+        algorithm: What computes the norm, such as ``"shift_gram"`` or ``"direct"``.
+        backend: Which backend ran it: ``"triton"``, ``"cpp"`` or ``"torch"``.
+        input_shape: The operator's input, samples first, if the rule needs it.
+        output_shape: The gradient of the operator's output, samples first.
+        uses: How many operator calls the parameter takes part in.
+        reason: Why a fallback was needed, or why there is nothing to compute.
     """
 
     parameter: str
@@ -102,17 +102,17 @@ def explain(
     """Say for every parameter which rule, algorithm and backend compute its norm.
 
     Args:
-        model: as for :func:`gradient_norms`.
-        x: a batch of the kind to be scored; a few samples are enough.
-        parameters: as for :func:`gradient_norms`.
-        method: as for :func:`gradient_norms`.
+        model: As for :func:`gradient_norms`.
+        x: A batch of the kind to be scored; a few samples are enough.
+        parameters: As for :func:`gradient_norms`.
+        method: As for :func:`gradient_norms`.
 
     Returns:
         One row a parameter; ``str()`` makes a table of them.
 
     Raises:
-        InputError: an argument is wrong, or ``x`` is empty or holds NaN or Inf.
-        ModelError: the model cannot be scored.
+        InputError: An argument is wrong, or ``x`` is empty or holds NaN or Inf.
+        ModelError: The model cannot be scored.
     """
     check_arguments(model, x, method, None, "raise")
     model, x, _ = one_tensor(model, x, "raise")

@@ -44,7 +44,7 @@ def vmap_norms(
     gradients.
 
     Raises:
-        ModelError: a sample alone has other logits.
+        ModelError: A sample alone has other logits.
     """
     values = {name: p.detach() for name, p in parameters.items()}
     stacked = torch.stack(list(logit_gradients), 1)  # [N, K, C]
@@ -96,7 +96,7 @@ def loop_norms(
     to ``x`` and to the logit gradients. The rest is as for :func:`vmap_norms`.
 
     Raises:
-        ModelError: a sample alone has other logits.
+        ModelError: A sample alone has other logits.
     """
     norms = [
         {name: p.new_zeros(x.shape[0], dtype=_norm_dtype(p)) for name, p in parameters.items()}

@@ -29,7 +29,7 @@ class GradientGrams:
     Attributes:
         values: ``[N, L, C, C]``, ``K[n, l, c, c'] = ⟨∂z_nc / ∂θ_l, ∂z_nc' / ∂θ_l⟩``; float32
             (float64 for a float64 model), on the input's device, detached.
-        names: the L parameter names, in ``model.named_parameters()`` order.
+        names: The L parameter names, in ``model.named_parameters()`` order.
         logits: ``[N, C]``, detached.
         features: ``[N, F]`` as in ``GradientNorms``.
     """
@@ -49,7 +49,7 @@ class GradientGrams:
         ``Σ_cc' |δ_c K_cc' δ_c'|``.
 
         Raises:
-            InputError: the label or the loss is not known.
+            InputError: The label or the loss is not known.
         """
         labels, several = as_labels(label)
         pairs = zip(labels, as_losses(loss, len(labels)), strict=True)
@@ -82,16 +82,16 @@ def gradient_grams(
     ``GradientGrams.norms``. One forward and C backward passes.
 
     Args:
-        model: a classifier in evaluation mode, as for ``gradient_norms``.
-        x: a batch, samples first.
-        parameters: which parameters, as for ``gradient_norms``.
-        method: as for ``gradient_norms``. What no rule covers is polarised, from C (C + 1) / 2
+        model: A classifier in evaluation mode, as for ``gradient_norms``.
+        x: A batch, samples first.
+        parameters: Which parameters, as for ``gradient_norms``.
+        method: As for ``gradient_norms``. What no rule covers is polarised, from C (C + 1) / 2
             norms, ``2 ⟨a, b⟩ = ‖a + b‖² − ‖a‖² − ‖b‖²``: exact, and slow.
-        micro_batch: samples a pass, chosen from a memory bound when None.
+        micro_batch: Samples a pass, chosen from a memory bound when None.
         nan_policy: ``"raise"``, or ``"flag"`` to give samples with NaN or Inf infinite Grams.
 
     Raises:
-        InputError, ModelError: as for ``gradient_norms``.
+        InputError, ModelError: As for ``gradient_norms``.
 
     Example:
         >>> grams = gradient_grams(torch.nn.Linear(3, 2), torch.ones(5, 3))

@@ -71,7 +71,7 @@ class BatchLogits:
         """Refuse ``logits`` that the samples ``rows`` have alone and not in the batch.
 
         Raises:
-            ModelError: some sample's are others.
+            ModelError: Some sample's are others.
         """
         expected = self._logits[rows]
         if agree(logits, expected):

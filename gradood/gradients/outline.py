@@ -40,7 +40,7 @@ def outline(model: nn.Module) -> Outline:
     """The outline of a model as it is now.
 
     Raises:
-        ModelError: a table of it would be rewritten by every forward pass.
+        ModelError: A table of it would be rewritten by every forward pass.
     """
     key: list[Any] = []
     modules: set[int] = set()

@@ -140,7 +140,7 @@ def make_plan(
     ``uneven`` are positions of masks that are known not to pick as much of every sample.
 
     Raises:
-        ModelError: the samples of a batch influence one another.
+        ModelError: The samples of a batch influence one another.
     """
     probe = Probe(model, forward, parameters)
     try:

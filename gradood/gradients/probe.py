@@ -68,8 +68,8 @@ class Probe:
         """Run the model on the first rows of ``x``, or on others like them.
 
         Raises:
-            PlanError: no two passes are alike, so that no plan can be made.
-            GradoodError: a rule, or the model's output, allows no norms at all.
+            PlanError: No two passes are alike, so that no plan can be made.
+            GradoodError: A rule, or the model's output, allows no norms at all.
         """
         with self._surroundings(x):
             known = find(self.model, partial(self.forward, x[[0, 0]]))

@@ -157,7 +157,7 @@ class Scorer:
         """Refuse a model none of whose parameters autograd can see; what is unused has norm 0.
 
         Raises:
-            ModelError: it is one.
+            ModelError: It is one.
         """
         every = [p for p in self.model.parameters() if p.is_floating_point() and is_plain(p)]
         with observed(self.model, []), require_grad(every):

@@ -95,7 +95,7 @@ class Source:
         """Turn per-sample gradients ``[N, …]`` of the value into those of a parameter.
 
         Raises:
-            ModelError: autograd cannot.
+            ModelError: Autograd cannot.
         """
         leaf = self.leaves[name]
         if self.live is leaf:

@@ -90,7 +90,7 @@ class Follower(SourceMode):
         """Refuse calls that would change a parameter, with or without gradients; make the others.
 
         Raises:
-            ModelError: the model writes to its own parameters.
+            ModelError: The model writes to its own parameters.
         """
         written = args[0] if args and writes(function) else kwargs.get("out") if kwargs else None
         if isinstance(written, Tensor):

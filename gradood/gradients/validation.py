@@ -32,7 +32,7 @@ def select_parameters(
     """The selected parameters by name, in ``named_parameters`` order.
 
     Raises:
-        InputError: a pattern selects nothing, or a parameter is complex or quantised.
+        InputError: A pattern selects nothing, or a parameter is complex or quantised.
     """
     return known.selected(selection, lambda: _select(model, selection))
 
@@ -79,7 +79,7 @@ def call_model(model: nn.Module, x: Batch) -> object:
     """What ``model`` returns for a batch: every part of the package calls models here.
 
     Raises:
-        InputError: the model takes other arguments, or another dtype.
+        InputError: The model takes other arguments, or another dtype.
     """
     if not isinstance(x, Tensor):
         return Inputs.of(x).call(model)
@@ -97,8 +97,8 @@ def class_logits(model: nn.Module, x: Batch) -> Tensor:
     """The logits ``[N, C]``, C ≥ 2, that decide between classes; of one logit those of its sigmoid.
 
     Raises:
-        InputError: as ``call_model``.
-        ModelError: as ``logits_of``.
+        InputError: As ``call_model``.
+        ModelError: As ``logits_of``.
     """
     batch = x if isinstance(x, Tensor) else Inputs.of(x)
     return as_classes(logits_of(call_model(model, batch), len(batch)))
@@ -108,7 +108,7 @@ def logits_of(out: object, samples: int) -> Tensor:
     """The logits in a model's output: a tensor, or the ``logits`` of an object or mapping.
 
     Raises:
-        ModelError: there are none, or they are not ``[samples, C]``.
+        ModelError: There are none, or they are not ``[samples, C]``.
     """
     if isinstance(out, Mapping):
         if "logits" not in out:
@@ -146,7 +146,7 @@ def as_losses(loss: str | Sequence[str], labels: int) -> list[str]:
     """One loss for each of so many labels.
 
     Raises:
-        InputError: a loss is not known, or there are more or fewer losses than labels.
+        InputError: A loss is not known, or there are more or fewer losses than labels.
     """
     losses = [loss] * labels if isinstance(loss, str) else list(loss)
     for one in losses:
@@ -204,7 +204,7 @@ def unusable_rows(
     """Rows of which a model made NaN or Inf, with the ``bad`` ones of its inputs; None if none.
 
     Raises:
-        ModelError: it made them of finite rows, and the policy is to raise.
+        ModelError: It made them of finite rows, and the policy is to raise.
     """
     found = [_bad_rows(result) for result in results if result is not None]
     made = [rows for rows in found if rows is not None]

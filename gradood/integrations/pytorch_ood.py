@@ -32,7 +32,7 @@ def pytorch_ood_detector(detector: Detector) -> Any:
         gradient norms) with ``fit``, ``predict``, ``to`` and ``device``.
 
     Raises:
-        InputError: pytorch-ood is not installed.
+        InputError: Pytorch-ood is not installed.
 
     Example:
         >>> detector = pytorch_ood_detector(gradood.GradientKNN(model))

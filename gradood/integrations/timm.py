@@ -36,7 +36,7 @@ def timm_model(
         classes: Of the weights' last layer; None for the architecture's own number.
 
     Raises:
-        InputError: timm is not installed, or does not know the name.
+        InputError: Timm is not installed, or does not know the name.
         CheckpointError: The weights cannot be read, or do not fit.
     """
     from gradood.data.weights import load_weights

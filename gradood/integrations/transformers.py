@@ -58,7 +58,7 @@ def transformers_model(
         The model, and the folder's image processor as a function; None if it has none.
 
     Raises:
-        InputError: transformers is not installed, or the name is neither.
+        InputError: Transformers is not installed, or the name is neither.
         CheckpointError: The weights cannot be read, or do not fit.
     """
     from gradood.data.weights import read_state_dict

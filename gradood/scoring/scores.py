@@ -23,7 +23,7 @@ class Scorer:
         p_values: Whether rows have conformal p-values, by the scores it was calibrated with.
 
     Raises:
-        NotFittedError: p-values are asked for, and it has no calibration scores.
+        NotFittedError: P-values are asked for, and it has no calibration scores.
     """
 
     def __init__(self, detector: Detector, layers: int = 3, p_values: bool = False) -> None:

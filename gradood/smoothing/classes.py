@@ -32,13 +32,13 @@ class ClassCertificates:
     """For each of N inputs, the class of the smoothed classifier and how far it reaches.
 
     Attributes:
-        label: int64 ``[N]``, the class chosen on samples of its own.
-        radius: float64 ``[N]``: within this l2 distance, in units of the input, the smoothed
+        label: Int64 ``[N]``, the class chosen on samples of its own.
+        radius: Float64 ``[N]``: within this l2 distance, in units of the input, the smoothed
             classifier gives ``label``; 0 where it abstained.
-        abstained: bool ``[N]``: nothing is certified.
-        lower: float64 ``[N]``, lower bound of the probability of ``label`` under noise.
-        upper: float64 ``[N]``, upper bound of that of any other class.
-        samples: int64 ``[N]``, all samples used, those of the choice included.
+        abstained: Bool ``[N]``: nothing is certified.
+        lower: Float64 ``[N]``, lower bound of the probability of ``label`` under noise.
+        upper: Float64 ``[N]``, upper bound of that of any other class.
+        samples: Int64 ``[N]``, all samples used, those of the choice included.
         evidence: What was counted; ``evidence.write(path)`` writes it for others to check.
     """
 

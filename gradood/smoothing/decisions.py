@@ -32,12 +32,12 @@ class DecisionCertificates:
     """For each of N inputs, the decision of the smoothed detector and how far it reaches.
 
     Attributes:
-        decision: int64 ``[N]``: +1 anomalous, -1 normal, 0 abstain.
-        radius: float64 ``[N]``: the decision is the same within this l2 distance, in units of the
+        decision: Int64 ``[N]``: +1 anomalous, -1 normal, 0 abstain.
+        radius: Float64 ``[N]``: the decision is the same within this l2 distance, in units of the
             input; 0 where it abstained.
-        lower: float64 ``[N]``, lower bound of P(score > threshold) under noise.
-        upper: float64 ``[N]``, upper bound of it.
-        samples: int64 ``[N]``, samples used.
+        lower: Float64 ``[N]``, lower bound of P(score > threshold) under noise.
+        upper: Float64 ``[N]``, upper bound of it.
+        samples: Int64 ``[N]``, samples used.
         evidence: What was counted; ``evidence.write(path)`` writes it for others to check.
     """
 

@@ -29,7 +29,7 @@ class NoiseLevel(Result):
     """The first step of a diffusion with no less than some noise; the last if there is none.
 
     Attributes:
-        timestep: t, from 0 on.
+        timestep: T, from 0 on.
         sigma: Standard deviation of the noise that the network expects at t, in user units.
         mismatch: ``sigma`` minus that of the noise which is there.
     """

@@ -35,7 +35,7 @@ def fingerprint(model: Any) -> str | None:
     their attributes. Global variables that a function reads are not part of it.
 
     Returns:
-        None if there is nothing to hash: an object of a compiled extension without attributes.
+        None if there is nothing to hash: An object of a compiled extension without attributes.
     """
     if model is None:
         return None

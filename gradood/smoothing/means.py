@@ -25,10 +25,10 @@ class MeanCertificates:
     """For each of N inputs and R radii, bounds of the smoothed mean within that radius.
 
     Attributes:
-        lower: float64 ``[N, R]``.
-        upper: float64 ``[N, R]``.
-        radius: float64 ``[R]``, l2, in units of the input.
-        samples: int64 ``[N]``, samples used.
+        lower: Float64 ``[N, R]``.
+        upper: Float64 ``[N, R]``.
+        radius: Float64 ``[R]``, l2, in units of the input.
+        samples: Int64 ``[N]``, samples used.
         evidence: What was counted; ``evidence.write(path)`` writes it for others to check.
     """
 

@@ -28,7 +28,7 @@ class PatchedUNet(nn.Module):
         config: Keyword arguments of ``diffusers.UNet2DModel``.
 
     Raises:
-        InputError: diffusers is not installed.
+        InputError: Diffusers is not installed.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -52,7 +52,7 @@ def load_denoiser(path: str | Path) -> EpsDenoiser:
         The denoiser on the CPU, in float32 and in eval mode, without gradients.
 
     Raises:
-        InputError: diffusers is not installed.
+        InputError: Diffusers is not installed.
         CheckpointError: The file is missing, damaged, or not one of ours.
     """
     package = diffusers()

@@ -36,11 +36,11 @@ class QuantileCertificates:
     """For each of N inputs and R radii, bounds of the smoothed quantile within that radius.
 
     Attributes:
-        lower: float64 ``[N, R]``, -inf where n samples cannot bound it.
-        upper: float64 ``[N, R]``, +inf where n samples cannot bound it.
-        radius: float64 ``[R]``, l2, in units of the input.
+        lower: Float64 ``[N, R]``, -inf where n samples cannot bound it.
+        upper: Float64 ``[N, R]``, +inf where n samples cannot bound it.
+        radius: Float64 ``[R]``, l2, in units of the input.
         q: Which quantile.
-        samples: int64 ``[N]``, all samples used, those that chose the edges included.
+        samples: Int64 ``[N]``, all samples used, those that chose the edges included.
         evidence: What was counted; ``evidence.write(path)`` writes it for others to check.
     """
 

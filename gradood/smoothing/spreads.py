@@ -26,13 +26,13 @@ class SpreadCertificates:
     """For each of N inputs and R radii, bounds of median and spread within that radius.
 
     Attributes:
-        spread_lower: float64 ``[N, R]``, of the interquartile range, at least 0.
-        spread_upper: float64 ``[N, R]``, +inf where n samples cannot bound it.
-        lower: float64 ``[N, R]``, of ``median + weight * spread``, -inf where there is no bound.
-        upper: float64 ``[N, R]``, of it.
-        score: float64 ``[N]``: ``median + weight * spread`` of the samples themselves; no bound.
-        radius: float64 ``[R]``, l2, in units of the input.
-        samples: int64 ``[N]``, all samples used, those that chose the edges included.
+        spread_lower: Float64 ``[N, R]``, of the interquartile range, at least 0.
+        spread_upper: Float64 ``[N, R]``, +inf where n samples cannot bound it.
+        lower: Float64 ``[N, R]``, of ``median + weight * spread``, -inf where there is no bound.
+        upper: Float64 ``[N, R]``, of it.
+        score: Float64 ``[N]``: ``median + weight * spread`` of the samples themselves; no bound.
+        radius: Float64 ``[R]``, l2, in units of the input.
+        samples: Int64 ``[N]``, all samples used, those that chose the edges included.
         evidence: What was counted; ``evidence.write(path)`` writes it for others to check.
     """
 

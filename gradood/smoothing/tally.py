@@ -84,7 +84,7 @@ class Resumable:
     """Tallies that are read from a file, if it is there, and written to it.
 
     Args:
-        path: safetensors with a JSON header, never pickle; None keeps tallies in memory only.
+        path: Safetensors with a JSON header, never pickle; None keeps tallies in memory only.
         identity: What samples depend on, as JSON values.
         inputs: How many there are.
         names: Of the tallies.

@@ -90,7 +90,7 @@ def dry(name: str) -> Iterator[list[Launch]]:
     Results of the operators are uninitialised memory.
 
     Raises:
-        InputError: the target is unknown.
+        InputError: The target is unknown.
         BackendError: Triton's interpreter is switched on, or a launch exceeds the device's limits.
     """
     from gradood.kernels.launch import INTERPRETING

@@ -90,7 +90,7 @@ def refuse_renormalisation(max_norm: float | None) -> None:
     """Refuse a table whose weight every forward pass would change.
 
     Raises:
-        ModelError: it has a ``max_norm``.
+        ModelError: It has a ``max_norm``.
     """
     if max_norm is not None:
         raise ModelError(

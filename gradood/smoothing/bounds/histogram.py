@@ -17,8 +17,8 @@ class Sample(NamedTuple):
     """Scores with multiplicity, none of them below the score it stands for.
 
     Attributes:
-        values: float64 ``[A]``, ascending, in [0, 1].
-        counts: int64 ``[A]``, how many scores each value stands for.
+        values: Float64 ``[A]``, ascending, in [0, 1].
+        counts: Int64 ``[A]``, how many scores each value stands for.
         seed: Of ``split``, in [0, 2^32).
     """
 
@@ -67,7 +67,7 @@ def rounded_up(counts: npt.ArrayLike, edges: npt.ArrayLike, seed: int = 0) -> Sa
     """Every score at the upper edge of its column; NaN and what is above the last edge at 1.
 
     Args:
-        counts: int64 ``[K + 2]``.
+        counts: Int64 ``[K + 2]``.
         edges: ``[K]``, ascending, in [0, 1].
         seed: Of the sample.
     """

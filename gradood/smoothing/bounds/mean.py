@@ -200,7 +200,7 @@ def upper(
     Claim: as ``bound``'s. Scores are rounded up to their edges, NaN to 1, which raises the mean.
 
     Args:
-        counts: int64 ``[..., K + 2]``, columns as in ``histogram``.
+        counts: Int64 ``[..., K + 2]``, columns as in ``histogram``.
         edges: ``[K]``, ascending, in [0, 1].
         c: ``r / sigma >= 0``, of any shape.
         alpha: Error probability of each bound.

@@ -126,7 +126,7 @@ def upper_from_counts(counts: npt.ArrayLike, edges: npt.ArrayLike, rank: npt.Arr
     """An upper bound of ``X_(rank)``: the upper edge of its column in the histogram.
 
     Args:
-        counts: int64 ``[..., K + 2]``, columns as in ``histogram``; NaN counts as +inf.
+        counts: Int64 ``[..., K + 2]``, columns as in ``histogram``; NaN counts as +inf.
         edges: ``[K]``, ascending, any real numbers; what is above the last one is bounded by +inf.
         rank: From ``upper_rank``, any shape; the result is the leading shape followed by it.
     """
