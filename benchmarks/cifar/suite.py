@@ -48,7 +48,7 @@ class Protocol:
 
     Attributes:
         fits: Numbers of normal pictures to fit on; all but the first with ``ATTACKED`` alone.
-        seeds: Random fits of each number.
+        seeds: Random fits of each number, with ``ATTACKED``; one of all, and of other networks.
         count: Pictures of each anomalous set at most.
         normal: Normal pictures that are scored.
         attacked: Rightly classified pictures that are attacked; 0 for no attacks.
@@ -110,10 +110,10 @@ class Network:
 
     def rows(self) -> Iterator[list[Row]]:
         """A fit after the other; each is complete in itself."""
-        # Of other numbers one network tells enough.
-        fits = self._protocol.fits if self.name == ATTACKED else self._protocol.fits[:1]
-        for fit in fits:
-            for seed in range(self._protocol.seeds if fit < len(self._train) else 1):
+        # Of other numbers and other fits one network tells enough.
+        whole = self.name == ATTACKED
+        for fit in self._protocol.fits if whole else self._protocol.fits[:1]:
+            for seed in range(self._protocol.seeds if whole and fit < len(self._train) else 1):
                 start = time.monotonic()
                 yield self._fitted_rows(fit, seed)
                 log.info("%s, %d, fit %d: %.0f s", self.name, fit, seed, time.monotonic() - start)
