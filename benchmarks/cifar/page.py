@@ -64,8 +64,8 @@ def _introduction(
         f"pictures of the test set, and {sizes}, drawn at random. Fits are on random training "
         f"pictures, with {ATTACKED} {protocol.seeds} of each number but all, with others one; "
         f"peers that read feature maps or pictures were fitted once, on {protocol.fits[0]}{only}. "
-        "Anomalous is the positive class; AUROC / FPR95 in percent, mean ± standard deviation over the fits. Near: "
-        f"{', '.join(NEAR)}; far: the others. Parts and presets were chosen on "
+        "Anomalous is the positive class; AUROC / FPR95 in percent, mean ± standard deviation over "
+        f"the fits. Near: {', '.join(NEAR)}; far: the others. Parts and presets were chosen on "
         f"{', '.join(DEVELOPMENT)} with ResNet-20 and on the development half of the Fashion-MNIST "
         "suite; the other sets and ResNet-56 were looked at twice: for earlier parts, and for the "
         'presets as they are, in which "forward" and "fast" are the same. "adversarial" was '
