@@ -30,6 +30,7 @@ from benchmarks.cifar.suite import Protocol, run
 from benchmarks.datasets import picture_set
 from benchmarks.experiments.classifiers import CACHE
 from benchmarks.experiments.cost import Cost
+from benchmarks.experiments.figures import roc_curves
 from benchmarks.experiments.rows import Row, write
 from benchmarks.experiments.workers import start
 
@@ -77,8 +78,9 @@ def main(
     accuracies: dict[str, float] = {}
     with ProcessPoolExecutor(workers, get_context("spawn"), start) as pool:
         done = pool.map(run, names, repeat(data), repeat(cache), repeat(protocol))
-        for name, (accuracy, found) in zip(names, done, strict=True):
+        for name, (accuracy, found, curves) in zip(names, done, strict=True):
             accuracies[name] = accuracy
+            roc_curves(curves).savefig(output / f"cifar_roc_{name}.png", dpi=110)
             rows += found
             write(rows, output / "cifar.csv")
     if (data / f"{large.NORMAL}.zip").exists() or (data / large.NORMAL).exists():
@@ -112,7 +114,7 @@ def _measured(data: Path, protocol: Protocol) -> list[Cost]:
     train = picture_set("cifar10-train", data).sample(1000)
     images = picture_set("cifar10-test", data).sample(128).pixels
     with torch.no_grad():
-        return peer_costs(model, train, images, 3 if protocol.seeds > 1 else 1)
+        return peer_costs(model, train, images, 7 if protocol.seeds > 1 else 1)
 
 
 def _command(network: list[str] | None, protocol: Protocol) -> str:

@@ -16,6 +16,7 @@ from benchmarks.cifar.network import load_network
 from benchmarks.cifar.sets import CONTROL, anomalous_sets, control
 from benchmarks.datasets import picture_set
 from benchmarks.experiments.attacked import Attack
+from benchmarks.experiments.figures import Curves
 from benchmarks.experiments.observations import Observer
 from benchmarks.experiments.protocols import Fitted, Study
 from benchmarks.experiments.rows import Row
@@ -32,6 +33,11 @@ ATTACKS = {
     "PGD 8/255": Attack("pgd", {"epsilon": 8 / 255}),
     "BIM 4/255": Attack("bim", {"epsilon": 4 / 255}),
 }
+#: Detectors whose ROC curves are drawn.
+DRAWN = (
+    *('GradientDetector "forward"', 'GradientDetector "fast"', "Energy"),
+    *("pytorch-ood PNML", "pytorch-ood NCI", "pytorch-ood KNN"),
+)
 #: The network whose attacked pictures are scored.
 ATTACKED = "resnet20"
 
@@ -42,7 +48,7 @@ class Protocol:
 
     Attributes:
         fits: Numbers of normal pictures to fit on; all but the first with ``ATTACKED`` alone.
-        seeds: Random fits of each number.
+        seeds: Random fits of each number, with ``ATTACKED``; one of all, and of other networks.
         count: Pictures of each anomalous set at most.
         normal: Normal pictures that are scored.
         attacked: Rightly classified pictures that are attacked; 0 for no attacks.
@@ -89,12 +95,25 @@ class Network:
         right = self._observer.norms(self._normal.pixels).logits.argmax(1) == self._normal.labels
         return 100 * float(right.double().mean())
 
+    def curves(self) -> Curves:
+        """Scores of the first fit, of some detectors on every set."""
+        study = Study(self._observer, self.name, 0)
+        chosen = self._train.sample(self._protocol.fits[0], 0)
+        detectors = study.unsupervised(chosen, self._protocol.peers, KINDS, pictures=False)
+        found: Curves = {}
+        for name, pixels in self._sets.items():
+            for detector in [one for one in DRAWN if one in detectors]:
+                found.setdefault(name, {})[detector] = tuple(
+                    study.scores(*detectors[detector], one) for one in (self._normal.pixels, pixels)
+                )
+        return found
+
     def rows(self) -> Iterator[list[Row]]:
         """A fit after the other; each is complete in itself."""
-        # Of other numbers one network tells enough.
-        fits = self._protocol.fits if self.name == ATTACKED else self._protocol.fits[:1]
-        for fit in fits:
-            for seed in range(self._protocol.seeds if fit < len(self._train) else 1):
+        # Of other numbers and other fits one network tells enough.
+        whole = self.name == ATTACKED
+        for fit in self._protocol.fits if whole else self._protocol.fits[:1]:
+            for seed in range(self._protocol.seeds if whole and fit < len(self._train) else 1):
                 start = time.monotonic()
                 yield self._fitted_rows(fit, seed)
                 log.info("%s, %d, fit %d: %.0f s", self.name, fit, seed, time.monotonic() - start)
@@ -137,8 +156,8 @@ class Network:
         return observer.kept([*key, normal.pixels.numpy().tobytes()], make)
 
 
-def run(name: str, data: Path, cache: Path, protocol: Protocol) -> tuple[float, list[Row]]:
-    """One network's accuracy, and all of its rows."""
+def run(name: str, data: Path, cache: Path, protocol: Protocol) -> tuple[float, list[Row], Curves]:
+    """One network's accuracy, all of its rows, and scores to draw."""
     one = Network(name, data, cache, protocol)
     found = [row for rows in one.rows() for row in rows]
-    return one.accuracy(), found
+    return one.accuracy(), found, one.curves()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from benchmarks.datasets import Suite
 from benchmarks.experiments.cost import Cost
@@ -17,6 +18,8 @@ from benchmarks.experiments.rows import Row
 from gradood.detectors.features import Standardiser, log_norms
 from gradood.evaluation.curves import roc_points
 
+#: Scores of normal and of anomalous pictures, by set and detector.
+Curves = dict[str, dict[str, tuple[Tensor, ...]]]
 SHOWN = ('GradientDetector "forward"', 'GradientDetector "fast"', "GradientKNN", "Energy")
 
 
@@ -30,27 +33,34 @@ def draw(
 
 
 def _roc(observer: Observer, suite: Suite) -> Figure:
-    names = list(suite.anomalous_scored)
-    figure = Figure(figsize=(13, 5.4), layout="constrained")
-    panels = figure.subplots(2, (len(names) + 1) // 2, sharex=True, sharey=True).flat
     fitted = {}
     for detector in SHOWN:
         case = UNSUPERVISED[detector]
         norms = observer.norms(suite.fit.pixels, *case.kinds)
         fitted[detector] = case.build(observer.model, 0).fit(norms)
-    for panel, name in zip(panels, names, strict=False):
+    curves: Curves = {}
+    for name, images in suite.anomalous_scored.items():
         for detector, one in fitted.items():
             kinds = UNSUPERVISED[detector].kinds
-            normal, other = (
-                one.score(observer.norms(images.pixels, *kinds))
-                for images in (suite.normal_scored, suite.anomalous_scored[name])
+            curves.setdefault(name, {})[detector] = tuple(
+                one.score(observer.norms(these.pixels, *kinds))
+                for these in (suite.normal_scored, images)
             )
-            false, true = roc_points(normal, other).line
+    return roc_curves(curves)
+
+
+def roc_curves(curves: Curves) -> Figure:
+    """A panel a set, a curve a detector."""
+    figure = Figure(figsize=(13, 5.4), layout="constrained")
+    panels = figure.subplots(2, (len(curves) + 1) // 2, sharex=True, sharey=True).flat
+    for panel, (name, of_set) in zip(panels, curves.items(), strict=False):
+        for detector, scores in of_set.items():
+            false, true = roc_points(*scores).line
             panel.plot(false, true, label=detector, linewidth=1.2)
         panel.set_xscale("log")
         panel.set_xlim(1e-3, 1)
         panel.set_title(name, fontsize=9)
-    panel.legend(fontsize=7)
+    figure.axes[0].legend(fontsize=7)
     figure.supxlabel("false positive rate")
     figure.supylabel("true positive rate")
     return figure

@@ -110,14 +110,15 @@ class Study:
         """Every fitted detector on every set; against rows of ``normal`` where they are given."""
         found = []
         for detector, (kinds, fitted) in detectors.items():
-            usual = self._scores(kinds, fitted, normal)
+            usual = self.scores(kinds, fitted, normal)
             for name, images in others.items():
                 against = usual[originals[name]] if originals else usual
-                scores = self._scores(kinds, fitted, images)
+                scores = self.scores(kinds, fitted, images)
                 found.append(self.row(part, detector, name, against, scores))
         return found
 
-    def _scores(self, kinds: tuple[str, ...] | None, fitted: Scores, images: Tensor) -> Tensor:
+    def scores(self, kinds: tuple[str, ...] | None, fitted: Scores, images: Tensor) -> Tensor:
+        """Those of uint8 pictures."""
         return fitted.score(images if kinds is None else self.observer.norms(images, *kinds))
 
     def unsupervised(
