@@ -32,9 +32,9 @@ have risen:
 | ---: | ---: | ---: | ---: | ---: |
 """
 _DELAYS = """
-Where it rises, it takes so many scores from the rise on until that is proven: median of 200 streams
-(10 % to 90 %). The longer the rate was normal before, the longer it takes. Streams that were said to
-rise before they did are left out.
+Where it rises, it takes so many scores from the rise on until that is proven: median of 200
+streams (10 % to 90 %). The longer the rate was normal before, the longer it takes. Streams that
+were said to rise before they did are left out.
 
 | normal rate | rises | from the first score | after 1,000 | after 100,000 |
 | ---: | --- | ---: | ---: | ---: |
