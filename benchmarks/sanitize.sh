@@ -16,5 +16,5 @@ runtime=$(${CXX:-g++} -print-file-name=libasan.so):$(${CXX:-g++} -print-file-nam
 LD_PRELOAD=$runtime OMP_NUM_THREADS=1 \
     ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 \
     UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-    "$python" -m pytest "$root/tests/ops/test_cpp_backend.py" -c pyproject.toml \
+    "$python" -m pytest "$root/tests/ops/test_cpp_backend.py" "$root/tests/ops/test_cpp_fuzz.py" -c pyproject.toml \
     --rootdir "$root" -q -x -p no:cacheprovider "$@"

@@ -19,6 +19,27 @@ RATES = (0.01, 0.05, 0.2)
 ALPHA = 0.01
 RESULTS = Path(__file__).parent / "results" / "watch.csv"
 
+_ABOUT = """\
+# `gradood watch`: false alarms and delays
+
+Simulated streams of independent alarms, alpha {alpha}; `python benchmarks/watch.py`, 20 minutes on
+one core beside other work; rows in [`watch.csv`](watch.csv).
+
+While the rate stays what it was calibrated to, a share alpha of streams at most may ever be said to
+have risen:
+
+| normal rate | streams | scores each | said to have risen | allowed |
+| ---: | ---: | ---: | ---: | ---: |
+"""
+_DELAYS = """
+Where it rises, it takes so many scores from the rise on until that is proven: median of 200
+streams (10 % to 90 %). The longer the rate was normal before, the longer it takes. Streams that
+were said to rise before they did are left out.
+
+| normal rate | rises | from the first score | after 1,000 | after 100,000 |
+| ---: | --- | ---: | ---: | ---: |
+"""
+
 
 def false_alarms(rate, streams, scores, seed):
     test, random = AlarmRateTest(rate, ALPHA, (streams,)), np.random.default_rng(seed)
@@ -36,6 +57,29 @@ def delays(rate, factor, after, streams, seed):
     while not test.risen.all() and test.seen < after + 100_000:
         test.update(random.random(streams, np.float32) < factor * rate)
     return test.risen_at[test.risen_at > after] - after, early
+
+
+def page(rows):
+    """The rows, as ``csv.DictReader`` gives them too, in words."""
+    rows = [{name: value for name, value in row.items() if value != ""} for row in rows]
+    normal = [row for row in rows if int(row["factor"]) == 1]
+    lines = [*_ABOUT.format(alpha=ALPHA).splitlines()]
+    for row in normal:
+        lines.append(
+            f"| {float(row['rate']):g} | {int(row['streams']):,} | {int(row['scores']):,} | "
+            f"{int(row['risen'])} | {ALPHA * int(row['streams']):.0f} |"
+        )
+    lines += _DELAYS.splitlines()
+    for rate in (row["rate"] for row in normal):
+        for factor, words in ((2, "to twice"), (4, "to four times")):
+            cells = [
+                f"{float(r['delay']):,.0f} ({float(r['delay 10 %']):,.0f} to "
+                f"{float(r['delay 90 %']):,.0f})"
+                for r in rows
+                if r["rate"] == rate and int(r["factor"]) == factor
+            ]
+            lines.append(f"| {float(rate):g} | {words} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def main():
@@ -64,6 +108,7 @@ def main():
                              "scores": "", "risen": len(found), "early": early, "delay 10 %": low,
                              "delay": median, "delay 90 %": high})  # fmt: skip
                 print(f"  x {factor} after {after}: {low:.0f} {median:.0f} {high:.0f}", flush=True)
+    chosen.out.with_suffix(".md").write_text(page(rows), encoding="utf-8")
     with open(chosen.out, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[-1]), restval="")
         writer.writeheader()

@@ -1,63 +1,15 @@
 // gradood._cpu: the kernels for Python, on the stable ABI. A tensor is a tuple of integers
-// (address, dtype, sizes …, strides …); results are written to given addresses of float32.
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-
+// (address, dtype, sizes …, strides …); results are written to given addresses of float32. Where an
+// address leads cannot be seen from here; all else that would make a kernel read or write outside
+// of what it was given is an exception.
 #include "kernels.h"
+#include "reader.h"
 #include "votes.h"
 
 namespace gradood {
 namespace {
 
 const Kernels* kernels = nullptr;
-
-// Reads a tuple of integers front to back. The first failure sticks, as a Python exception.
-class Reader {
- public:
-  explicit Reader(PyObject* tuple) : tuple_(tuple), size_(PyTuple_Size(tuple)) {}
-
-  int64_t integer() {
-    if (next_ >= size_) {
-      if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "too few integers");
-      return 0;
-    }
-    return PyLong_AsLongLong(PyTuple_GetItem(tuple_, next_++));
-  }
-
-  template <class T>
-  T* address() {
-    return reinterpret_cast<T*>(integer());
-  }
-
-  void integers(int64_t* to, int count) {
-    for (int i = 0; i < count; ++i) to[i] = integer();
-  }
-
-  Tensor tensor(int dimensions) {
-    Tensor t{};
-    t.data = address<const char>();
-    t.dtype = static_cast<Dtype>(integer());
-    integers(t.size, dimensions);
-    integers(t.stride, dimensions);
-    return t;
-  }
-
-  Result result() {
-    Result r;
-    r.weight = address<float>();
-    r.bias = address<float>();
-    return r;
-  }
-
-  double real() {
-    if (next_ >= size_) return static_cast<double>(integer());
-    return PyFloat_AsDouble(PyTuple_GetItem(tuple_, next_++));
-  }
-
- private:
-  PyObject* tuple_;
-  Py_ssize_t size_, next_ = 0;
-};
 
 // Runs a kernel without the interpreter's lock.
 template <class Call>
@@ -75,6 +27,31 @@ PyObject* run(Call call) {
   Py_RETURN_NONE;
 }
 
+bool same(const Tensor& a, const Tensor& b, int dimensions) {
+  for (int i = 0; i < dimensions; ++i)
+    if (a.size[i] != b.size[i]) return false;
+  return true;
+}
+
+// x and the gradient d of a layer that works on every sample alone.
+struct Pair {
+  Tensor x, d;
+
+  explicit Pair(Reader& read) : x(read.tensor(3)), d(read.tensor(3)) {
+    read.require(same(x, d, 3), "x and its gradient differ in size");
+  }
+};
+
+// A kernel of size k reads x at `i * stride - padding + dilation * (0 … k - 1)`, which must not lie
+// beyond x and its padding for any i of d.
+bool reaches(const Convolution& c) {
+  for (int a = 0; a < 3; ++a) {
+    const int64_t last = (c.d.size[2 + a] - 1) * c.stride[a] + c.dilation[a] * (c.kernel[a] - 1);
+    if (last >= c.x.size[2 + a] + 2 * c.padding[a]) return false;
+  }
+  return true;
+}
+
 using ConvolutionKernel = bool (*Kernels::*)(const Convolution&, Result, int64_t);
 
 template <ConvolutionKernel kernel>
@@ -83,67 +60,80 @@ PyObject* convolution(PyObject*, PyObject* args) {
   Convolution c;
   c.x = read.tensor(5);
   c.d = read.tensor(5);
-  read.integers(c.kernel, 3);
-  read.integers(c.stride, 3);
-  read.integers(c.padding, 3);
-  read.integers(c.dilation, 3);
-  c.groups = read.integer();
+  read.integers(c.kernel, 3, 1);
+  read.integers(c.stride, 3, 1);
+  read.integers(c.padding, 3, 0);
+  read.integers(c.dilation, 3, 1);
+  c.groups = read.positive();
+  if (c.groups > 0)
+    read.require(c.x.size[1] % c.groups == 0 && c.d.size[1] % c.groups == 0,
+                 "groups do not divide the channels");
+  read.require(c.x.size[0] == c.d.size[0] && reaches(c), "x and its gradient do not fit");
   const Result result = read.result();
-  const int64_t threads = read.integer();
+  const int64_t threads = read.threads();
   return run([&] { return (kernels->*kernel)(c, result, threads); });
 }
 
 PyObject* outer(PyObject*, PyObject* args) {
   Reader read(args);
   const Tensor x = read.tensor(3), d = read.tensor(3);
+  read.require(same(x, d, 2), "x and its gradient differ in size");
   const Result result = read.result();
-  const int64_t threads = read.integer();
+  const int64_t threads = read.threads();
   return run([&] { return kernels->outer(x, d, result, threads); });
 }
 
 PyObject* batch_norm(PyObject*, PyObject* args) {
   Reader read(args);
-  const Tensor x = read.tensor(3), d = read.tensor(3);
+  const Pair pair(read);
   const float* mean = read.address<const float>();
   const float* rstd = read.address<const float>();
-  const float* scale = read.address<const float>();
-  const Tensor to = read.tensor(3);
+  const float* scale = read.address_or_null<const float>();
+  const Tensor to = read.tensor_or_null(3);
+  read.require((scale == nullptr) == (to.data == nullptr), "a scale goes with a result");
+  read.require(to.data == nullptr || same(to, pair.d, 3), "a result differs in size");
+  read.require(to.dtype != Dtype::float16, "no kernel writes float16");
   const Result result = read.result();
-  const int64_t threads = read.integer();
-  return run([&] { return kernels->batch_norm(x, d, mean, rstd, scale, to, result, threads); });
+  const int64_t threads = read.threads();
+  return run(
+      [&] { return kernels->batch_norm(pair.x, pair.d, mean, rstd, scale, to, result, threads); });
 }
 
 PyObject* layer_norm(PyObject*, PyObject* args) {
   Reader read(args);
-  const Tensor x = read.tensor(3), d = read.tensor(3);
+  const Pair pair(read);
   const double eps = read.real();
   const bool rms = read.integer() != 0;
   const Result result = read.result();
-  const int64_t threads = read.integer();
-  return run([&] { return kernels->layer_norm(x, d, eps, rms, result, threads); });
+  const int64_t threads = read.threads();
+  return run([&] { return kernels->layer_norm(pair.x, pair.d, eps, rms, result, threads); });
 }
 
 PyObject* layer_norm_backward(PyObject*, PyObject* args) {
   Reader read(args);
-  const Tensor x = read.tensor(3), d = read.tensor(3);
+  const Pair pair(read);
   const float* scale = read.address<const float>();
   const double eps = read.real();
   const bool rms = read.integer() != 0;
   const Tensor to = read.tensor(3);
+  read.require(same(to, pair.x, 3), "a result differs in size");
+  read.require(to.dtype != Dtype::float16, "no kernel writes float16");
   const Result result = read.result();
-  const int64_t threads = read.integer();
-  return run(
-      [&] { return kernels->layer_norm_backward(x, d, scale, eps, rms, to, result, threads); });
+  const int64_t threads = read.threads();
+  return run([&] {
+    return kernels->layer_norm_backward(pair.x, pair.d, scale, eps, rms, to, result, threads);
+  });
 }
 
 PyObject* group_norm(PyObject*, PyObject* args) {
   Reader read(args);
-  const Tensor x = read.tensor(3), d = read.tensor(3);
-  const int64_t groups = read.integer();
+  const Pair pair(read);
+  const int64_t groups = read.positive();
+  if (groups > 0) read.require(pair.x.size[1] % groups == 0, "groups do not divide the channels");
   const double eps = read.real();
   const Result result = read.result();
-  const int64_t threads = read.integer();
-  return run([&] { return kernels->group_norm(x, d, groups, eps, result, threads); });
+  const int64_t threads = read.threads();
+  return run([&] { return kernels->group_norm(pair.x, pair.d, groups, eps, result, threads); });
 }
 
 PyObject* embedding(PyObject*, PyObject* args) {
@@ -152,7 +142,7 @@ PyObject* embedding(PyObject*, PyObject* args) {
   const Tensor d = read.tensor(3);
   const int64_t padding = read.integer();
   float* result = read.address<float>();
-  const int64_t threads = read.integer();
+  const int64_t threads = read.threads();
   return run([&] { return kernels->embedding(indices, d, padding, result, threads); });
 }
 
@@ -160,7 +150,7 @@ PyObject* bias(PyObject*, PyObject* args) {
   Reader read(args);
   const Tensor d = read.tensor(3);
   float* result = read.address<float>();
-  const int64_t threads = read.integer();
+  const int64_t threads = read.threads();
   return run([&] { return kernels->bias(d, result, threads); });
 }
 
@@ -168,9 +158,9 @@ PyObject* noisy_batch(PyObject*, PyObject* args) {
   Reader read(args);
   NoisyBatch b;
   b.x = read.address<const float>();
-  b.channels = read.integer();
-  b.elements = read.integer();
-  b.copies = read.integer();
+  b.channels = read.positive();
+  b.elements = read.positive();
+  b.copies = read.positive();
   b.rows = read.address<const int64_t>();
   b.inputs = read.address<const int64_t>();
   b.samples = read.address<const int64_t>();
@@ -179,12 +169,13 @@ PyObject* noisy_batch(PyObject*, PyObject* args) {
   b.sigma = static_cast<float>(read.real());
   b.low = static_cast<float>(read.real());
   b.high = static_cast<float>(read.real());
-  b.mean = read.address<const float>();
-  b.rstd = read.address<const float>();
-  b.out = read.address<void>();
+  b.mean = read.address_or_null<const float>();
+  b.rstd = read.address_or_null<const float>();
+  read.require((b.mean == nullptr) == (b.rstd == nullptr), "a mean goes with a deviation");
+  b.out = read.address<void>(2);
   b.bfloat16 = read.integer() != 0;
   b.channels_last = read.integer() != 0;
-  const int64_t threads = read.integer();
+  const int64_t threads = read.threads();
   return run([&] { return (*kernels->noisy_batch)(b, threads); });
 }
 
@@ -192,9 +183,9 @@ PyObject* grid_batch(PyObject*, PyObject* args) {
   Reader read(args);
   NoisyBatch b;
   b.x = read.address<const float>();
-  b.channels = read.integer();
-  b.elements = read.integer();
-  b.copies = read.integer();
+  b.channels = read.positive();
+  b.elements = read.positive();
+  b.copies = read.positive();
   b.rows = read.address<const int64_t>();
   b.inputs = read.address<const int64_t>();
   b.samples = read.address<const int64_t>();
@@ -204,25 +195,37 @@ PyObject* grid_batch(PyObject*, PyObject* args) {
   b.levels = read.real();
   b.low = static_cast<float>(read.real());
   b.high = static_cast<float>(read.real());
-  b.out = read.address<void>();
+  b.out = read.address<void>(2);
   b.bfloat16 = read.integer() != 0;
   b.channels_last = read.integer() != 0;
-  const int64_t threads = read.integer();
+  const int64_t threads = read.threads();
   return run([&] { return (*kernels->noisy_batch)(b, threads); });
+}
+
+// Of counts, beside the last one, for NaN.
+int64_t columns(const Votes& v, Vote mode) {
+  if (mode == Vote::argmax) return v.width;
+  return v.threshold_count + (mode == Vote::histogram);
 }
 
 PyObject* vote_count(PyObject*, PyObject* args) {
   Reader read(args);
-  const Vote mode = static_cast<Vote>(read.integer());
+  const int64_t number = read.integer();
+  read.require(number >= 0 && number <= 2, "a mode is not known");
+  const Vote mode = static_cast<Vote>(number);
   Votes v;
   v.values = read.address<const float>();
   v.rows = read.address<const int64_t>();
-  v.copies = read.integer();
-  v.width = read.integer();
-  v.thresholds = read.address<const float>();
+  v.copies = read.positive();
+  v.width = read.positive();
+  v.thresholds = read.address_or_null<const float>();
   v.threshold_count = read.integer();
   v.counts = read.address<int64_t>();
-  v.columns = read.integer();
+  v.columns = read.positive();
+  read.done();
+  read.require(v.threshold_count >= 0 && (v.threshold_count == 0 || v.thresholds != nullptr),
+               "thresholds are missing");
+  read.require(v.columns == columns(v, mode) + 1, "the counts have other columns");
   return run([&] {
     count_votes(v, mode);
     return true;

@@ -29,7 +29,8 @@ NEEDED = {
     [
         pytest.param(page, id=page.name, marks=[pytest.mark.slow] * (page.name in SLOW))
         for page in PAGES
-        if page.name not in ("README.md", "api.md")  # see test_readme.py, test_docstrings.py
+        # See test_readme.py, test_docstrings.py and test_recipes.py.
+        if page.name not in ("README.md", "api.md", "recipes.md")
     ],
 )
 @pytest.mark.timeout(1200)

@@ -5,6 +5,8 @@ The kernels believe what they are told and read and write there, so everything i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -35,7 +37,7 @@ def address(
             f"a kernel expects {dtype} {list(size)} on the CPU, dense in memory, and was given "
             f"{t.dtype} {list(t.shape)} on {t.device} with strides {list(t.stride())}"
         )
-    return t.data_ptr()
+    return _place(t)
 
 
 def address_of_any(t: Tensor) -> int:
@@ -49,7 +51,17 @@ def address_of_any(t: Tensor) -> int:
             f"a kernel expects float32, bfloat16 or float16 on the CPU, and was given {t.dtype} on "
             f"{t.device}"
         )
-    return t.data_ptr()
+    return _place(t)
+
+
+def _place(t: Tensor) -> int:
+    place = t.data_ptr()
+    if place % t.element_size() or (place == 0 and t.numel() > 0):
+        raise BackendError(
+            f"a kernel was given {t.dtype} {list(t.shape)} whose numbers lie at {place:#x}: not "
+            "aligned, or freed; give it a clone"
+        )
+    return place
 
 
 def _on_cpu(t: Tensor) -> bool:
@@ -65,3 +77,16 @@ def require_fit(fits: bool, operator: str, *tensors: Tensor | tuple[int, ...]) -
     if not fits:
         sizes = ", ".join(str(list(t.shape if isinstance(t, Tensor) else t)) for t in tensors)
         raise BackendError(f"{operator} has no meaning for tensors of sizes {sizes}")
+
+
+def windows_fit(
+    sides: Sequence[int],
+    moved: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> bool:
+    """Whether a kernel that is moved so often lies within the sides and their padding each time."""
+    axes = zip(sides, moved, kernel_size, stride, padding, dilation, strict=True)
+    return all((n - 1) * s + d * (k - 1) < side + 2 * p for side, n, k, s, p, d in axes)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gradood.errors import BackendError
 from gradood.ops import choice, noise_cpp
-from gradood.ops.addresses import DTYPES, address, address_of_any, require_fit
+from gradood.ops.addresses import DTYPES, address, address_of_any, require_fit, windows_fit
 
 NAME = "cpp"
 TAKES_OVER = ("batch_norm_backward_sqnorm", "layer_norm_backward_sqnorm")
@@ -110,6 +110,7 @@ def _costs() -> choice.Costs:
 
 def bias_sqnorm(d: Tensor) -> Tensor:
     """See ``reference.bias_sqnorm``."""
+    require_fit(d.dim() == 3, "bias_sqnorm", d)
     if d.numel() == 0:
         return _zeros(d.shape[0])
     norm = _new(d.shape[0])
@@ -187,6 +188,7 @@ def group_norm_sqnorm(x: Tensor, d: Tensor, groups: int, eps: float) -> tuple[Te
 
 def embedding_sqnorm(indices: Tensor, d: Tensor, padding_idx: int) -> Tensor:
     """See ``reference.embedding_sqnorm``."""
+    require_fit(d.dim() == 3 and indices.shape == d.shape[:2], "embedding_sqnorm", indices, d)
     if d.numel() == 0:
         return _zeros(d.shape[0])
     indices = indices.to(torch.int64).contiguous()
@@ -288,6 +290,7 @@ def _prepare_conv(
     fits = fits and x.size[1] % groups == 0 and d.size[1] % groups == 0
     fits = fits and all(len(sizes) == len(x.size) - 2 for sizes in geometry[:4])
     fits = fits and min(*kernel_size, *stride, *dilation) > 0 and min(padding) >= 0
+    fits = fits and windows_fit(x.size[2:], d.size[2:], *geometry[:4])
     require_fit(fits, "conv_sqnorm", x.size, d.size, *geometry[:4], (groups,))
     if kind is None:
         kind = choice.conv(x.size[1:], d.size[1:], kernel_size, stride, padding, groups, costs)

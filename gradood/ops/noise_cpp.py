@@ -107,19 +107,18 @@ def grid_batch(
     if out.numel() == 0:
         return out.to(dtype)
     _check_rows(rows, len(x))
+    dense = layout if out.dim() == 4 else torch.contiguous_format
     kernels.grid_batch(
-        x.data_ptr(),
+        address(x, torch.float32, tuple(x.shape)),
         *channels_and_elements(tuple(x.shape[1:])),
         len(rows),
-        rows.data_ptr(),
-        inputs.data_ptr(),
-        samples.data_ptr(),
+        *(address(t, torch.int64, (len(rows),)) for t in (rows, inputs, samples)),
         *key.tolist(),
         sigma,
         levels,
         -math.inf if low is None else low,
         math.inf if high is None else high,
-        out.data_ptr(),
+        address(out, out.dtype, tuple(out.shape), dense),
         int(half),
         int(channels_last),
         torch.get_num_threads(),

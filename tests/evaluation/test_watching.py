@@ -1,5 +1,6 @@
 """Tests that the rate of alarms has risen, against the formula, truths and Ville's inequality."""
 
+import csv
 import json
 import math
 
@@ -143,3 +144,10 @@ def test_calibration_keeps_the_rate_that_is_said(inputs, fpr):
 def test_rates_that_mean_nothing(rate, alpha):
     with pytest.raises(InputError):
         AlarmRateTest(rate, alpha)
+
+
+def test_the_page_of_the_benchmark_is_of_its_rows():
+    from benchmarks.watch import RESULTS, page
+
+    with open(RESULTS, encoding="utf-8") as file:
+        assert page(list(csv.DictReader(file))) == RESULTS.with_suffix(".md").read_text("utf-8")
