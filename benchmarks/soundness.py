@@ -14,6 +14,7 @@ import csv
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from datetime import datetime, timezone
 from itertools import groupby
 from pathlib import Path
 
@@ -67,7 +68,8 @@ def report(cells: list[Cell], worst: dict[str, Cell], repetitions: int) -> str:
     lines = [
         "# Soundness of the certificates, measured",
         "",
-        f"Made by `OMP_NUM_THREADS=1 python benchmarks/soundness.py --repetitions {repetitions}`; "
+        f"Made by `OMP_NUM_THREADS=1 python benchmarks/soundness.py --repetitions {repetitions}` "
+        f"(numpy {np.__version__}, {datetime.now(timezone.utc).date()}); "
         "every cell is in `soundness.csv`. "
         f"alpha = {ALPHA} per certificate, so that failures can be counted. Scores are functions "
         "of one direction of the noise, whose smoothed value under the worst perturbation is a sum "
@@ -87,6 +89,7 @@ def report(cells: list[Cell], worst: dict[str, Cell], repetitions: int) -> str:
             f"| {certificate} | {n} | {len(rows)} | {runs} | {failures / runs:.2%} "
             f"| {_where(low)} | {low.failures / low.repetitions:.2%} | {low.p_value:.2g} |"
         )
+    lines += _totals(cells)
     lines += [
         "",
         f"{len(found(cells))} of {len(cells)} cells have p < 1e-5. The mean's bounds fail far "
@@ -115,6 +118,17 @@ def report(cells: list[Cell], worst: dict[str, Cell], repetitions: int) -> str:
         "alpha; that alpha must be split rests on the proof.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _totals(cells: list[Cell]) -> list[str]:
+    """All certificates of each claim."""
+    lines = ["", "| claim | certificates | failures | share |", "| --- | ---: | ---: | ---: |"]
+    order = sorted(cells, key=lambda cell: cell.certificate)
+    for certificate, group in groupby(order, key=lambda cell: cell.certificate):
+        rows = list(group)
+        runs, failures = sum(c.repetitions for c in rows), sum(c.failures for c in rows)
+        lines.append(f"| {certificate} | {runs} | {failures} | {failures / runs:.2%} |")
+    return lines
 
 
 def _where(cell: Cell) -> str:

@@ -7,21 +7,30 @@ claims with one mistake each.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
 from scipy.special import ndtr, ndtri
-from soundness_checks import ALPHA, MEANS, SHIFTS, Bound, Cell, Floats, Generator, columns
+from scipy.stats import betabinom
+from soundness_checks import ALPHA, SHIFTS, Bound, Cell, Floats, Generator
 
 from gradood import ops
 from gradood.detectors.conformal import conformal_p_values
 from gradood.evaluation import bound_false_discoveries, control_fdr
 from gradood.smoothing import Smoothing
-from gradood.smoothing.bounds import binomial, mean, quantile, sequential
+from gradood.smoothing.bounds import anytime, binomial, mean, quantile
 from gradood.smoothing.noise import NoisyInputs
 
 Check = Callable[[Generator, int, int], Iterator[Cell]]
+
+
+#: Scores of few values: what they are, and with which probabilities. NaN counts as 1.
+STAIRS: dict[str, tuple[list[float], list[float]]] = {
+    "half-space .3": ([0.0, 1.0], [0.7, 0.3]),
+    "atoms": ([0.0, 0.25, 0.26, 0.7, 1.0], [0.16, 0.42, 0.32, 0.09, 0.01]),
+    "NaN in the tail": ([0.1, 0.4, np.nan], [0.5, 0.34, 0.16]),
+}
 
 
 def _looks(n: int, count: int) -> np.ndarray:
@@ -34,14 +43,17 @@ def _counts(rng: Generator, p: float, looks: np.ndarray, times: int) -> np.ndarr
 
 
 def check_anytime(
-    rng: Generator, n: int, times: int, lower: Bound = sequential.lower
+    rng: Generator, n: int, times: int, lower: Bound = anytime.lower
 ) -> Iterator[Cell]:
-    """A bound of a probability fails if it is wrong at any of 40 looks."""
-    looks = _looks(n, 40)
+    """A bound of a probability fails if it is wrong at any of 40 looks; n is the planned one."""
+    looks, times = np.append(_looks(n, 40), 2 * n), 3 * times
     for c in SHIFTS:
         for p in sorted({float(ndtr(c)), float(ndtr(-c))}):
-            bound = lower(_counts(rng, p, looks, times), looks, ALPHA)
-            yield Cell("anytime probability", f"p = {p:.3f}", n, c, _any(bound > p), times)
+            counts, wrong = _counts(rng, p, looks, times), np.zeros(times, bool)
+            for look, column in zip(looks.tolist(), counts.T, strict=True):
+                values, where = np.unique(column, return_inverse=True)
+                wrong |= (lower(values, look, ALPHA, n) > p)[where]
+            yield Cell("anytime probability", f"p = {p:.3f}", n, c, int(wrong.sum()), times)
 
 
 def check_anytime_quantiles(
@@ -52,32 +64,39 @@ def check_anytime_quantiles(
     lower: Bound = quantile.anytime_lower_rank,
 ) -> Iterator[Cell]:
     """X_(k) is on the wrong side exactly if k scores or more, or fewer, are below the quantile."""
-    looks = _looks(n, 40)
+    looks, times = np.append(_looks(n, 40), 2 * n), 3 * times
     for c in SHIFTS:
         p = float(ndtr(c))
         below = _counts(rng, p, looks, times)
-        failed = _any(below >= upper(looks, p, ALPHA))
+        failed = _any(below >= upper(looks, p, ALPHA, n))
         yield Cell("anytime quantile upper", "continuous", n, c, failed, times)
-        failed = _any(below < lower(looks, p, ALPHA))
+        failed = _any(below < lower(looks, p, ALPHA, n))
         yield Cell("anytime quantile lower", "continuous", n, c, failed, times)
 
 
 def check_anytime_means(
-    rng: Generator, n: int, times: int, bound: mean.Bound = mean.betting
+    rng: Generator, n: int, times: int, bound: Bound = mean.always
 ) -> Iterator[Cell]:
-    """Twelve looks at one growing sample."""
+    """Twelve looks at one growing sample, most of a half-space, whose counts repeat."""
     looks = _looks(n, 12)
-    for name in ("half-space .3", "atoms", "NaN in the tail"):
-        known, wrong = MEANS[name], 0
-        truth = known.mean(0.0) - 1e-6
-        for _ in range(times):
-            scores = known.draw(rng, (n,))
-            for look in looks:
-                counts, edges = columns(scores[:look])
-                if mean.upper(counts, edges, 0.0, ALPHA, bound) < truth:
-                    wrong += 1
-                    break
-        yield Cell("anytime mean upper", name, n, 0.0, wrong, times)
+    for name, (levels, shares) in STAIRS.items():
+        runs = 17 * times if len(levels) == 2 else times // 4
+        values = np.array(levels)
+        truth = float(np.nan_to_num(values, nan=1.0) @ shares)
+        atoms = values[~np.isnan(values)]
+        edges = np.unique(np.clip([0, *atoms, *np.nextafter(atoms, -1)], 0, 1))
+        column = np.searchsorted(edges, values, side="left")
+        column[np.isnan(values)] = len(edges) + 1
+        wrong = np.zeros(runs, bool)
+        total = np.zeros((runs, len(values)), np.int64)
+        for fresh in np.diff(looks, prepend=0).tolist():
+            total += rng.multinomial(fresh, shares, runs)
+            rows, where = np.unique(total, axis=0, return_inverse=True)
+            counts = np.zeros((len(rows), len(edges) + 2), np.int64)
+            np.add.at(counts.T, column, rows.T)
+            found = mean.upper(counts, edges, 0.0, ALPHA, partial(bound, planned=n))
+            wrong |= (found < truth - 1e-12)[where]
+        yield Cell("anytime mean upper", name, n, 0.0, int(wrong.sum()), runs)
 
 
 def check_p_values(
@@ -108,6 +127,7 @@ def check_fdr(
 ) -> Iterator[Cell]:
     """The share of false calls, as a coin of that probability, so that it can be counted."""
     size = min(n, 1000)
+    times = 6 * times
     for method in ("bh", "storey", "by"):
         for normal, other in ((100, 0), (90, 10), (50, 50)):
             failed = 0
@@ -122,7 +142,7 @@ def check_discoveries(
     rng: Generator, n: int, times: int, bound: Callable[..., np.ndarray] = bound_false_discoveries
 ) -> Iterator[Cell]:
     """A bound of false discoveries fails if it is too small at any threshold."""
-    size = min(n, 1000)
+    size, times = min(n, 1000), 9 * times
     for normal, other in ((100, 0), (50, 50)):
         failed = 0
         for _ in range(times):
@@ -171,15 +191,24 @@ def check_spread(rng: Generator, n: int, times: int, share: float = 4.0) -> Iter
     yield Cell("spread", "line", n, 0.0, failed, times)
 
 
+def _places(inputs: int, samples: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row and sample of every copy."""
+    rows = torch.arange(inputs).repeat_interleave(samples)
+    return rows, torch.arange(samples).repeat(inputs)
+
+
 def _grid_copies(x: torch.Tensor, settings: Smoothing, samples: int) -> torch.Tensor:
-    rows = torch.zeros(samples, dtype=torch.long)
-    return NoisyInputs(x, None, settings).copies(rows, torch.arange(samples), 0)
+    rows, place = _places(len(x), samples)
+    copies = NoisyInputs(x, None, settings).copies(rows, place, 0)
+    return copies.view(len(x), samples, -1)
 
 
 def _float32_copies(x: torch.Tensor, settings: Smoothing, samples: int) -> torch.Tensor:
-    rows, key = torch.zeros(samples, dtype=torch.long), torch.tensor([settings.seed, 0])
+    rows, place = _places(len(x), samples)
+    key = torch.tensor([settings.seed, 0])
     options = (settings.sigma, None, None, None, None, torch.float32, False)
-    return ops.noisy_batch(x, rows, rows, torch.arange(samples), key, *options)
+    copies = ops.noisy_batch(x, rows, rows, place, key, *options)
+    return copies.view(len(x), samples, -1)
 
 
 def check_floats(
@@ -192,20 +221,20 @@ def check_floats(
     """
     size, sigma, times = min(n, 1000), 0.25, 10 * times
     wrong = traced = 0
-    for _ in range(times):
+    for start in range(0, times, 200):
+        inputs = min(200, times - start)
         settings = Smoothing(sigma=sigma, seed=int(rng.integers(2**62)))
-        x = torch.full((1, 2), 0.5)
-        moved = copies(x, settings, size)
-        above = int((moved[:, 0] > 0.5 - sigma / 2).sum())
-        wrong += float(binomial.lower(above, size, ALPHA)) > ndtr(0.5) + 1e-3  # of the grid's step
+        moved = copies(torch.full((inputs, 2), 0.5), settings, size)
+        above = (moved[..., 0] > 0.5 - sigma / 2).sum(1).numpy()
+        wrong += int((binomial.lower(above, size, ALPHA) > ndtr(0.5) + 1e-3).sum())  # grid's step
         votes = [
-            int((part.double() * 2**25 % 1 == 0).all(1).sum())
-            for part in (moved, copies(torch.zeros(1, 2), settings, size))
+            (part.double() * 2**25 % 1 == 0).all(2).sum(1).numpy()
+            for part in (moved, copies(torch.zeros(inputs, 2), settings, size))
         ]
-        radius = sigma * ndtri(float(binomial.lower(votes[0], size, ALPHA)))
-        far = radius > 0.5 * np.sqrt(2) or votes[0] > size / 2
-        traced += bool(far and votes[1] < size / 2)
-    yield Cell("floating point", "half-space", size, 0.5, int(wrong), times)
+        radius = sigma * ndtri(binomial.lower(votes[0], size, ALPHA))
+        far = (radius > 0.5 * np.sqrt(2)) | (votes[0] > size / 2)
+        traced += int((far & (votes[1] < size / 2)).sum())
+    yield Cell("floating point", "half-space", size, 0.5, wrong, times)
     yield Cell("floating point", "last bits", size, np.nan, traced, times)
 
 
@@ -226,8 +255,13 @@ CHECKS: dict[str, Check] = {
 }
 
 
-def _half_as_certain(a: object, n: object, alpha: float) -> Floats:
-    return sequential.lower(a, n, min(0.45, 4 * alpha))
+def _half_as_certain(a: object, n: object, alpha: float, planned: int) -> Floats:
+    return anytime.lower(a, n, 4 * alpha, planned)
+
+
+def _planned_everywhere(a: object, n: object, alpha: float, planned: int) -> Floats:
+    """The share of the planned look, taken at every one."""
+    return binomial.lower(a, n, anytime.PLANNED * alpha)
 
 
 def _above_only(known: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -239,24 +273,31 @@ def _without_one(known: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
     return (known >= scores).sum().double()[None] / len(known)
 
 
+@lru_cache(maxsize=8192)
+def _quantile(k: int, m: int, size: int, delta: float) -> int:
+    return int(betabinom.ppf(1 - delta, m, k, size + 1 - k + 1e-9))
+
+
 def _pointwise(p: Floats, size: int, delta: float) -> np.ndarray:
     """Each threshold's own quantile, without the union."""
-    from scipy.stats import betabinom
-
-    k = np.round(p * (size + 1))
-    return betabinom.ppf(1 - delta, len(p), k, size + 1 - k + 1e-9)
+    ranks = np.round(p * (size + 1)).astype(int).tolist()
+    return np.array([_quantile(k, len(p), size, delta) for k in ranks])
 
 
 MUTANTS: dict[str, Check] = {
-    "anytime: Clopper-Pearson at every look": partial(check_anytime, lower=binomial.lower),
+    "anytime: Clopper-Pearson at every look": partial(
+        check_anytime, lower=lambda a, n, alpha, planned: binomial.lower(a, n, alpha)
+    ),
+    "anytime: the planned share at every look": partial(check_anytime, lower=_planned_everywhere),
     "anytime: four times alpha": partial(check_anytime, lower=_half_as_certain),
     "anytime quantile: fixed ranks at every look": partial(
         check_anytime_quantiles,
-        upper=lambda n, p, alpha: quantile.upper_rank(n, p, 0.0, alpha),
-        lower=lambda n, p, alpha: quantile.lower_rank(n, p, 0.0, alpha),
+        upper=lambda n, p, alpha, planned: quantile.upper_rank(n, p, 0.0, alpha),
+        lower=lambda n, p, alpha, planned: quantile.lower_rank(n, p, 0.0, alpha),
     ),
     "anytime mean: the sample's": partial(
-        check_anytime_means, bound=lambda sample, c, alpha: np.full(np.shape(c), sample.mean)
+        check_anytime_means,
+        bound=lambda sample, c, alpha, planned: np.full(np.shape(c), sample.mean),
     ),
     "p-value: ties in the score's favour": partial(check_p_values, p_values=_above_only),
     "p-value: one less": partial(check_p_values, p_values=_without_one),

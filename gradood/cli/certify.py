@@ -74,7 +74,11 @@ def certify(
     sigma: Annotated[float, typer.Option(help="Of the noise, in pixels from 0 to 1.")] = 0.02,
     units: options.UnitsOption = options.Units.PIXELS,
     radius: Annotated[
-        list[float] | None, typer.Option(help="l2; repeat for several with mean and quantile.")
+        list[float] | None,
+        typer.Option(
+            help="l2; repeat for several, which share their samples: bounds at each, or the "
+            "largest that is certified."
+        ),
     ] = None,
     n: Annotated[int, typer.Option(help="Most samples an input.")] = 10_000,
     alpha: Annotated[float, typer.Option(help="Probability of a false certificate.")] = 1e-3,
@@ -284,9 +288,7 @@ def _target(
     """Keyword arguments of the ``certify`` function of this kind."""
     if kind in (Kind.MEAN, Kind.QUANTILE):
         return {"radius": radius or [0.0]} | ({"q": q} if kind is Kind.QUANTILE else {})
-    if radius is not None and len(radius) > 1:
-        raise InputError("--radius can be given once for classes and decisions")
-    one = {"radius": radius[0] if radius else None}
+    one: dict[str, Any] = {"radius": radius[0] if radius and len(radius) == 1 else radius or None}
     if kind is Kind.CLASS:
         return one
     if threshold is None:

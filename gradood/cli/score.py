@@ -107,7 +107,7 @@ def score(
     if not as_json:
         _summary(file)
     if report is not None:
-        page = _page(out, source, inputs, detector, models, throughput)
+        page = _page(out, source, inputs, detector, p_values, models, throughput)
         write(page, report, quiet=as_json)
     if file.state["skipped"]:
         raise typer.Exit(SKIPPED)
@@ -156,6 +156,7 @@ def _page(
     source: Source,
     inputs: list[Path],
     detector: str,
+    p_values: bool,
     models: options.ModelOptions,
     throughput: Throughput | None,
 ) -> Page:
@@ -164,7 +165,7 @@ def _page(
 
     known, threshold = describe_detector(detector)
     return score_page(
-        lambda: read_rows(out, COLUMNS),
+        lambda: read_rows(out, (*COLUMNS, "p_value") if p_values else COLUMNS),
         source,
         title=f"Scores of {', '.join(path.name or str(path) for path in inputs)}",
         throughput=throughput,

@@ -26,6 +26,7 @@ def out(tmp_path):
     [
         ("--radius", 0.005),
         ("--kind", "decision", "--threshold", 0.6, "--radius", 0.005),
+        ("--radius", 0.005, "--radius", 0.001, "--radius", 0.1),
         ("--kind", "mean", "--radius", 0, "--radius", 0.01),
         ("--kind", "quantile", "--score", "energy", "--radius", 0.01),
     ],
@@ -80,7 +81,6 @@ def test_a_model_and_inputs_of_ones_own(tmp_path, out, monkeypatch):
         (("--alpha", 2), "alpha"),
         (("--radius", -1), "radius"),
         (("--kind", "decision"), "--threshold"),
-        (("--radius", 0.1, "--radius", 0.2), "once"),
         (("--model", "nothing:here"), "module:function"),
         (("--inputs", "missing.npy"), "does not exist"),
         (("--verify", "missing.jsonl"), "cannot read"),

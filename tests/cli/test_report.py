@@ -15,6 +15,8 @@ import gradood
 from gradood.cli import app
 from gradood.data import embedded_classifier, embedded_images
 from gradood.detectors.uncertainty import GradUncertainty
+from gradood.evaluation import control_fdr
+from gradood.scoring.rows import read_rows
 from tests.pictures import pixels, write_pictures
 
 RUNNER = CliRunner()
@@ -81,6 +83,24 @@ def test_score_shows_the_most_anomalous_inputs_and_their_layers(data, tmp_path):
     assert sorted(path.name for path in report.iterdir()) == [
         "histogram-1.png", "index.html", "throughput-1.png",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_p_values_are_shown_and_what_can_be_called_from_them(data, tmp_path, suffix):
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow")
+    out, report = tmp_path / f"scores.{suffix}", tmp_path / "report"
+    result = run("score", data / "mnist", "--detector", data / "knn", "--out", out, "--p-values",
+                 "--report", report)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    html = page_in(report)
+    p = np.array([row["p_value"] for row in read_rows(out, ("id", "score", "error", "p_value"))])
+    for level in (0.05, 0.2):
+        calls = [control_fdr(p, level, method).sum() for method in ("bh", "storey")]
+        cells = [f"{level:g}", (p <= level).sum(), f"{level * len(p):,.0f}", *calls]
+        assert " ".join(map(str, cells)) in re.sub(r"(<[^>]*>)+", " ", html)
+    assert f"(p = {p.min():.3g})" in html
+    assert (report / "p-values-1.png").is_file()
 
 
 def test_a_resumed_run_gives_the_same_report(data, tmp_path):

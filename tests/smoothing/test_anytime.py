@@ -140,9 +140,9 @@ def common(n_max, tile, **target):
     return {"settings": settings, "target": target, "tile": tile, "anytime": False}
 
 
-@pytest.mark.parametrize("pilot", [[50, 14, 0], [30, 20, 14, 0]])
+@pytest.mark.parametrize("pilot, most", [([50, 14, 0], 0.4), ([30, 20, 14, 0], 0.01)])
 @pytest.mark.parametrize("radii", [[0.3], [0.0, 0.3, 0.35, 1.0]])
-def test_a_class_is_certified_falsely_at_most_alpha_by_an_exact_calculation(pilot, radii):
+def test_a_class_is_certified_falsely_at_most_alpha_by_an_exact_calculation(pilot, most, radii):
     """Every other vote is the runner-up's, and the true radius is just below 0.3."""
     shared = common(120, 16, radius=radii)
     p = float(ndtr(0.3 - 1e-9))
@@ -156,7 +156,7 @@ def test_a_class_is_certified_falsely_at_most_alpha_by_an_exact_calculation(pilo
         return np.array(found)
 
     failed = exact_failures(wrong, schedule(120, 16), p)
-    assert 0.05 * 0.02 < failed <= 0.02
+    assert most * 0.02 < failed <= 0.02
 
 
 @pytest.mark.parametrize("radii", [[0.3], [0.0, 0.3, 0.35, 1.0]])

@@ -83,6 +83,33 @@ def test_rows_that_influence_one_another_are_refused(model, points):
             certify(scored, points(0.5, 0.2), SMOOTHING, **options)
 
 
+def hidden(x):
+    """Two classes a millionth apart, under the range of a third that never wins."""
+    votes = 1e-6 * torch.sign(x[:, 0] - x[0, 0])
+    return torch.stack([votes, -votes, torch.full_like(votes, -1000.0)], 1)
+
+
+def test_coupling_below_the_range_of_the_logits_is_refused(points):
+    with pytest.raises(ModelError, match="depends on the rows beside it"):
+        gradood.certify_class(hidden, points(0.5), SMOOTHING)
+
+
+@pytest.mark.parametrize("kind", ["coin", "coupling"])
+def test_what_is_rare_is_found_on_later_tiles(kind, points):
+    """Nothing shows on the first tile: the coin has one side there, no row is far out."""
+    random_numbers = np.random.default_rng(3)
+    passes = []
+
+    def model(x):
+        passes.append(len(x))
+        odd = random_numbers.random() < 0.3 if kind == "coin" else (x[:, 0] > 3.2).any()
+        return two(torch.where(torch.tensor(len(passes) > 20 and bool(odd)), -x[:, 0], x[:, 0]))
+
+    settings = gradood.Smoothing(sigma=1.0, n=8000, seed=1)
+    with pytest.raises(ModelError, match="beside it"):
+        gradood.certify_class(model, points(0.5), settings)
+
+
 def test_dynamic_quantisation_is_refused(pictures, classifier):
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10))
     torch.manual_seed(0)

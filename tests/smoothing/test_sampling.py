@@ -113,7 +113,7 @@ def test_stopped_inputs_make_room_for_the_next(points):
     found = gradood.certify_class(model, x, smoothing, radius=0.5)
     assert found.samples[2] == 6432
     assert (found.samples[[0, 1, 3, 4, 5]] == 80).all()
-    assert calls <= int(found.samples.sum()) + 10 * 64, "more was drawn than is counted"
+    assert calls <= int(found.samples.sum()) + 20 * 64, "more was drawn than is counted"
 
 
 def test_samples_are_counted_exactly_once(points):

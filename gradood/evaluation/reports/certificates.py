@@ -40,8 +40,8 @@ def certificate_page(
     samples = int(made.samples.sum())
     page = Page(
         "What does no small perturbation change?",
-        f"{_KINDS[kind]}, whatever moves the input within an l2 radius, in units of "
-        f"the model's input. Each, for one input, is false with a probability of at most "
+        f"{_KINDS[kind]}, whatever moves the input within an l2 radius, in "
+        f"{_units(made)}. Each, for one input, is false with a probability of at most "
         f"{settings['alpha']:g}. They are about the smoothed model, which looks at the input under "
         f"Gaussian noise of standard deviation {settings['sigma']:g}, and not about the model "
         "itself.",
@@ -63,6 +63,11 @@ def certificate_page(
         ),
     )
     return page
+
+
+def _units(made: Evidence) -> str:
+    pixels = made.common.get("units") == "pixels"
+    return "pixels from 0 to 1" if pixels else "units of the model's input"
 
 
 def _tiles(made: Evidence) -> list[tuple[str, str]]:

@@ -59,12 +59,14 @@ class Digest:
         flagged: Those of them that are anomalous.
         errors: The first rows without a score.
         reactions: How often each layer was named as having reacted, in rows with a score.
+        p_values: How often each conformal p-value occurs; as many as calibration scores, and one.
     """
 
     def __init__(self, keep: int = 12, seed: int = 0) -> None:
         self.scored = self.skipped = self.decided = self.flagged = 0
         self.errors: list[Row] = []
         self.reactions: Counter[str] = Counter()
+        self.p_values: Counter[float] = Counter()
         self._keep, self._random = keep, np.random.default_rng(seed)
         self._sample = np.empty(SAMPLE)
         self._high: list[tuple[float, int, Row]] = []
@@ -96,6 +98,8 @@ class Digest:
         self.decided += row.get("decision") is not None
         self.flagged += row.get("decision") == 1
         self.reactions.update(layer["name"] for layer in row.get("layers") or ())
+        if row.get("p_value") is not None:
+            self.p_values[row["p_value"]] += 1
         # Of equal scores the first ones stay.
         _push(self._high, (score, -place, row), self._keep)
         _push(self._low, (-score, -place, row), self._keep)

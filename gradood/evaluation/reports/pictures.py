@@ -82,7 +82,9 @@ def _reread(item: Item | None, name: str) -> Html:
 def _said(row: Row) -> list[Html]:
     layers: Sequence[Mapping[str, Any]] = row.get("layers") or ()
     listed = [tag("li", f"{layer['name']} {layer['deviation']:+.1f}σ") for layer in layers]
-    said = [tag("b", f"{row['score']:.4g}"), html(row["id"])]
+    chance = row.get("p_value")
+    beside = "" if chance is None else f" (p = {chance:.3g})"
+    said = [tag("b", f"{row['score']:.4g}{beside}"), html(row["id"])]
     return [*said, tag("ul", *listed)] if listed else said
 
 

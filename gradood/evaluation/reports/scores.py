@@ -10,6 +10,7 @@ import numpy as np
 from gradood.data.files.source import Source
 from gradood.errors import InputError
 from gradood.evaluation.reports import figures
+from gradood.evaluation.reports.chances import p_value_parts
 from gradood.evaluation.reports.digest import SAMPLE, Digest, Row, histogram_of
 from gradood.evaluation.reports.html import Html, beside, facts, html, soft, table, tag, tiles
 from gradood.evaluation.reports.page import Page
@@ -53,6 +54,8 @@ def score_page(
     )
     page.add(tiles(_tiles(digest, threshold, throughput)))
     page.section("How the scores are distributed", *_distribution(page, rows, digest, threshold))
+    if digest.p_values:
+        page.section("p-values", *p_value_parts(page, digest.p_values))
     page.section("The most anomalous inputs", *_extremes(digest, source))
     if throughput is not None:
         before = digest.scored + digest.skipped - throughput.inputs

@@ -143,16 +143,16 @@ def spent(p0: float, alpha: float, n_max: int, tile: int = 1) -> float:
 
 @lru_cache(maxsize=1024)
 def level(p0: float, alpha: float, n_max: int, tile: int = 1) -> float:
-    """How much more than alpha the e-value may be tested at, so that 0.9 alpha is spent.
+    """How much more than alpha the e-value may be tested at, so that 0.95 alpha is spent.
 
     Overshoot, looks that are missed and the end at n_max leave a quarter to three quarters of what
     Ville's inequality allows for; the exact calculation says how much. At least alpha, at most
     4 alpha.
     """
     low, high = alpha, 4 * alpha
-    for _ in range(7):
+    for _ in range(9):
         middle = (low * high) ** 0.5
-        enough = spent(p0, middle, n_max, tile) <= 0.9 * alpha
+        enough = spent(p0, middle, n_max, tile) <= 0.95 * alpha
         low, high = (middle, high) if enough else (low, middle)
     return low
 
