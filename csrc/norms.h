@@ -152,20 +152,23 @@ inline View view_of(const Tensor& t, int64_t n, bool transposed) {
 }
 
 // Short rows leave most time to sums across lanes: here those of kLanes rows are done at once.
-// Adds Σ_c (scale_c Σ_t d (x − mean_c))² and Σ_c (Σ_t d)² of kLanes adjacent rows of floats.
+// Adds Σ_c (rstd_c Σ_t d (x − mean_c))² and Σ_c (Σ_t d)² of kLanes adjacent rows of floats, and
+// writes to = scale_c · d where there is a `to`.
+template <bool Scales>
 inline void add_short_rows(const float* x, const float* d, int64_t count, const float* mean,
-                           const float* scale, Moments* total) {
+                           const float* rstd, const float* scale, float* to, Moments* total) {
   Vector dx[kLanes], sums[kLanes];
   for (int c = 0; c < kLanes; ++c) {
-    const Vector centre = broadcast(mean[c]);
+    const Vector centre = broadcast(mean[c]), factor = broadcast(Scales ? scale[c] : 0.0f);
     dx[c] = sums[c] = Vector{};
     for (int64_t i = 0; i < count; i += kLanes) {
-      const float *x_at = x + c * count + i, *d_at = d + c * count + i;
-      const int64_t rest = count - i;
-      const Vector v = rest < kLanes ? load_first(d_at, rest) : load(d_at);
-      const Vector w = rest < kLanes ? load_first(x_at, rest) : load(x_at);
+      const int64_t at = c * count + i, rest = count - i;
+      const Vector v = rest < kLanes ? load_first(d + at, rest) : load(d + at);
+      const Vector w = rest < kLanes ? load_first(x + at, rest) : load(x + at);
       sums[c] += v;
       dx[c] += v * (w - centre);
+      if constexpr (Scales)
+        rest < kLanes ? store_first(to + at, v * factor, rest) : store(to + at, v * factor);
     }
   }
   transpose(dx);
@@ -175,7 +178,7 @@ inline void add_short_rows(const float* x, const float* d, int64_t count, const 
     sums[0] += sums[c];
   }
   float lanes[2 * kLanes];
-  store(lanes, dx[0] * load(scale));
+  store(lanes, dx[0] * load(rstd));
   store(lanes + kLanes, sums[0]);
   total->dx += squares(lanes, kLanes);
   total->d += squares(lanes + kLanes, kLanes);
@@ -243,9 +246,17 @@ bool batch_norm(const Tensor& x, const Tensor& d, const float* mean, const float
     const float* x_rows = reinterpret_cast<const float*>(x.sample(n).data);
     const float* d_rows = reinterpret_cast<const float*>(d.sample(n).data);
     for (; dense && positions <= kShortRow && c + kLanes <= channels; c += kLanes) {
-      add_short_rows(x_rows + c * positions, d_rows + c * positions, positions, mean + c, rstd + c,
-                     &total);
-      if (by_rows) pass_on(c, kLanes);
+      auto add = [&](auto scales, float* rows) {
+        add_short_rows<decltype(scales)::value>(x_rows + c * positions, d_rows + c * positions,
+                                                positions, mean + c, rstd + c, scale + c, rows,
+                                                &total);
+      };
+      if (dense_rows(to) && to.data != nullptr) {
+        add(std::true_type(), reinterpret_cast<float*>(sink_of(to, n).data) + c * positions);
+      } else {
+        add(std::false_type(), nullptr);
+        if (by_rows) pass_on(c, kLanes);
+      }
     }
     for (; c < channels; ++c) {
       if (dense && c + 1 < channels) {

@@ -37,7 +37,7 @@ TRITON = Costs(gram=1, pixel_gram=1, shift=8, phases=False)
 CPP = {
     "baseline": Costs(gram=1, pixel_gram=1.3, shift=5, phases=True),
     "avx2": Costs(gram=1, pixel_gram=1.3, shift=5, phases=True),
-    "avx512": Costs(gram=1.2, pixel_gram=1.8, shift=5, phases=True),
+    "avx512": Costs(gram=1.05, pixel_gram=1.3, shift=5, phases=True),
     "amx": Costs(gram=1.3, pixel_gram=4.05, shift=5, phases=True),
 }
 
