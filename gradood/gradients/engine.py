@@ -14,19 +14,9 @@ from torch.nn import Parameter
 
 from gradood import ops
 from gradood.gradients.activations import Layer, measured_layer
-from gradood.gradients.capture import (
-    End,
-    Function,
-    SourceMode,
-    TakenOver,
-    UnevenError,
-    constants,
-    grow_alike,
-    leads_nowhere,
-    name_of,
-    same_constants,
-    watch,
-)
+from gradood.gradients.arguments import constants, grow_alike, leads_nowhere, same_constants
+from gradood.gradients.capture import Function, SourceMode, UnevenError, name_of
+from gradood.gradients.graph import End, TakenOver, watch
 from gradood.gradients.picking import picked_evenly
 from gradood.gradients.plan import Forward, Plan, PlanError, Step
 from gradood.gradients.rules import Call

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gradood.gradients.capture import tensors_in
+from gradood.gradients.arguments import tensors_in
 
 #: Operators that work along one dimension: where it stands among their arguments, and its default.
 _ALONG = {

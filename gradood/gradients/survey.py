@@ -11,18 +11,10 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from gradood.errors import ModelError
+from gradood.gradients.arguments import constants, tensors_in
 from gradood.gradients.axis import WEIGHTS
-from gradood.gradients.capture import (
-    End,
-    Function,
-    PlanError,
-    SourceMode,
-    constants,
-    name_of,
-    own,
-    tensors_in,
-    watch,
-)
+from gradood.gradients.capture import Function, PlanError, SourceMode, name_of
+from gradood.gradients.graph import End, own, watch
 from gradood.gradients.memory import changes_a_view, memory, writes
 from gradood.gradients.picking import NUMBERS, Pick, pick
 from gradood.gradients.rules import Call, bind
