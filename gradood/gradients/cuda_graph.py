@@ -63,7 +63,7 @@ def _check(scorer: Scorer, x: Tensor, micro_batch: int | None) -> None:
             f"cuda_graph=True captures the batch as one pass, and micro_batch={micro_batch} splits "
             f"{x.shape[0]} samples; pass smaller batches"
         )
-    plan = scorer.prepare(x)
+    plan = scorer.plan(x)
     if plan.uncovered:
         name, reason = next(iter(plan.uncovered.items()))
         raise ModelError(
@@ -81,10 +81,10 @@ def _check(scorer: Scorer, x: Tensor, micro_batch: int | None) -> None:
             "cuda_graph=True: this model treats a batch of one unlike others; pass two"
         )
     check_device(x)
-    if x.shape[0] > scorer.samples_a_pass(x):
+    if x.shape[0] > scorer.samples_a_pass(x, plan):
         raise InputError(
             f"cuda_graph=True captures the batch as one pass, and {x.shape[0]} samples exceed the "
-            f"memory bound of {scorer.samples_a_pass(x)}; pass smaller batches"
+            f"memory bound of {scorer.samples_a_pass(x, plan)}; pass smaller batches"
         )
 
 
