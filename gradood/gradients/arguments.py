@@ -26,7 +26,7 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def constants(value: Any) -> Any:
-    """What arguments say about where things lie: whole numbers, flags, names and slices."""
+    """The constants among arguments: integers, flags, names and slices."""
     if isinstance(value, Tensor):
         return None
     if isinstance(value, (list, tuple)):

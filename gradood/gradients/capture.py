@@ -38,7 +38,7 @@ _QUERIES: frozenset[Any] = frozenset(
 
 
 class PlanError(Exception):
-    """The model does what no plan can follow, or something else than in the probe."""
+    """The model cannot be planned, or behaves differently from the probe."""
 
 
 class UnevenError(PlanError):
@@ -129,7 +129,7 @@ class SourceMode(OperatorMode):
         return [s for s in found if s is not None]
 
     def check_surroundings(self) -> None:
-        """Refuse an operator whose parameters are differentiated elsewhere as well.
+        """Refuse parameters inside a ``torch.func`` transform.
 
         Raises:
             PlanError: It runs under ``torch.func``.
@@ -187,7 +187,7 @@ def name_of(function: Function) -> str:
 
 
 def _packs_saved() -> bool:
-    """Whether anything packs what autograd saves, where PyTorch is too old to say what does."""
+    """Whether saved-tensor hooks are active, for PyTorch versions that cannot list them."""
     with torch.enable_grad():
         leaf = torch.ones((), dtype=torch.float32, device="cpu", requires_grad=True)
         saved: Any = leaf.exp().grad_fn

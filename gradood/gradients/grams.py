@@ -185,7 +185,7 @@ class _Use:
 
 
 class _GramRecorder(Recorder):
-    """Keep what every output gradient is for every logit, then multiply parameter gradients."""
+    """Keep the output gradients for every logit, then multiply parameter gradients."""
 
     may_take_over = False
 

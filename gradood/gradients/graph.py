@@ -29,7 +29,7 @@ class Anchor(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, None]:
-        """What lies below gets the gradient, if anything does; the anchor needs none."""
+        """Pass the gradient on; the anchor gets none."""
         return gradients[0], None
 
 
@@ -80,7 +80,7 @@ def own(out: Tensor) -> Tensor:
 def watch(
     out: Tensor, anchor: Tensor, hook: Callable[[Tensor], None], always: bool = False
 ) -> Tensor:
-    """Have ``hook`` receive the gradient of an operator's output, as it is now.
+    """Call ``hook`` with the gradient of an operator's output.
 
     ``always`` anchors outputs that are in a graph already, which may not lead to the anchor.
     """

@@ -74,7 +74,7 @@ class Scores(NamedTuple):
 
 
 def if_known(change: Callable[[Tensor], Tensor], tensor: Tensor | None) -> Tensor | None:
-    """A changed tensor, where there is one."""
+    """The changed tensor; None stays None."""
     return None if tensor is None else change(tensor)
 
 
@@ -161,7 +161,7 @@ class Scorer:
         return self._allowed(plan)
 
     def require_gradient(self, x: Tensor) -> None:
-        """Refuse a model none of whose parameters autograd can see; what is unused has norm 0.
+        """Refuse a model whose logits depend on no parameter; an unused parameter alone has norm 0.
 
         Raises:
             ModelError: It is one.

@@ -79,7 +79,7 @@ class Follower(SourceMode):
     def __torch_function__(
         self, function: Function, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Refuse calls that would change a parameter, with or without gradients; make the others.
+        """Refuse calls that change a parameter in place; make the others.
 
         Raises:
             ModelError: The model writes to its own parameters.
@@ -110,7 +110,7 @@ class Follower(SourceMode):
         return out
 
     def observe(self, meeting: Meeting, out: Tensor) -> Tensor:
-        """What the model sees of an output."""
+        """The output as the model gets it."""
         return own(out)
 
     def _bind(
@@ -148,7 +148,7 @@ class Follower(SourceMode):
 
 
 class Survey(Follower):
-    """Record what runs, which results depend on the batch, and their shapes.
+    """Record the calls, which results depend on the batch, and their shapes.
 
     ``smaller`` is the survey of a smaller batch: what is larger here grows with the batch, even
     where it is made of parameters and sizes alone.
@@ -185,7 +185,7 @@ class Survey(Follower):
         self._batch = {memory(rows): rows}
 
     def visit(self, position: int, function: Function, args: Any, kwargs: Any) -> Any:
-        """Make one call; keep what it tells about the model."""
+        """Make one call, and record it."""
         name = name_of(function)
         if function is torch.autograd.grad and (kwargs.get("create_graph") or True in args[4:5]):
             raise PlanError("the model differentiates through a gradient of its own")
