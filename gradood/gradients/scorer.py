@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -22,6 +20,7 @@ from gradood.gradients.caches import Cache, emptied, find
 from gradood.gradients.capture import UnevenError
 from gradood.gradients.independence import BatchLogits
 from gradood.gradients.labels import Label, loss_gradient
+from gradood.gradients.memory_bound import memory_bound
 from gradood.gradients.outline import Outline, outline
 from gradood.gradients.penultimate import LastLinear
 from gradood.gradients.plan import Plan, PlanError, make_plan, reason_of
@@ -31,9 +30,6 @@ from gradood.gradients.validation import call_model, logits_of
 from gradood.gradients.wrappers import as_written, is_plain
 
 _LOG = logging.getLogger("gradood")
-
-#: Activations of one micro-batch take about this much memory, or a quarter of what is free.
-MEMORY_BOUND = 1 << 30
 
 
 class Scores(NamedTuple):
@@ -124,7 +120,7 @@ class Scorer:
 
     def samples_a_pass(self, x: Tensor, plan: Plan) -> int:
         """Samples whose activations fit the memory bound."""
-        return max(1, _memory_bound(x) // (plan.bytes_per_sample + 1))
+        return max(1, memory_bound(x) // (plan.bytes_per_sample + 1))
 
     def plan(self, x: Tensor) -> Plan:
         """The plan for this model, input and selection: kept from an earlier call, or made.
@@ -328,24 +324,3 @@ def locked(model: nn.Module) -> Iterator[Outline]:
             if not _ACTIVE[thread]:
                 del _ACTIVE[thread]
             _RELEASED.notify_all()
-
-
-def _memory_bound(x: Tensor) -> int:
-    if x.device.type == "cuda":
-        return min(8 * MEMORY_BOUND, torch.cuda.mem_get_info(x.device)[0] // 4)
-    return min(MEMORY_BOUND, _available_memory() // 4)
-
-
-def _available_memory() -> int:
-    """Bytes that can be had without swapping, as far as it matters to the bound."""
-    enough = 4 * MEMORY_BOUND
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if free >= enough:  # a microsecond; the file takes a hundred
-            return enough
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except (ValueError, OSError, AttributeError):  # a system that does not say
-        return enough
-    # Free pages leave out the page cache, which gives way and may be nearly everything.
-    found = [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
-    return max([free, *found])
