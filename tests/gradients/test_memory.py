@@ -19,7 +19,7 @@ torch.set_num_threads(1)
 model = torchvision.models.resnet18(num_classes=10).eval()
 model.conv1 = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False)
 model.maxpool = torch.nn.Identity()
-x = torch.randn(64, 3, 32, 32)
+x = torch.randn(24, 3, 32, 32)
 
 def ordinary(x):
     logits = model(x)
