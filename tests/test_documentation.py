@@ -1,10 +1,11 @@
 """What README.md and docs/ say can be typed: every block runs, every link leads somewhere."""
 
+import re
 from importlib.util import find_spec
 
 import pytest
 
-from tests.documentation import PAGES, ROOT, anchors, blocks, links, run
+from tests.documentation import OTHERS, PAGES, ROOT, anchors, blocks, links, run
 
 #: Blocks that do not run here: the page, and what it says of why, right before the block.
 NOT_RUN = {
@@ -49,7 +50,9 @@ def test_only_blocks_known_not_to_run_do_not():
     assert sorted(pair for pair in found if pair[1]) == sorted(NOT_RUN)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [*PAGES, *OTHERS], ids=lambda page: page.relative_to(ROOT).as_posix()
+)
 def test_every_link_leads_somewhere(page):
     for link in links(page):
         if link.startswith(("https://", "http://")):
@@ -63,3 +66,29 @@ def test_every_link_leads_somewhere(page):
 def test_every_page_is_in_the_index():
     index = set(links(ROOT / "docs" / "index.md"))
     assert {page.name for page in PAGES} - {"README.md", "index.md"} <= index
+
+
+def test_every_file_that_architecture_and_contributing_name_is_there():
+    """Paths in backticks: from the root, or the end of a path in it."""
+    folders = ("gradood", "csrc", "kernels", "benchmarks", "tests", "docs", ".github")
+    files = [f"/{p.relative_to(ROOT).as_posix()}" for f in folders for p in (ROOT / f).rglob("*")]
+    for page in (ROOT / "docs" / "architecture.md", *OTHERS):
+        named = re.findall(r"`([\w./-]+\.(?:pyi?|h|cpp|json|md|toml|yml))`", page.read_text())
+        for name in named:
+            there = (ROOT / name).exists() or any(path.endswith(f"/{name}") for path in files)
+            assert "NAME" in name or there, f"{page.name}: {name}"
+
+
+def test_every_environment_variable_is_in_contributing():
+    known = re.findall(r"^\| `(GRADOOD_\w+)`", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
+    sources = [
+        *(ROOT / "gradood").rglob("*.py"),
+        *(ROOT / "tests").rglob("*.py"),
+        ROOT / "setup.py",
+    ]
+    read = {
+        name
+        for path in sources
+        for name in re.findall(r"environ[\w.]*[\[(]\"(GRADOOD_\w+)\"", path.read_text())
+    }
+    assert read and read <= set(known)

@@ -68,7 +68,7 @@ Model = Annotated[
     ),
 ]
 Weights = Annotated[
-    Path | None, typer.Option(help="Safetensors, or a state dict; never unpickled.")
+    Path | None, typer.Option(help="Safetensors, or a state dict; no pickle can run code.")
 ]
 Classes = Annotated[int | None, typer.Option(min=1, help="Of the weights' last layer.")]
 Preprocess = Annotated[

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gradood.detectors.batches import AnyBatch, InputSource, count_of, iterate_batches
 from gradood.detectors.checkpoint import Contents, pack
 from gradood.detectors.conformal import conformal_p_values
-from gradood.detectors.registry import Registry
+from gradood.detectors.registry import Registry, refuse_old_names
 from gradood.detectors.threshold import Calibration, conservative_threshold
 from gradood.errors import InputError, ModelError, NotFittedError
 from gradood.gradients import GradientNorms
@@ -28,15 +28,6 @@ if TYPE_CHECKING:
 #: What detectors read: inputs, or what ``gradood.gradient_norms`` made of them.
 Source: TypeAlias = "InputSource | GradientNorms"
 
-
-#: Methods that subclasses override: their names before 0.2 -> now.
-_RENAMED = {
-    "_score_batch": "score_batch",
-    "_score_norms": "score_norms",
-    "_settings": "settings",
-    "_restore": "restore",
-    "_of_earlier_version": "from_earlier_version",
-}
 
 #: Every detector class that has been imported.
 DETECTORS: Registry[Detector] = Registry()
@@ -64,9 +55,7 @@ class Detector(ABC):
             TypeError: The class overrides a method under the name that it had before 0.2.
         """
         super().__init_subclass__(**keywords)
-        for old, new in _RENAMED.items():
-            if old in vars(cls):
-                raise TypeError(f"{cls.__name__}.{old} is now {new}; rename it")
+        refuse_old_names(cls)
         DETECTORS.add(cls, name)
 
     def __init__(

@@ -21,7 +21,7 @@ InputSource: TypeAlias = "Tensor | Mapping[str, Any] | Inputs | Dataset[Any] | I
 #: What a batch is: one tensor, or several that are given to the model together.
 AnyBatch: TypeAlias = "Tensor | Inputs"
 
-#: What mappings call that which is no input.
+#: Keys of mappings that are labels, not inputs.
 _LABELS = frozenset({"label", "labels", "label_ids"})
 
 

@@ -106,7 +106,7 @@ class GradientDetector(NormDetector, name="gradient"):
         return self._parts
 
     def _use(self, parts: tuple[Part, ...]) -> None:
-        """Settle the parts, and with them the labels and the names of what is learned."""
+        """Set the parts, and the labels and learned names that follow from them."""
         self._parts = parts
         self._labels: list[Label] = list(dict.fromkeys(one for p in parts for one in p.labels))
         self._activations = any(part.activations for part in parts)
@@ -215,7 +215,7 @@ class GradientDetector(NormDetector, name="gradient"):
             _LOG.warning("a GradientDetector does without some of its parts%s", without)
 
     def _shares(self, learned: Learned) -> Iterator[tuple[Part, Learned]]:
-        """The parts that tell, and what each learned, of what all of them did."""
+        """The parts that vary on normal inputs, each with what it learned."""
         for i, part in enumerate(self._parts):
             own = {name: learned[f"{i}.{name}"] for name in self._names_of(part)}
             if tells(own):

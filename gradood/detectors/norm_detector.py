@@ -135,7 +135,7 @@ class NormDetector(Detector):
         return self.score_norms(norms)
 
     def _standardiser(self) -> Standardiser:
-        """What standardises log norms.
+        """The standardiser of log norms.
 
         Raises:
             NotFittedError: Before ``fit``.

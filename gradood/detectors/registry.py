@@ -7,6 +7,15 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+#: Methods that subclasses override: their names before 0.2 -> now.
+_RENAMED = {
+    "_score_batch": "score_batch",
+    "_score_norms": "score_norms",
+    "_settings": "settings",
+    "_restore": "restore",
+    "_of_earlier_version": "from_earlier_version",
+}
+
 
 class Registry(Generic[T]):
     """Classes by class name, which files hold, and by the name that the command line gives them.
@@ -31,3 +40,14 @@ class Registry(Generic[T]):
     def concrete(self) -> dict[str, type[T]]:
         """Class name -> class, without abstract classes."""
         return {name: cls for name, cls in self._classes.items() if not inspect.isabstract(cls)}
+
+
+def refuse_old_names(cls: type) -> None:
+    """Refuse a detector class that overrides a method under the name it had before 0.2.
+
+    Raises:
+        TypeError: It does; the message says the new name.
+    """
+    for old, new in _RENAMED.items():
+        if old in vars(cls):
+            raise TypeError(f"{cls.__name__}.{old} is now {new}; rename it")

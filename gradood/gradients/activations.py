@@ -17,7 +17,7 @@ FEWEST_LAYERS = 3
 
 
 class Layer(NamedTuple):
-    """What is read of one layer's output for N samples while it is at hand."""
+    """Measurements of one layer's output for N samples."""
 
     name: str
     squares: Tensor
@@ -75,5 +75,5 @@ def _sums_of_squares(out: Tensor, places: tuple[int, ...], dtype: torch.dtype) -
 
 
 def measured_positions(normalising: Collection[int], every: Collection[int]) -> frozenset[int]:
-    """Which operators are measured: those that normalise, whose scales are alike, if there are."""
+    """The operators to measure: those that normalise, if there are any: their scales agree."""
     return frozenset(normalising if len(normalising) >= FEWEST_LAYERS else every)

@@ -125,8 +125,9 @@ def gradient_norms(
     are summed in float32, so what is left is the rounding of the model's own passes.
 
     No gradient is ever stored: every operator's rule turns its input and the gradient of its output
-    into N numbers while one backward pass runs. The model comes back as it was, and its results do
-    not depend on the batch a sample was scored in. Works inside ``no_grad`` and ``inference_mode``.
+    into N numbers while one backward pass runs. The model is left as it was. Norms of a sample do
+    not depend on the rest of the batch beyond rounding. Works inside ``no_grad`` and
+    ``inference_mode``.
 
     Args:
         model: A classifier in evaluation mode that maps ``x`` to logits ``[N, C]`` (a tensor, or an

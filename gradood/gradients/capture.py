@@ -1,4 +1,4 @@
-"""See every operator of a forward pass, and hand each gradient that reaches one to its rule.
+"""Modes that see every operator of a forward pass, and which parameters its arguments are.
 
 A ``TorchFunctionMode`` sees operators, not modules, so it makes no difference which module a
 parameter is used in, or how often. Parameters are replaced by plain tensors on the way into an
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 
+from gradood.gradients.arguments import tensors_in
 from gradood.gradients.expansion import expansion
 from gradood.gradients.source import Source, derived_source, is_source, plain_value
 
@@ -27,8 +28,8 @@ _ISOMETRIC: frozenset[Any] = frozenset(
     | {Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16}
 )
 
-#: What is asked of a tensor, and no tensor returned.
-_QUESTIONS: frozenset[Any] = frozenset(
+#: Queries that return metadata, not tensors.
+_QUERIES: frozenset[Any] = frozenset(
     {Tensor.dim, Tensor.size, Tensor.stride, Tensor.numel, Tensor.__len__, Tensor.is_contiguous}
     | {Tensor.is_floating_point, Tensor.is_complex, torch.is_floating_point, torch.is_complex}
     | {getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device", "is_cuda")}
@@ -37,7 +38,7 @@ _QUESTIONS: frozenset[Any] = frozenset(
 
 
 class PlanError(Exception):
-    """The model does what no plan can follow, or something else than in the probe."""
+    """The model cannot be planned, or behaves differently from the probe."""
 
 
 class UnevenError(PlanError):
@@ -67,7 +68,7 @@ class OperatorMode(TorchFunctionMode, ABC):
     ) -> Any:
         """Number one call and let ``visit`` make it."""
         kwargs = kwargs or {}
-        if function in _QUESTIONS or not torch.is_grad_enabled():
+        if function in _QUERIES or not torch.is_grad_enabled():
             return function(*args, **kwargs)
         # What a composite's own helper hands back is the composite again: make the call itself.
         body = None if function in self._inside else expansion(function, args, kwargs)
@@ -128,7 +129,7 @@ class SourceMode(OperatorMode):
         return [s for s in found if s is not None]
 
     def check_surroundings(self) -> None:
-        """Refuse an operator whose parameters are differentiated elsewhere as well.
+        """Refuse parameters inside a ``torch.func`` transform.
 
         Raises:
             PlanError: It runs under ``torch.func``.
@@ -180,175 +181,13 @@ class SourceMode(OperatorMode):
         return self._plain(value)
 
 
-class Anchor(torch.autograd.Function):
-    """Start the autograd graph at a tensor without copying it.
-
-    Marking the tensor as changed gives it a place in the graph without making it a leaf, so the
-    model may still change it in place.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, anchor: Tensor) -> Tensor:
-        """Return ``tensor`` itself, now part of the graph."""
-        ctx.mark_dirty(tensor)
-        return tensor
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Any, None]:
-        """What lies below gets the gradient, if anything does; the anchor needs none."""
-        return gradients[0], None
-
-
-class TakenOver(torch.autograd.Function):
-    """An operator with another backward pass than its own."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, compute: Callable[[], Tensor], backward: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        """Return what ``compute`` does."""
-        ctx.take_over = backward
-        return compute()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None]:
-        """Turn the gradient of the output into that of ``x``."""
-        return ctx.take_over(gradients[0]), None, None
-
-
-class End(torch.autograd.Function):
-    """A scalar whose gradient with respect to the logits is given.
-
-    The same as ``grad_outputs``, whose shapes PyTorch compares with the help of a library for
-    symbolic mathematics: a second to load, and half a millisecond a call.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, gradient: Tensor) -> Tensor:
-        """Return a zero that depends on the logits."""
-        ctx.gradient = gradient
-        return logits.new_zeros(())
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None]:
-        """What was given."""
-        return ctx.gradient, None
-
-
-def own(out: Tensor) -> Tensor:
-    """An output that is no view: in-place changes of one rewrite its history, and drop hooks."""
-    if not out._is_view():
-        return out
-    same: Tensor = torch.ops.aten._unsafe_view.default(out, out.shape)
-    return same
-
-
-def watch(
-    out: Tensor, anchor: Tensor, hook: Callable[[Tensor], None], always: bool = False
-) -> Tensor:
-    """Have ``hook`` receive the gradient of an operator's output, as it is now.
-
-    ``always`` anchors outputs that are in a graph already, which may not lead to the anchor.
-    """
-    out = own(out)
-    if always or not out.requires_grad:
-        out = Anchor.apply(out, anchor)
-    place = out.output_nr
-    # A hook of the node, not of the tensor: hooks that the model adds to the tensor come first.
-    node: Any = out.grad_fn
-
-    def receive(gradients: tuple[Tensor | None, ...]) -> None:
-        gradient = gradients[place]
-        if gradient is not None:
-            hook(gradient)
-
-    node.register_prehook(receive)
-    return out
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """The tensors in nested lists and tuples."""
-    if isinstance(value, Tensor):
-        return [value]
-    if not isinstance(value, (list, tuple)):
-        return []
-    found: list[Tensor] = []
-    for item in value:
-        if isinstance(item, Tensor):
-            found.append(item)
-        elif isinstance(item, (list, tuple)):
-            found += tensors_in(item)
-    return found
-
-
-def constants(value: Any) -> Any:
-    """What arguments say about where things lie: whole numbers, flags, names and slices."""
-    if isinstance(value, Tensor):
-        return None
-    if isinstance(value, (list, tuple)):
-        return tuple(map(constants, value))
-    if isinstance(value, slice):
-        return constants((value.start, value.stop, value.step))
-    return value if isinstance(value, (int, str)) else None
-
-
-def same_constants(args: Any, kwargs: Any, expected: Any) -> bool:
-    """Whether ``constants((args, *kwargs.values()))`` is what was expected, quickly."""
-    first = expected[0]
-    if len(args) != len(first) or len(kwargs) != len(expected) - 1:
-        return False
-    for value, known in zip(args, first, strict=True):
-        if value is not known and not _is_constant(value, known):
-            return False
-    if kwargs:
-        for value, known in zip(kwargs.values(), expected[1:], strict=True):
-            if value is not known and not _is_constant(value, known):
-                return False
-    return True
-
-
-def _is_constant(value: Any, known: Any) -> bool:
-    if known is None and isinstance(value, Tensor):
-        return True
-    return bool(constants(value) == known)
-
-
-def grow_alike(known: tuple[Any, Any], now: Any, samples: int) -> bool:
-    """Whether constants lie on the line through those for two and for three samples."""
-    two, three = known
-    if isinstance(three, tuple):
-        return (
-            isinstance(two, tuple)
-            and isinstance(now, tuple)
-            and len(two) == len(three) == len(now)
-            and all(grow_alike((a, b), c, samples) for a, b, c in zip(two, three, now, strict=True))
-        )
-    if type(two) is int and type(three) is int:
-        return bool(now == two + (three - two) * (samples - 2))
-    return bool(two == three == now)
-
-
-def leads_nowhere(args: Any, kwargs: Any) -> bool:
-    """Whether all tensors among the arguments are intermediate results of the graph.
-
-    Such tensors are neither parameters nor made from parameters alone.
-    """
-    for value in (*args, *kwargs.values()) if kwargs else args:
-        if value.is_leaf if type(value) is Tensor else isinstance(value, _MAY_HOLD):
-            return False
-    return True
-
-
-_MAY_HOLD = (Tensor, list, tuple, dict)
-
-
 def name_of(function: Function) -> str:
     """An operator's name, for people."""
     return getattr(function, "__name__", None) or str(function)
 
 
 def _packs_saved() -> bool:
-    """Whether anything packs what autograd saves, where PyTorch is too old to say what does."""
+    """Whether saved-tensor hooks are active, for PyTorch versions that cannot list them."""
     with torch.enable_grad():
         leaf = torch.ones((), dtype=torch.float32, device="cpu", requires_grad=True)
         saved: Any = leaf.exp().grad_fn

@@ -26,7 +26,7 @@ _GRAPHS: WeakKeyDictionary[nn.Module, OrderedDict[Any, Captured]] = WeakKeyDicti
 
 
 def score(scorer: Scorer, x: Tensor, micro_batch: int | None) -> Scores:
-    """What ``Scorer.score`` finds, from a graph, captured if there is none yet.
+    """``Scorer.score`` by a graph, which is captured at the first call.
 
     Raises:
         InputError: The arguments break a rule of capture.
@@ -45,7 +45,7 @@ def score(scorer: Scorer, x: Tensor, micro_batch: int | None) -> Scores:
 
 
 def _check(scorer: Scorer, x: Tensor, micro_batch: int | None) -> None:
-    """Refuse what a graph cannot hold; the device comes last, so that all else shows anywhere."""
+    """Refuse what a graph cannot capture; the device last, so that the rest shows on a CPU."""
     for label in scorer.labels:
         if not isinstance(label, str) or label.partition(":")[0] not in LABELS:
             shown = label if isinstance(label, str) else "a tensor"
@@ -63,7 +63,7 @@ def _check(scorer: Scorer, x: Tensor, micro_batch: int | None) -> None:
             f"cuda_graph=True captures the batch as one pass, and micro_batch={micro_batch} splits "
             f"{x.shape[0]} samples; pass smaller batches"
         )
-    plan = scorer.prepare(x)
+    plan = scorer.plan(x)
     if plan.uncovered:
         name, reason = next(iter(plan.uncovered.items()))
         raise ModelError(
@@ -81,10 +81,10 @@ def _check(scorer: Scorer, x: Tensor, micro_batch: int | None) -> None:
             "cuda_graph=True: this model treats a batch of one unlike others; pass two"
         )
     check_device(x)
-    if x.shape[0] > scorer.samples_a_pass(x):
+    if x.shape[0] > scorer.samples_a_pass(x, plan):
         raise InputError(
             f"cuda_graph=True captures the batch as one pass, and {x.shape[0]} samples exceed the "
-            f"memory bound of {scorer.samples_a_pass(x)}; pass smaller batches"
+            f"memory bound of {scorer.samples_a_pass(x, plan)}; pass smaller batches"
         )
 
 

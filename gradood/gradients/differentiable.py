@@ -102,7 +102,7 @@ def _forward(
     """Logits, features and, if they are wanted and a plan finds them, activations."""
     if activations and len(x):
         scorer = Scorer(model, known, chosen, (), (), "auto")
-        plan = scorer.prepare(x.detach())
+        plan = scorer.plan(x.detach())
         recorder = Recorder(plan, chosen, len(x), x.device)
         recorder.backward_follows, recorder.keeps_activations = False, True
         recorder.differentiable = torch.is_grad_enabled()

@@ -14,19 +14,9 @@ from torch.nn import Parameter
 
 from gradood import ops
 from gradood.gradients.activations import Layer, measured_layer
-from gradood.gradients.capture import (
-    End,
-    Function,
-    SourceMode,
-    TakenOver,
-    UnevenError,
-    constants,
-    grow_alike,
-    leads_nowhere,
-    name_of,
-    same_constants,
-    watch,
-)
+from gradood.gradients.arguments import constants, grow_alike, leads_nowhere, same_constants
+from gradood.gradients.capture import Function, SourceMode, UnevenError, name_of
+from gradood.gradients.graph import End, TakenOver, watch
 from gradood.gradients.picking import picked_evenly
 from gradood.gradients.plan import Forward, Plan, PlanError, Step
 from gradood.gradients.rules import Call
@@ -47,7 +37,7 @@ _Result = TypeVar("_Result")
 
 
 class _Contribution:
-    """One use of a parameter that has to wait for the others: kept inputs, or its gradient."""
+    """One use of a parameter, kept until its other uses are known: inputs, or the gradient."""
 
     def __init__(self, call: Call, role: str, x: Tensor | None, d: Tensor, source: Source) -> None:
         self.call, self.role, self.x, self.d, self.source = call, role, x, d, source
@@ -130,7 +120,7 @@ class Recorder(SourceMode):
         return self.derive(function, args, kwargs, sources)
 
     def _follow(self, step: Step, function: Function, args: Any, kwargs: Any) -> Tensor:
-        """Make a call in which parameters meet the batch, and wait for its gradient."""
+        """Make a call of the plan, and register for the gradient of its output."""
         self.check_surroundings()
         call = step.rule.bind(function, *args, **kwargs)
         if isinstance(call, str):
@@ -198,7 +188,7 @@ class Recorder(SourceMode):
     def _receive(
         self, step: Step, call: Call, held: list[Tensor | None], version: int, d: Tensor
     ) -> None:
-        """Turn the gradient of an operator's output into norms, or wait for other uses."""
+        """Turn the gradient of an operator's output into norms, or keep it for the other uses."""
         x, d = self._unpack(step, held, version, d)
         if step.added:
             roles = [use.role for use in step.added]
@@ -219,7 +209,7 @@ class Recorder(SourceMode):
     def _take_over(
         self, step: Step, call: Call, held: list[Tensor | None], version: int, d: Tensor
     ) -> Tensor:
-        """The same in place of the operator's backward pass: returns what that would."""
+        """As ``_receive``, but replaces the operator's backward pass and returns its result."""
         x, d = self._unpack(step, held, version, d)
         assert x is not None
         norms, gradient = self._traced(step, call, x, d, lambda: call.backward(x, d))
@@ -230,7 +220,7 @@ class Recorder(SourceMode):
     def _unpack(
         self, step: Step, held: list[Tensor | None], version: int, d: Tensor
     ) -> tuple[Tensor | None, Tensor]:
-        """An operator's input, let go of after the last label, and d; samples first."""
+        """An operator's input and d, samples first; the input is freed after the last label."""
         data = held[0]
         if self._last_label:
             held.clear()
@@ -242,7 +232,7 @@ class Recorder(SourceMode):
     def _traced(
         self, step: Step, call: Call, x: Tensor | None, d: Tensor, compute: Callable[[], _Result]
     ) -> _Result:
-        """Compute, and tell the observer what served the operators on the way."""
+        """Compute, and report to the observer which backends served the operators."""
         if self._observer is None:
             return compute()
         with ops.tracing() as served:
@@ -312,7 +302,7 @@ def run(
 
 @cache
 def _anchor(device: torch.device) -> Tensor:
-    """What every graph leads down to; it holds nothing."""
+    """The empty leaf of every graph."""
     return torch.zeros((), device=device, requires_grad=True, dtype=torch.float32)
 
 

@@ -28,7 +28,7 @@ _CHECKS = ("has_torch_function", "has_torch_function_unary", "has_torch_function
 
 
 def expansion(function: Function, args: Any, kwargs: Any) -> Function | None:
-    """What to run in place of ``function`` with these arguments, if not the function itself."""
+    """The function to run instead of ``function`` for these arguments; None to run it as it is."""
     choose = _BODIES.get(function)
     return _unguarded(function) if choose is None else choose(*args, **kwargs)
 
@@ -84,7 +84,7 @@ def _sort_body(input: Tensor, *_: Any, **__: Any) -> Function | None:
 
 
 def _set_item(target: Tensor, index: Any, value: Any) -> Tensor:
-    """An operator that returns what it has written to, so that a gradient can be waited for."""
+    """Item assignment that returns the changed tensor, so that its gradient can be received."""
     tensors = (target, value) if isinstance(value, Tensor) else (target,)
     result: Tensor = handle_torch_function(written, tensors, target, index, value)
     return result
@@ -231,8 +231,8 @@ _BODIES: dict[Function, Callable[..., Function | None]] = {
 def _unguarded(function: Function) -> Function | None:
     """A composite function without its own dispatch, so that the mode sees what it calls.
 
-    Functions such as ``multi_head_attention_forward`` hand themselves to an active mode, and would
-    for ever: this copy believes that there is none.
+    These functions re-dispatch while a mode is active, which would recurse; the copy's
+    ``has_torch_function`` checks return False.
     """
     if not isinstance(function, types.FunctionType) or function in RULES:
         return None

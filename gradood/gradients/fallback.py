@@ -129,7 +129,7 @@ def loop_norms(
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Say what it means when a model that takes a batch does not take, or differentiate, one."""
+    """Explain an error of a model that accepts a batch but not a single sample."""
     try:
         yield
     except (GradoodError, torch.OutOfMemoryError):
@@ -206,7 +206,7 @@ _ROUNDING = {1: (0.05, 1e-9), 2: (0.05, 1e-9), 4: (3e-5, 1e-9), 8: (1e-9, 1e-14)
 def _first_that_runs(
     batches: Sequence[Tensor], run: Callable[[Tensor], _Result]
 ) -> tuple[Tensor, _Result]:
-    """The first batch that the model takes, and what it gives; the error of the last if none."""
+    """The first batch that the model accepts, and its output; the last error if none."""
     *others, last = batches
     for batch in others:
         try:

@@ -112,10 +112,10 @@ def gradient_grams(
 class _GramScorer(Scorer):
     """A ``Scorer`` whose values are Grams ``[N, L, C, C]``; it has no labels."""
 
-    def samples_a_pass(self, x: Tensor) -> int:
+    def samples_a_pass(self, x: Tensor, plan: Plan) -> int:
         """Samples whose activations fit, and whose output gradients for every logit do, too."""
         classes = self._only_forward(x[:1]).shape[1]
-        return max(1, super().samples_a_pass(x) // (1 + classes))
+        return max(1, super().samples_a_pass(x, plan) // (1 + classes))
 
     def _follow(self, plan: Plan, x: Tensor, labels: Sequence[Label]) -> Scores:
         if x.shape[0] == 1 and plan.pair_lone:
@@ -185,7 +185,7 @@ class _Use:
 
 
 class _GramRecorder(Recorder):
-    """Keep what every output gradient is for every logit, then multiply parameter gradients."""
+    """Keep the output gradients for every logit, then multiply parameter gradients."""
 
     may_take_over = False
 

@@ -35,7 +35,7 @@ def agree(found: Tensor, expected: Tensor) -> bool:
 
 
 def agree_roughly(found: Tensor, expected: Tensor) -> bool:
-    """Whether they may be the same, where no more can be said."""
+    """Whether they agree roughly, where a stricter comparison is impossible."""
     return _close(found, expected, 0.0, _ROUGH[_itemsize(found)])
 
 

@@ -32,7 +32,7 @@ _WRITES = {"__setitem__"} | {
 
 
 def memory(t: Tensor) -> int:
-    """What views of one tensor have in common, and other tensors have not."""
+    """A key that views of one tensor share, and other tensors do not."""
     try:
         return int(t.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):  # sparse, or inside torch.func

@@ -15,7 +15,7 @@ from gradood.gradients.rules.embedding import refuse_renormalisation
 
 @dataclass
 class Outline:
-    """The modules of a model, and what was found out about it while it had no others."""
+    """The modules of a model, with results that stay valid while these modules are the same."""
 
     #: Names and identities of all modules and parameters, in the order of the walk.
     key: tuple[Any, ...]
@@ -28,7 +28,7 @@ class Outline:
     def selected(
         self, selection: Any, choose: Callable[[], dict[str, Parameter]]
     ) -> dict[str, Parameter]:
-        """The parameters of a selection; a predicate may change its mind, and is asked again."""
+        """The parameters of a selection. Predicates are not cached."""
         if selection is not None and not isinstance(selection, str):
             return choose()
         if selection not in self.selections:

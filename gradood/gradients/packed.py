@@ -29,7 +29,7 @@ class _Moved(NamedTuple):
 
 
 class _Padded(NamedTuple):
-    """A packed tensor as it was: ``[T, N, …]`` with samples in their own order."""
+    """The padded tensor ``[T, N, …]`` behind a packed one, samples in their own order."""
 
     steps: Tensor
     lengths: Tensor
@@ -45,7 +45,7 @@ def sort(input: Tensor, *args: Any, **kwargs: Any) -> Any:
 
 
 def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
-    """``index_select``, or what the tensor was before an inverse one."""
+    """``index_select``; undoing an earlier one returns the original tensor."""
     moved = _recall(input, _MOVED)
     if moved is not None and moved.dim == dim and _is_inverse(moved.order, index):
         before: Tensor = moved.before.clone()
@@ -136,7 +136,7 @@ def body(kind: str) -> Callable[..., Callable[..., Any]]:
 
 
 def _remember(t: Tensor, name: str, origin: Any, *parts: Tensor) -> None:
-    """Have a tensor remember what it came from, until either is changed in place."""
+    """Attach a tensor's origin to it, valid until either is changed in place."""
     with torch._C.DisableTorchFunction():
         setattr(t, name, (origin, _version(t), [(part, _version(part)) for part in parts]))
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gradood.gradients.capture import tensors_in
+from gradood.gradients.arguments import tensors_in
 
 #: Operators that work along one dimension: where it stands among their arguments, and its default.
 _ALONG = {
@@ -52,7 +52,7 @@ class Pick(NamedTuple):
 
 
 def pick(name: str, args: Any, kwargs: Any, depends: Callable[[object], bool]) -> Pick | None:
-    """What an operator picks by values of the batch, if it does."""
+    """What an operator selects by values of the batch; None if it does not."""
     dims = _picked_dimensions(name, args, kwargs, depends)
     return Pick(args[0].shape, frozenset(dims), picked_evenly(args)) if dims else None
 

@@ -201,7 +201,7 @@ def recurrence(
 
 
 class _Fixed(NamedTuple):
-    """What a recurrence has beside its inputs."""
+    """The weights and options of a recurrence."""
 
     kind: str
     values: tuple[Tensor, ...]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -22,6 +20,7 @@ from gradood.gradients.caches import Cache, emptied, find
 from gradood.gradients.capture import UnevenError
 from gradood.gradients.independence import BatchLogits
 from gradood.gradients.labels import Label, loss_gradient
+from gradood.gradients.memory_bound import memory_bound
 from gradood.gradients.outline import Outline, outline
 from gradood.gradients.penultimate import LastLinear
 from gradood.gradients.plan import Plan, PlanError, make_plan, reason_of
@@ -31,9 +30,6 @@ from gradood.gradients.validation import call_model, logits_of
 from gradood.gradients.wrappers import as_written, is_plain
 
 _LOG = logging.getLogger("gradood")
-
-#: Activations of one micro-batch take about this much memory, or a quarter of what is free.
-MEMORY_BOUND = 1 << 30
 
 
 class Scores(NamedTuple):
@@ -74,7 +70,7 @@ class Scores(NamedTuple):
 
 
 def if_known(change: Callable[[Tensor], Tensor], tensor: Tensor | None) -> Tensor | None:
-    """A changed tensor, where there is one."""
+    """The changed tensor; None stays None."""
     return None if tensor is None else change(tensor)
 
 
@@ -101,46 +97,53 @@ class Scorer:
         self.model, self.outline, self.parameters = model, known, parameters
         self.labels, self.losses, self.method = labels, losses, method
         self.observer, self.activations = observer, activations
-        self._key: tuple[Any, ...] = ()
         self._verified = False  # whether vmap agrees with the loop
         self._caches: tuple[Cache, ...] | None = None
 
     def score(self, x: Tensor, micro_batch: int | None) -> Scores:
         """Norms, logits and penultimate features of a batch."""
-        self.prepare(x)
-        size = micro_batch or self.samples_a_pass(x)
+        plan = self.plan(x)
+        size = micro_batch or self.samples_a_pass(x, plan)
         if size >= len(x):
-            return self._micro_batch(x, self.labels)
-        rows = (slice(start, start + size) for start in range(0, len(x), size))
-        parts = [
-            self._micro_batch(x[r].clone(), [_of_rows(v, r) for v in self.labels]) for r in rows
-        ]
+            return self._micro_batch(plan, x, self.labels)[0]
+        parts = []
+        for start in range(0, len(x), size):
+            rows = slice(start, start + size)
+            labels = [_of_rows(label, rows) for label in self.labels]
+            part, plan = self._micro_batch(self._settled(plan, x[rows]), x[rows].clone(), labels)
+            parts.append(part)
         return Scores.join(parts)
 
     def whole(self, x: Tensor) -> Scores:
-        """The same for a batch that is one pass and follows its plan to the letter."""
-        return self._with_plan(x, self.labels)
+        """The same for a batch that is one pass, with no second attempt if the plan fails."""
+        return self._with_plan(self.plan(x), x, self.labels)
 
-    def samples_a_pass(self, x: Tensor) -> int:
+    def samples_a_pass(self, x: Tensor, plan: Plan) -> int:
         """Samples whose activations fit the memory bound."""
-        return max(1, _memory_bound(x) // (self.plan(x).bytes_per_sample + 1))
-
-    def prepare(self, x: Tensor) -> Plan:
-        """Settle what all passes over ``x`` share; return their plan."""
-        self._key = self.describe(x)
-        return self.plan(x)
+        return max(1, memory_bound(x) // (plan.bytes_per_sample + 1))
 
     def plan(self, x: Tensor) -> Plan:
-        """The plan for this model, input and selection: kept from an earlier call, or made."""
+        """The plan for this model, input and selection: kept from an earlier call, or made.
+
+        Raises:
+            ModelError: The method is "rules", and a parameter has none.
+        """
         if self.method in ("vmap", "loop"):
             if self._caches is None:
                 with require_grad(self.parameters.values()):
                     self._caches = find(self.model, lambda: self.forward(x[:2]))
             uncovered = dict.fromkeys(self.parameters, f'method="{self.method}"')
             return Plan(uncovered=uncovered, fallback=self.method, caches=self._caches)
-        plan = _PLANS.setdefault(self.model, {}).get(self._key)
-        if plan is None or (plan.provisional and len(x) > 1 and not torch.equal(x[0], x[1])):
-            plan = self._make_plan(x, frozenset())
+        known = _PLANS.setdefault(self.model, {}).get(self.describe(x))
+        return self._make_plan(x, frozenset()) if known is None else self._settled(known, x)
+
+    def _settled(self, plan: Plan, x: Tensor) -> Plan:
+        """The plan, made again if it was found on rows that are alike and these differ."""
+        if plan.provisional and len(x) > 1 and not torch.equal(x[0], x[1]):
+            return self._make_plan(x, frozenset())
+        return self._allowed(plan)
+
+    def _allowed(self, plan: Plan) -> Plan:
         if self.method == "rules" and plan.uncovered:
             name, reason = next(iter(plan.uncovered.items()))
             raise ModelError(f'method="rules", but no rule covers {name}: {reason}')
@@ -150,11 +153,11 @@ class Scorer:
         plan = make_plan(self.model, self.forward, x, self.parameters, uneven)
         for name, reason in plan.uncovered.items():
             _LOG.info("%s: %s", name, reason)
-        _PLANS[self.model][self._key] = plan
-        return plan
+        _PLANS[self.model][self.describe(x)] = plan
+        return self._allowed(plan)
 
     def require_gradient(self, x: Tensor) -> None:
-        """Refuse a model none of whose parameters autograd can see; what is unused has norm 0.
+        """Refuse a model whose logits depend on no parameter; an unused parameter alone has norm 0.
 
         Raises:
             ModelError: It is one.
@@ -184,23 +187,22 @@ class Scorer:
             torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
         )
 
-    def _micro_batch(self, x: Tensor, labels: Sequence[Label]) -> Scores:
-        """The same of some rows of the whole batch."""
-        plan = self.plan(x)
+    def _micro_batch(self, plan: Plan, x: Tensor, labels: Sequence[Label]) -> tuple[Scores, Plan]:
+        """The scores of some rows of the whole batch, and the plan that led to them."""
         if not plan.steps:
-            return self._with_plan(x, labels)
+            return self._with_plan(plan, x, labels), plan
         try:
-            return self._with_plan(x, labels)
+            return self._with_plan(plan, x, labels), plan
         except PlanError as error:
             # The model may have been edited since: probe once more, then do without rules.
             missed = {error.position} if isinstance(error, UnevenError) else set()
-            self._make_plan(x, plan.uneven | missed)
+            plan = self._make_plan(x, plan.uneven | missed)
         except (GradoodError, torch.OutOfMemoryError):
             raise
         except Exception:  # an input that no forward pass takes, or one that no plan follows
             self._only_forward(x)
         try:
-            return self._with_plan(x, labels)
+            return self._with_plan(plan, x, labels), plan
         except (GradoodError, torch.OutOfMemoryError):
             raise
         except Exception as error:
@@ -209,11 +211,11 @@ class Scorer:
                 raise ModelError(f'method="rules", but {reason}') from error
             _LOG.info("%s: %s", type(self.model).__name__, reason)
             uncovered = dict.fromkeys(self.parameters, reason)
-            _PLANS[self.model][self._key] = Plan(uncovered=uncovered, caches=plan.caches)
-            return self._with_plan(x, labels)
+            plan = Plan(uncovered=uncovered, caches=plan.caches)
+            _PLANS[self.model][self.describe(x)] = plan
+            return self._with_plan(plan, x, labels), plan
 
-    def _with_plan(self, x: Tensor, labels: Sequence[Label]) -> Scores:
-        plan = self.plan(x)
+    def _with_plan(self, plan: Plan, x: Tensor, labels: Sequence[Label]) -> Scores:
         with emptied(self.model, plan.caches):
             return self._follow(plan, x, labels)
 
@@ -322,24 +324,3 @@ def locked(model: nn.Module) -> Iterator[Outline]:
             if not _ACTIVE[thread]:
                 del _ACTIVE[thread]
             _RELEASED.notify_all()
-
-
-def _memory_bound(x: Tensor) -> int:
-    if x.device.type == "cuda":
-        return min(8 * MEMORY_BOUND, torch.cuda.mem_get_info(x.device)[0] // 4)
-    return min(MEMORY_BOUND, _available_memory() // 4)
-
-
-def _available_memory() -> int:
-    """Bytes that can be had without swapping, as far as it matters to the bound."""
-    enough = 4 * MEMORY_BOUND
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if free >= enough:  # a microsecond; the file takes a hundred
-            return enough
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except (ValueError, OSError, AttributeError):  # a system that does not say
-        return enough
-    # Free pages leave out the page cache, which gives way and may be nearly everything.
-    found = [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
-    return max([free, *found])

@@ -58,7 +58,7 @@ class Source:
 
     @property
     def leaves(self) -> dict[str, Tensor]:
-        """What the value is made of, by parameter name: in-place changes may have added to it."""
+        """The leaves of the value's graph, by parameter name; in-place changes may add some."""
         if self._graph is not self.live.grad_fn or not self._leaves:
             self._graph = self.live.grad_fn
             found = ((parameter_name(leaf), leaf) for leaf in graph_leaves(self.live))
@@ -155,7 +155,7 @@ def graph_leaves(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def plain_value(parameter: Parameter) -> Tensor:
-    """What a model sees of a parameter: a plain tensor that shares its memory."""
+    """A plain tensor that shares the parameter's memory; the model computes with it."""
     plain = parameter.detach()
     return plain.clone() if plain.is_inference() else plain
 
@@ -179,7 +179,7 @@ def disjoint(a: Region, b: Region) -> bool:
 
 
 def _region(name: str, leaf: Tensor, view: Tensor) -> Region | None:
-    """What ``view`` shows of ``leaf``, if it is a view that shows no element twice."""
+    """The region of ``leaf`` that ``view`` shows; None if an element occurs twice."""
     if view.layout is not torch.strided:
         return None
     same = view.untyped_storage().data_ptr() == leaf.untyped_storage().data_ptr()

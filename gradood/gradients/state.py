@@ -35,14 +35,14 @@ class Snapshot:
 
     @contextmanager
     def kept(self, found: list[Written]) -> Iterator[None]:
-        """Write back afterwards whatever changed, and append to ``found`` what did."""
+        """Restore afterwards whatever changed, and append it to ``found``."""
         try:
             yield
         finally:
             found.append(self.restore())
 
     def restore(self) -> Written:
-        """Write back what changed, and say what did."""
+        """Restore what changed, and return it."""
         buffers, modules = set(), set()
         for name, buffer in self._buffers.items():
             version, value = self._values[name]
@@ -60,14 +60,14 @@ class Snapshot:
 
 @contextmanager
 def kept(model: nn.Module, written: Written) -> Iterator[None]:
-    """Write back afterwards what a forward pass is known to write."""
+    """Restore afterwards what a forward pass is known to write."""
     with Snapshot(model, written.buffers, written.modules).kept([]):
         yield
 
 
 @contextmanager
 def observed(model: nn.Module, found: list[Written]) -> Iterator[None]:
-    """Write back afterwards whatever changed, and append to ``found`` what did."""
+    """Restore afterwards whatever changed, and append it to ``found``."""
     with Snapshot.of(model).kept(found):
         yield
 

@@ -11,18 +11,10 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from gradood.errors import ModelError
+from gradood.gradients.arguments import constants, tensors_in
 from gradood.gradients.axis import WEIGHTS
-from gradood.gradients.capture import (
-    End,
-    Function,
-    PlanError,
-    SourceMode,
-    constants,
-    name_of,
-    own,
-    tensors_in,
-    watch,
-)
+from gradood.gradients.capture import Function, PlanError, SourceMode, name_of
+from gradood.gradients.graph import End, own, watch
 from gradood.gradients.memory import changes_a_view, memory, writes
 from gradood.gradients.picking import NUMBERS, Pick, pick
 from gradood.gradients.rules import Call, bind
@@ -87,7 +79,7 @@ class Follower(SourceMode):
     def __torch_function__(
         self, function: Function, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Refuse calls that would change a parameter, with or without gradients; make the others.
+        """Refuse calls that change a parameter in place; make the others.
 
         Raises:
             ModelError: The model writes to its own parameters.
@@ -118,7 +110,7 @@ class Follower(SourceMode):
         return out
 
     def observe(self, meeting: Meeting, out: Tensor) -> Tensor:
-        """What the model sees of an output."""
+        """The output as the model gets it."""
         return own(out)
 
     def _bind(
@@ -156,7 +148,7 @@ class Follower(SourceMode):
 
 
 class Survey(Follower):
-    """Record what runs, which results depend on the batch, and their shapes.
+    """Record the calls, which results depend on the batch, and their shapes.
 
     ``smaller`` is the survey of a smaller batch: what is larger here grows with the batch, even
     where it is made of parameters and sizes alone.
@@ -193,7 +185,7 @@ class Survey(Follower):
         self._batch = {memory(rows): rows}
 
     def visit(self, position: int, function: Function, args: Any, kwargs: Any) -> Any:
-        """Make one call; keep what it tells about the model."""
+        """Make one call, and record it."""
         name = name_of(function)
         if function is torch.autograd.grad and (kwargs.get("create_graph") or True in args[4:5]):
             raise PlanError("the model differentiates through a gradient of its own")

@@ -36,7 +36,7 @@ def as_written(model: nn.Module) -> Iterator[None]:
 
 
 def is_plain(p: Parameter) -> bool:
-    """Whether a parameter is what it says it is: no quantised, sharded or otherwise special one."""
+    """Whether a parameter is a plain tensor: not quantised, sharded or otherwise wrapped."""
     return not is_traceable_wrapper_subclass(p) and not is_traceable_wrapper_subclass(p.data)
 
 

@@ -130,7 +130,7 @@ for _name, _schema in _SCHEMAS.items():
 
 
 def _operator(name: str) -> Callable[..., Any]:
-    """A registered operator, reached without PyTorch's dispatcher where nobody is listening."""
+    """A registered operator; where no mode or transform is active, without the dispatcher."""
     registered = getattr(torch.ops.gradood, name).default
 
     def call(*args: Any) -> Any:

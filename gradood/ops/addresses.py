@@ -22,7 +22,7 @@ def address(
     size: tuple[int, ...],
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> int:
-    """The address of a dense tensor that is just what a kernel expects.
+    """The address of a dense tensor of the dtype and shape that a kernel expects.
 
     Raises:
         BackendError: It is not.

@@ -221,7 +221,7 @@ _NOTHING = (0,) * 9
 
 
 class _Layout(NamedTuple):
-    """How a tensor lies in memory, as ``_cpu`` wants to know it."""
+    """A tensor's memory layout as ``_cpu`` takes it."""
 
     dtype: int
     size: tuple[int, ...]

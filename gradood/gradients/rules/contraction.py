@@ -67,7 +67,7 @@ class ContractionCall(Call):
             return str(reason)
 
     def plus(self, added: Any, alpha: float, beta: float) -> ContractionCall:
-        """The same product, times ``alpha``, plus ``beta`` times a tensor that may be one too."""
+        """``alpha`` times the product plus ``beta`` times a tensor, perhaps a parameter."""
         if alpha != 1 and self.data is not None:
             self.data = self.data * alpha
         if is_source(added):

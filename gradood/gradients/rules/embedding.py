@@ -87,7 +87,7 @@ class EmbeddingCall(Call):
 
 
 def refuse_renormalisation(max_norm: float | None) -> None:
-    """Refuse a table whose weight every forward pass would change.
+    """Refuse a table with ``max_norm``, whose weight every forward pass would change.
 
     Raises:
         ModelError: It has a ``max_norm``.
