@@ -14,13 +14,14 @@ from torch import Tensor
 
 import gradood
 from benchmarks.cifar.network import load_network
+from benchmarks.datasets import picture_set
 from benchmarks.experiments.attacked import ATTACKS as EVERY_ATTACK
 from benchmarks.experiments.attacked import Attacked, attacked_halves
 from benchmarks.experiments.observations import VERSION, Observer, digest
 from benchmarks.experiments.protocols import PAPER, Study, Supervised, paper_detector
 from benchmarks.experiments.rows import Row, read, write
 from gradood.attacks import evade, pgd
-from gradood.data import ImageSet, picture_set
+from gradood.data import ImageSet
 from gradood.detectors import ConfoundingDetector, Detector, Energy, GradientDetector
 
 log = logging.getLogger("gradood")
