@@ -13,10 +13,8 @@ from benchmarks.cifar.costs import VECTORS
 from benchmarks.cifar.sets import CONTROL, DEVELOPMENT, FAR, NEAR
 from benchmarks.cifar.suite import ATTACKED, ATTACKS, Protocol
 from benchmarks.experiments.cost import Cost
-from benchmarks.experiments.page import Results, by_set, summary, table
+from benchmarks.experiments.results import OURS, Results, by_set, summary, table
 from benchmarks.experiments.rows import FAILED, Row
-
-OURS = tuple(f'GradientDetector "{one}"' for one in ("forward", "fast", "adversarial"))
 
 
 def markdown(

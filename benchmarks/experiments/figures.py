@@ -12,8 +12,8 @@ from torch import Tensor
 from benchmarks.datasets import Suite
 from benchmarks.experiments.cost import Cost
 from benchmarks.experiments.observations import Observer
-from benchmarks.experiments.page import Results
 from benchmarks.experiments.protocols import UNSUPERVISED
+from benchmarks.experiments.results import Results
 from benchmarks.experiments.rows import Row
 from gradood.detectors.features import Standardiser, log_norms
 from gradood.evaluation.curves import roc_points

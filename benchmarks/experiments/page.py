@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Sequence
-from statistics import fmean, stdev
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 
@@ -13,52 +11,9 @@ from benchmarks.experiments import peers
 from benchmarks.experiments.classifiers import MAIN
 from benchmarks.experiments.cost import Cost
 from benchmarks.experiments.picture_sets import DEVELOPMENT
+from benchmarks.experiments.results import FAST, Results, by_set, summary, table
 from benchmarks.experiments.rows import Row
-
-FAST = 'GradientDetector "fast"'
-ADVERSARIAL = 'GradientDetector "adversarial"'
-FORWARD = 'GradientDetector "forward"'
-OURS = (FORWARD, FAST, ADVERSARIAL)
-
-
-class Results:
-    """The rows of one part."""
-
-    def __init__(self, rows: Iterable[Row], part: str) -> None:
-        self.rows = [row for row in rows if row.part == part]
-        self.detectors = list(dict.fromkeys(row.detector for row in self.rows))
-        self.sets = list(dict.fromkeys(row.set for row in self.rows))
-        self.runs = list(dict.fromkeys((row.classifier, row.seed) for row in self.rows))
-
-    def values(self, detector: str, metric: str, sets: Sequence[str]) -> list[float]:
-        """For every classifier and seed the mean over those of ``sets`` that it has."""
-        found = []
-        for run in self.runs:
-            rows = [
-                getattr(row, metric)
-                for row in self.rows
-                if (row.classifier, row.seed) == run and row.detector == detector
-                if row.set in sets
-            ]
-            if rows:
-                found.append(fmean(rows))
-        return found
-
-    def cell(self, detector: str, metrics: Sequence[str], sets: Sequence[str]) -> str:
-        """``mean ± standard deviation`` of each metric."""
-        parts = []
-        for metric in metrics:
-            values = self.values(detector, metric, sets)
-            if not values:
-                return "–"
-            spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
-            parts.append(f"{fmean(values):.1f}{spread}")
-        return " / ".join(parts)
-
-    def mean(self, detector: str, metric: str, sets: Sequence[str]) -> float | None:
-        """Over everything, if anything is there."""
-        values = self.values(detector, metric, sets)
-        return fmean(values) if values else None
+from benchmarks.experiments.targets import SEVEN, targets
 
 
 def markdown(
@@ -167,99 +122,6 @@ def _below_chance(found: Results) -> str:
     if not below:
         return ""
     return f" Trained on noise alone, the paper's network falls below chance on {', '.join(below)}."
-
-
-def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """Markdown, the first column to the left."""
-    rule = ["---", *("---:" for _ in header[1:])]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *lines))
-
-
-def summary(found: Results, groups: dict[str, list[str]]) -> str:
-    """AUROC / FPR95 over groups of sets, a detector a line."""
-    lines = [
-        [name, *(found.cell(name, ("auroc", "fpr95"), sets) for sets in groups.values())]
-        for name in found.detectors
-    ]
-    return table(["", *groups], lines)
-
-
-def by_set(found: Results, metric: str) -> str:
-    """One metric, a detector a line, a set a column."""
-    lines = [
-        [name, found.cell(name, (metric,), found.sets)]
-        + [found.cell(name, (metric,), (one,)) for one in found.sets]
-        for name in found.detectors
-    ]
-    return table(["", "mean", *found.sets], lines)
-
-
-#: The attacks that the targets were set with; the others are the first paper's.
-SEVEN = (
-    *("FGSM 8/255", "FGSM 25/255", "BIM 8/255", "PGD 8/255", "PGD 25/255"),
-    *("DeepFool", "C&W"),
-)
-
-
-class Demand(NamedTuple):
-    """A row of the specification's targets: where it is found, and its bounds."""
-
-    what: str
-    part: str
-    detector: str
-    metric: str
-    must: float
-    ambition: float
-
-
-DEMANDS = (
-    Demand("paper's, same set, AUROC", "supervised", "all-hot, same", "auroc", 99.5, 99.9),
-    Demand("paper's, set left out, AUROC", "supervised", "all-hot, left out", "auroc", 97.5, 98.5),
-    Demand(
-        *("paper's, same attack, all-hot", "supervised attacks", "all-hot, same"),
-        *("auroc", 94, 95),
-    ),
-    Demand(
-        *("paper's, same attack, all-hot + CE-uniform", "supervised attacks"),
-        *("all-hot + CE-uniform, same", "auroc", 98.5, 99.3),
-    ),
-    Demand(
-        *("paper's, attack left out", "supervised attacks", "all-hot + CE-uniform, left out"),
-        *("auroc", 96, 97.6),
-    ),
-    Demand("no anomalies, no backward pass, AUROC", "sets", FORWARD, "auroc", 98.5, 99.2),
-    Demand("no anomalies, one backward pass, AUROC", "sets", FAST, "auroc", 98.5, 99.2),
-    Demand("no anomalies, one backward pass, FPR95", "sets", FAST, "fpr95", 6.5, 3.5),
-    Demand("no anomalies, attacks", "attacks", ADVERSARIAL, "auroc", 96, 97.5),
-    Demand('near-anomalous classes, "fast"', "near", FAST, "auroc", 91, 93),
-)
-
-
-def targets(rows: Sequence[Row]) -> str:
-    """What the specification asks for, and what was reached."""
-    lines = []
-    for demand in DEMANDS:
-        found = Results(rows, demand.part)
-        if demand.part.endswith("attacks"):
-            seven = [name for name in found.sets if name in SEVEN]
-            lines.append(_reached(demand, found, seven, ", mean of seven attacks"))
-            lines.append(_reached(demand, found, found.sets, ", mean of all attacks"))
-        else:
-            lines.append(_reached(demand, found, found.sets, ""))
-    return table(["", "must", "ambition", "reached", "must met", "ambition met", "runs"], lines)
-
-
-def _reached(demand: Demand, found: Results, sets: Sequence[str], which: str) -> list[str]:
-    low, bounds = demand.metric == "fpr95", demand[-2:]
-    mean = found.mean(demand.detector, demand.metric, sets)
-    if mean is None:
-        reached, verdicts = "not measured", ["–", "–"]
-    else:
-        reached = found.cell(demand.detector, (demand.metric,), sets)
-        met = [mean <= bound if low else mean >= bound for bound in bounds]
-        verdicts = ["yes" if one else "no" for one in met]
-    signed = [f"{'≤' if low else '≥'} {bound:g}" for bound in bounds]
-    return [demand.what + which, *signed, reached, *verdicts, str(len(found.runs))]
 
 
 def tried(rows: Sequence[Row]) -> list[str]:

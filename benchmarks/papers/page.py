@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from benchmarks.experiments.page import Results, by_set, table
+from benchmarks.experiments.results import Results, by_set, table
 from benchmarks.experiments.rows import Row
 from benchmarks.papers.replication import MAIN, RADII, TARGETS, Sizes
 

@@ -312,7 +312,7 @@ class _Clock:
     def norms(self, images: Tensor) -> GradientNorms:
         begin = time.perf_counter()
         norms = GradientNorms.join(
-            [gradient_norms(self.model, b) for b in torch.split(images, _BATCH)]
+            [gradient_norms(self.model, b, activations=True) for b in torch.split(images, _BATCH)]
         )
         self.seconds += time.perf_counter() - begin
         self.images += len(images)

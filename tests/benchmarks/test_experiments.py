@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.experiments.page import FAST, architectures, targets
+from benchmarks.experiments.page import architectures
+from benchmarks.experiments.results import FAST
 from benchmarks.experiments.rows import Row
+from benchmarks.experiments.targets import targets
 
 ROOT = Path(__file__).parents[2]
 DETECTORS = ('GradientDetector "fast"', 'GradientDetector "adversarial"', "GradientKNN", "Energy")
