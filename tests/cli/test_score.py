@@ -157,7 +157,7 @@ def test_skipped_inputs_are_reported_and_counted(data, tmp_path):
     assert wrong["id"] == "00007.png" and wrong["score"] is None
     assert len(rows(out)) == 40
     again = run("score", mixed, "--out", out, "--resume")
-    assert again.exit_code == 0 and "complete" in again.output
+    assert again.exit_code == 3 and "complete" in again.output
     metrics = run("evaluate", "--normal", out, "--anomalous", out, "--json")
     assert json.loads(metrics.stdout)["skipped"] == 2
 
