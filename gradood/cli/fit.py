@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,6 +68,7 @@ def fit(
         made = fitting.make_detector(detector, loaded)
         normal, held_out = _split(streams.source(inputs), calibrate, streams, detector)
         others = streams.source(anomalous) if anomalous else None
+        _check_count(held_out.count(), fpr, calibrate)
         parts = [s.count() for s in (normal, held_out, others) if s is not None]
         total = None if None in parts else sum(count or 0 for count in parts)
 
@@ -86,6 +88,21 @@ def fit(
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _check_count(held_out: int | None, fpr: float, calibrate: list[Path] | None) -> None:
+    """Say before the work that there are too few inputs for a threshold, where that is known."""
+    needed = math.ceil(1 / fpr - 1)
+    if held_out is None or held_out >= needed:
+        return
+    more = f"give --calibrate {needed} inputs" if calibrate else (
+        f"every fifth of INPUTS sets it: give {5 * needed - 4} inputs, or {needed} others as "
+        "--calibrate"
+    )  # fmt: skip
+    raise InputError(
+        f"{held_out} inputs are too few to set a threshold for --fpr {fpr:g}; {more}, or take a "
+        "larger --fpr"
+    )
 
 
 def _split(

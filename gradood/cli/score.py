@@ -105,7 +105,7 @@ def score(
         else:
             file.check_finished(source)
     if not as_json:
-        _summary(file)
+        _summary(file, nothing_to_do=throughput is None)
     if report is not None:
         page = _page(out, source, inputs, detector, p_values, models, throughput)
         write(page, report, quiet=as_json)
@@ -174,13 +174,11 @@ def _page(
     )
 
 
-def _summary(file: ScoreFile | ScorePipe) -> None:
+def _summary(file: ScoreFile | ScorePipe, nothing_to_do: bool) -> None:
     console = Console(stderr=file.is_stdout)
     scored, skipped = file.state["scored"], file.state["skipped"]
-    if scored or skipped:
-        console.print(f"{scored:,} inputs scored, {skipped:,} skipped.", highlight=False)
-    else:
-        console.print("Nothing to do: the file is complete.", highlight=False)
+    begin = "Nothing to do, the file is complete: " if nothing_to_do else ""
+    console.print(f"{begin}{scored:,} inputs scored, {skipped:,} skipped.", highlight=False)
     console.print(f"Scores: {file.path.absolute()}", highlight=False, soft_wrap=True)
 
 

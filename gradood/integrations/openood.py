@@ -77,7 +77,8 @@ class Postprocessor:
             raise InputError("setup(net, id_loader_dict, ood_loader_dict) has not been called")
         with torch.no_grad():
             logits = class_logits(net, data)
-        return logits.argmax(1), -self._detector.score(data)
+        # As metrics want it, finite: of an input that is no number the least there is.
+        return logits.argmax(1), torch.nan_to_num(-self._detector.score(data))
 
     def inference(
         self, net: nn.Module, data_loader: Iterable[Mapping[str, Any]], progress: bool = True

@@ -42,14 +42,16 @@ def pytorch_ood_detector(detector: Detector) -> Any:
     """
     api = require("pytorch_ood.api", "neighbours", "This integration")
     base = api.GradientDetector if isinstance(detector, NormDetector) else api.Detector
-    adapter = type(f"Gradood{type(detector).__name__}", (_Adapter, base), {})
+    adapter = type(
+        f"Gradood{type(detector).__name__}",
+        (_Adapter, base),
+        {"requires_fit": not detector.is_fitted},
+    )
     return adapter(detector, api.RequiresFittingException)
 
 
 class _Adapter:
     """What the subclass adds to pytorch-ood's base class."""
-
-    requires_fit = True
 
     def __init__(self, detector: Detector, unfitted: Callable[[], Exception]) -> None:
         self.detector = detector

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from gradood.data.files import Source
 from gradood.data.optional import require
 from gradood.errors import InputError
 from gradood.scoring import resuming
-from gradood.scoring.rows import check_format, is_parquet, read_ids, to_parquet
+from gradood.scoring.rows import check_format, is_parquet, read_ids, read_rows, to_parquet
 from gradood.writing import Output, sentence, write_all
 
 if TYPE_CHECKING:
@@ -162,18 +162,24 @@ class ScoreFile:
         return resuming.Remaining(source, read_ids(self._partial, self.state["bytes"])), (0, 0)
 
     def check_finished(self, source: Source) -> None:
-        """Refuse to call a finished file complete that lacks inputs which are there now.
+        """Count the rows of a finished file, and refuse one that lacks inputs which are there now.
 
         Raises:
-            InputError: There are such.
+            InputError: It does.
         """
-        rest = resuming.Remaining(source, read_ids(self._output.target))
+        rest = resuming.Remaining(source, self._counted())
         first = next(iter(rest.items()), None)
         if first is not None:
             raise InputError(
                 f"{self.path} is finished, but has no row for {first.id}: inputs were added since. "
                 "Score them into another file, or all again without --resume"
             )
+
+    def _counted(self) -> Iterator[str]:
+        """The identifiers in the finished file."""
+        for row in read_rows(self._output.target):
+            self.state["scored" if row["error"] is None else "skipped"] += 1
+            yield row["id"]
 
     def _take_up(self, resume: bool) -> None:
         try:

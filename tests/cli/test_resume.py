@@ -98,6 +98,21 @@ def test_a_finished_file_that_lacks_inputs_is_not_called_complete(folder, tmp_pa
     assert len(ids(tmp_path / "s.jsonl")) == 40
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_a_finished_file_says_again_what_was_skipped(folder, tmp_path, ending):
+    (folder / "bad.png").write_bytes(b"no picture")
+    out = tmp_path / f"s.{ending}"
+    command = ("score", folder, "--out", out, "--on-error", "skip", "--resume")
+    first = run(*command)
+    content = out.read_bytes()
+    again = run(*command)
+    assert first.exit_code == again.exit_code == 3
+    assert "complete: 40 inputs scored, 1 skipped" in " ".join(again.output.split())
+    assert out.read_bytes() == content
+    (folder / "bad.png").unlink()
+    assert run(*command).exit_code == 3  # what the file says, not what there is by now
+
+
 def shards(root, names, count=10):
     for number, name in enumerate(names):
         values = pixels("mnist", count)[:, None].astype(np.float32) / 255 + number

@@ -157,7 +157,7 @@ def test_skipped_inputs_are_reported_and_counted(data, tmp_path):
     assert wrong["id"] == "00007.png" and wrong["score"] is None
     assert len(rows(out)) == 40
     again = run("score", mixed, "--out", out, "--resume")
-    assert again.exit_code == 0 and "complete" in again.output
+    assert again.exit_code == 3 and "complete" in again.output
     metrics = run("evaluate", "--normal", out, "--anomalous", out, "--json")
     assert json.loads(metrics.stdout)["skipped"] == 2
 
@@ -352,3 +352,20 @@ def test_ten_kills_change_nothing(data, tmp_path, suffix):
     final = subprocess.run([*command, "--out", str(out), "--resume"], timeout=600)
     assert final.returncode == 3
     assert out.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((), "every fifth of INPUTS sets it: give 91 inputs, or 19 others as --calibrate"),
+        (("--fpr", 0.001, "--calibrate"), "40 inputs are too few to set a threshold"),
+    ],
+)
+def test_too_few_inputs_for_a_threshold_are_said_before_the_work(
+    data, tmp_path, arguments, message
+):
+    arguments = (*arguments, data / "mnist") if "--calibrate" in arguments else arguments
+    out = tmp_path / "d.safetensors"
+    result = run("fit", data / "mnist", "--detector", "gradient-knn", "--out", out, *arguments)
+    assert result.exit_code == 2 and message in " ".join(result.output.split())
+    assert "fitting" not in result.output and not out.exists()

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from gradood.data.files.source import Source
 from gradood.evaluation.reports import figures
 from gradood.evaluation.reports.digest import Ranked
-from gradood.evaluation.reports.html import beside, facts, soft, table
+from gradood.evaluation.reports.html import facts, soft, table
 from gradood.evaluation.reports.page import Page
 from gradood.evaluation.reports.pictures import gallery
 
@@ -91,13 +91,12 @@ def _section(
     order = np.abs(deviations).argsort()[::-1]
     rows = []
     for place in order[:_LAYERS]:
-        beyond = np.mean(np.abs(usual.deviations[:, place]) >= abs(deviations[place]))
-        rows.append((names[place], f"{deviations[place]:+.2f}", f"{beyond:.1%}"))
+        beyond = np.abs(usual.deviations[:, place]) >= abs(deviations[place])
+        rows.append((names[place], f"{deviations[place]:+.2f}", _share(beyond)))
     drawn = np.sort(order[:_DRAWN])  # in the order of the network
     lines = np.stack([deviations, *usual.deviations[places[:3]]])[:, drawn]
     down = ["this input", *(f"nearest {i + 1}" for i in range(len(lines) - 1))]
     plot = figures.heat_map("layers", lines, down, [names[place] for place in drawn])
-    higher = float(np.mean(usual.scores >= score))
     verdict = "" if threshold is None else (
         f" It is called {'anomalous' if score > threshold else 'normal'}: the threshold is "
         f"{threshold:.4g}."
@@ -109,16 +108,22 @@ def _section(
         Ranked(p, {"id": usual.ids[p], "score": float(usual.scores[p]), "distance": distances[p]})
         for p in places
     ]
-    listed = [(row["id"], f"{row['distance']:.2f}", f"{row['score']:.4g}") for _, row in near]
     page.section(
         strange.ids[number],
-        soft(f"Score {score:.4g}; {higher:.1%} of the normal inputs score as high.{verdict}"),
-        beside(
-            gallery([Ranked(number, shown)], strange.source),
-            table(("layer", "deviation, σ", "normal inputs as far"), rows),
+        soft(
+            f"Score {score:.4g}; {_share(usual.scores >= score)} of the normal inputs score as "
+            f"high.{verdict}"
         ),
+        gallery([Ranked(number, shown)], strange.source),
+        table(("layer", "deviation, σ", "normal inputs as far"), rows),
         page.plots([plot], wide=True),
-        soft("The nearest normal inputs, by what the layers do; the distance is in σ a layer."),
+        soft(
+            "The nearest normal inputs, by what the layers do, with their scores and their "
+            "distance in σ a layer."
+        ),
         gallery(near, usual.source),
-        table(("normal input", "distance, σ", "score"), listed),
     )
+
+
+def _share(found: npt.NDArray[np.bool_]) -> str:
+    return f"{found.mean():.1%}" if found.any() else "none"

@@ -84,7 +84,8 @@ def _said(row: Row) -> list[Html]:
     listed = [tag("li", f"{layer['name']} {layer['deviation']:+.1f}σ") for layer in layers]
     chance = row.get("p_value")
     beside = "" if chance is None else f" (p = {chance:.3g})"
-    said = [tag("b", f"{row['score']:.4g}{beside}"), html(row["id"])]
+    away = f", {row['distance']:.2f} σ away" if "distance" in row else ""
+    said = [tag("b", f"{row['score']:.4g}{beside}"), html(row["id"] + away)]
     return [*said, tag("ul", *listed)] if listed else said
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from gradood.evaluation.reports import figures
-from gradood.evaluation.reports.html import beside, facts, soft, tiles
+from gradood.evaluation.reports.html import facts, soft, tiles
 from gradood.evaluation.reports.page import Page
 
 
@@ -36,10 +37,10 @@ def watch_page(
     page.add(
         tiles(
             [
-                (f"{now['seen']:,}", f"scores; {now['unscored']:,} inputs had none, and count"),
+                (f"{now['seen']:,}", _scores(now["unscored"])),
                 (f"{now['share']:.2%}", f"alarms so far: {now['alarms']:,}"),
                 (f"{now['recent']:.2%}", "alarms among the last 1,000"),
-                (f"{now['capital']:.3g}", f"evidence of a rise; {now['needed']:,.0f} prove it"),
+                (_capital(now["capital"]), f"evidence of a rise; {now['needed']:,.0f} prove it"),
             ]
         )
     )
@@ -62,7 +63,7 @@ def watch_page(
     )
     page.section(
         "Alarms",
-        beside(page.plots([shares, evidence])),
+        page.plots([shares, evidence]),
         soft(
             "Evidence is the capital of a player who bets, from 1 on, that the rate has risen. "
             "While it has not, the capital ever reaches what proves a rise with the probability of "
@@ -70,9 +71,18 @@ def watch_page(
         ),
     )
     known = {
+        "As of": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
         "Normal rate": f"{now['rate']:.4g}",
         "Rate, if it is constant": f"between {low:.4g} and {high:.4g}",
         "Probability of error": f"{1 / now['needed']:.3g} over all time",
     }
     page.section("How it stands", facts(known))
     return page
+
+
+def _scores(unscored: int) -> str:
+    return f"scores; {unscored:,} inputs have none, and count as alarms" if unscored else "scores"
+
+
+def _capital(capital: float) -> str:
+    return f"{capital:.3g}" if capital < 1e6 else f"10^{np.log10(capital):.0f}"
