@@ -46,7 +46,7 @@ CHECKS: dict[str, Callable[[Generator, int, int], Iterator[Cell]]] = {
     "sequential": check_sequential,
     # The rest of the bounds and scores is in the tests: these take longest.
     "mean": lambda rng, n, times: check_means(
-        rng, n, times, [mean.rank, mean.default], ["half-space .3", "heavy tail", "atoms", NAN]
+        rng, n, times // 2, [mean.rank, mean.default], ["half-space .3", "heavy tail", "atoms", NAN]
     ),
     **soundness_open.CHECKS,
 }

@@ -192,24 +192,24 @@ def check_quantiles(
 ) -> Iterator[Cell]:
     """The order statistic against the true worst quantile, above and (mirrored) below."""
     batch = max(1, 2_000_000 // n)
+    places = [(p, float(c)) for p in (0.1, 0.5, 0.9) for c in SHIFTS]
+    # The 1 - p quantile of -s is minus the p quantile of s, taken from the right.
+    high = np.array([upper_rank(n, p, c, ALPHA) for p, c in places])
+    low = np.array([lower_rank(n, 1 - p, c, ALPHA) for p, c in places])
     for name, known in QUANTILES.items():
-        scores = [
-            known.draw(rng, (min(batch, repetitions), n)) for _ in range(0, repetitions, batch)
-        ]
-        for p in (0.1, 0.5, 0.9):
-            for c in SHIFTS:
-                truth = known.quantile(p, float(c)) - 1e-9
-                rank = upper_rank(n, p, c, ALPHA)
-                above = np.concatenate([value(part, rank) for part in scores])
-                yield Cell(
-                    f"quantile {p} upper", name, n, c, int((above < truth).sum()), len(above)
-                )
-                # The 1 - p quantile of -s is minus the p quantile of s, taken from the right.
-                truth = known.quantile(p + 1e-12, float(c)) - 1e-9
-                rank = lower_rank(n, 1 - p, c, ALPHA)
-                below = np.concatenate([quantile.lower(-part, rank) for part in scores])
-                failed = int((-below < truth).sum())
-                yield Cell(f"quantile {1 - p:.1f} lower", name, n, c, failed, len(below))
+        above, below = [], []
+        for _ in range(0, repetitions, batch):
+            scores = known.draw(rng, (min(batch, repetitions), n))
+            above.append(value(scores, high))
+            below.append(-quantile.lower(-scores, low))
+        for i, (p, c) in enumerate(places):
+            for label, parts, q in (
+                (f"{p} upper", above, p),
+                (f"{1 - p:.1f} lower", below, p + 1e-12),
+            ):
+                found = np.concatenate([part[:, i] for part in parts])
+                failed = int((found < known.quantile(q, c) - 1e-9).sum())
+                yield Cell(f"quantile {label}", name, n, c, failed, len(found))
 
 
 class Claims(NamedTuple):

@@ -40,6 +40,7 @@ class Kind(str, Enum):
     DECISION = "decision"
     MEAN = "mean"
     QUANTILE = "quantile"
+    SPREAD = "spread"
 
 
 def certify(
@@ -186,6 +187,8 @@ def _verify(path: Path, source: _Source | None, denoiser: Denoiser | None) -> No
             recorded = {**records[0]["settings"], "tile": records[0]["tile"]}
             settings = Smoothing(**recorded | {"denoiser": denoiser})
         problems = verify_with_model(records, certified, x, settings)
+        labels = zip(problems, records, source.names, strict=True)
+        problems = [old or source.mislabelled(record, name) for old, record, name in labels]
     console = Console()
     for record, problem in zip(records, problems, strict=True):
         if problem is not None:
@@ -250,6 +253,13 @@ class _Source:
         self.names, x = self._read(self.paths, count)
         return x
 
+    def mislabelled(self, record: dict[str, Any], name: str) -> str | None:
+        """What is wrong with what the command wrote into a record for its reader."""
+        for label, found in (("file", name), ("units", self.units.value)):
+            if record.get(label, found) != found:
+                return f"its {label} is {record[label]}, drawn again it is {found}"
+        return None
+
     def _normal(self) -> Tensor:
         if self.fit_paths is not None:
             return self._read(self.fit_paths, _FIT)[1]
@@ -286,7 +296,7 @@ def _target(
     q: float,
 ) -> dict[str, Any]:
     """Keyword arguments of the ``certify`` function of this kind."""
-    if kind in (Kind.MEAN, Kind.QUANTILE):
+    if kind in (Kind.MEAN, Kind.QUANTILE, Kind.SPREAD):
         return {"radius": radius or [0.0]} | ({"q": q} if kind is Kind.QUANTILE else {})
     one: dict[str, Any] = {"radius": radius[0] if radius and len(radius) == 1 else radius or None}
     if kind is Kind.CLASS:
@@ -309,6 +319,7 @@ def _certify(
         Kind.DECISION: smoothing.certify_decision,
         Kind.MEAN: smoothing.certify_mean,
         Kind.QUANTILE: smoothing.certify_quantile,
+        Kind.SPREAD: smoothing.certify_spread,
     }
     evidence: Evidence = functions[kind](certified, x, settings, **target).evidence  # type: ignore[operator]
     return evidence
@@ -320,7 +331,7 @@ def _table(made: Evidence) -> Table:
 
     table = Table(box=SIMPLE_HEAD, padding=(0, 1))
     results = made.results
-    if made.common["kind"] in ("mean", "quantile"):
+    if made.common["kind"] in ("mean", "quantile", "spread"):
         for name in ("radius", "median lower bound", "median upper bound"):
             table.add_column(name, justify="right")
         for i, radius in enumerate(made.common["target"]["radius"]):

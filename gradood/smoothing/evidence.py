@@ -200,14 +200,16 @@ def check_goal(radius: float | Sequence[float] | Tensor | None) -> float | list[
     """No radius, one as a float, or several as floats, ascending."""
     if radius is None:
         return None
-    if torch.as_tensor(radius).dim() == 0:
-        return check_radius(float(radius))  # type: ignore[arg-type]
-    return sorted(set(check_radii(radius)))
+    radii = sorted(set(check_radii(radius)))
+    return radii if np.ndim(radius) else radii[0]
 
 
 def check_radii(radius: float | Sequence[float] | Tensor) -> list[float]:
     """One radius or several, as floats."""
-    radii = torch.as_tensor(radius, dtype=torch.float64, device="cpu").flatten().tolist()
+    try:
+        radii = torch.as_tensor(radius, dtype=torch.float64, device="cpu").flatten().tolist()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"radius = {radius!r}; expected one number or several") from error
     if not radii:
         raise InputError("radius is empty; give one radius or several")
     return [check_radius(r) for r in radii]

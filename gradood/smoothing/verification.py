@@ -129,8 +129,10 @@ def _runs(records: Sequence[Row]) -> list[list[int]]:
     runs: list[tuple[str, set[Any], list[int]]] = []
     for row, record in enumerate(records):
         reached = record.get("samples") if record.get("anytime") else None
-        key = json.dumps(encode([*(record.get(name) for name in _COMMON), reached]))
         number = record.get("id")
+        possible = isinstance(number, int) and 0 <= number < 2**32  # else it spoils no other's run
+        key = json.dumps(encode([*(record.get(name) for name in _COMMON), reached, possible]))
+        number = json.dumps(number)
         fits = (run for run in runs if run[0] == key and number not in run[1])
         run = next(fits, None)
         if run is None:
@@ -160,7 +162,10 @@ def _again(
         return [f"it is damaged ({type(error).__name__}: {error})"] * len(records)
     if isinstance(settings, str):
         return [settings] * len(records)
-    new = certify(model, x, settings, ids=ids, more=more, **target).evidence.records()
+    try:
+        new = certify(model, x, settings, ids=ids, more=more, **target).evidence.records()
+    except (InputError, TypeError) as error:
+        return [f"it cannot be drawn again: {error}"] * len(records)
     return [_difference(*pair) for pair in zip(records, new, strict=True)]
 
 
@@ -200,6 +205,7 @@ def _difference(record: Row, new: Row) -> str | None:
     for name in sorted(names, key=lambda name: name not in ("model", "denoiser")):
         if name == "settings":
             same = {**record[name], "tile": None} == {**new[name], "tile": None}
+            same = same and record[name].get("tile") in ("auto", new["tile"])
         else:
             same = name in record and name in new and record[name] == new[name]
         if not same:

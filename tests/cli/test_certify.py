@@ -29,6 +29,7 @@ def out(tmp_path):
         ("--radius", 0.005, "--radius", 0.001, "--radius", 0.1),
         ("--kind", "mean", "--radius", 0, "--radius", 0.01),
         ("--kind", "quantile", "--score", "energy", "--radius", 0.01),
+        ("--kind", "spread", "--score", "energy", "--radius", 0, "--radius", 0.01),
     ],
     ids=str,
 )
@@ -54,6 +55,17 @@ def test_altered_certificates_fail(out):
     checked = run("--verify", out)
     assert checked.exit_code == 1
     assert "id 1: radius" in checked.output and "1 of 2" in checked.output
+
+
+@pytest.mark.parametrize("label, forged", [("units", "input"), ("file", "another.png")])
+def test_labels_that_are_forged_in_any_record_fail(out, label, forged):
+    run("--count", 3, "--n", 64, "--sigma", 0.01, "--out", out)
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    records[2][label] = forged
+    out.write_text("\n".join(map(json.dumps, records)))
+    checked = run("--verify", out, "--again")
+    assert checked.exit_code == 1
+    assert f"id 2: its {label} is {forged}" in checked.output and "2 of 3" in checked.output
 
 
 def test_a_model_and_inputs_of_ones_own(tmp_path, out, monkeypatch):

@@ -235,3 +235,20 @@ def test_settings_take_scalars_of_other_packages(points, half_space, kind):
 def test_settings_refuse_what_is_no_number(value):
     with pytest.raises(InputError, match="sigma"):
         gradood.Smoothing(sigma=value)
+
+
+def test_a_record_that_cannot_be_drawn_spoils_no_other(points):
+    def score(x):
+        return x[:, 0]
+
+    smoothing = gradood.Smoothing(sigma=0.5, n=64, n0=16, seed=3)
+    x = points(0.1, 0.2, 0.3)
+    honest = gradood.certify_quantile(score, x, smoothing, radius=[0.0, 0.1]).evidence
+    for key in ("target", "settings", "samples", "id"):
+        for value in ("x", None, [], {}, -1, 2.5):
+            records = [json.loads(line) for line in honest.lines().splitlines()]
+            records[1][key] = value
+            found = verify_with_model(records, score, x)
+            assert found[0] is found[2] is None and found[1] is not None, (key, value)
+    records[1] = {**records[0], "settings": {**records[0]["settings"], "tile": 7}}
+    assert verify_with_model(records, score, x)[1] is not None

@@ -22,6 +22,7 @@ _KINDS = {
     "decision": "Certificates that the decision of the smoothed detector does not change",
     "mean": "Certified bounds of the mean score under noise",
     "quantile": "Certified bounds of a quantile of the score under noise",
+    "spread": "Certified bounds of the median score under noise and its interquartile range, added",
 }
 
 
