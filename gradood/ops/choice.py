@@ -39,7 +39,9 @@ def _measured() -> dict[str, Costs]:
     """The C++ kernels' costs by instruction set, as ``benchmarks/crossovers_cpu.py`` measured."""
     with (Path(__file__).parent / "crossovers.csv").open(encoding="utf-8", newline="") as file:
         return {
-            row["isa"]: Costs(*(float(row[c]) for c in ("gram", "pixel_gram", "shift")), True)
+            row["isa"]: Costs(
+                float(row["gram"]), float(row["pixel_gram"]), float(row["shift"]), phases=True
+            )
             for row in csv.DictReader(file)
         }
 
