@@ -1,20 +1,31 @@
 """Time the direct and the Gram algorithm on both sides of each crossover of the cost model.
 
-    python benchmarks/crossovers_cpu.py [--isa amx] [--rounds 15]
+    python benchmarks/crossovers_cpu.py [--isa amx] [--threads 2] [--rounds 15] [--save]
 
-Prints the best times in milliseconds of processor time on one thread, what ``gradood.ops.choice``
-picks, and by how much the pick is slower than the better algorithm; the last line is the worst.
+Prints the best times in milliseconds (of processor time on one thread, of wall time on more), what
+``gradood.ops.choice`` picks, and by how much the pick is slower than the better algorithm; then the
+worst of these, and the costs with which picks would lose least. ``--save`` writes them into
+``gradood/ops/crossovers.csv``, from which every choice is made.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import itertools
+import math
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import torch
 
+from gradood.benchmarking.machine import processor
 from gradood.ops import choice, cpp_backend
+
+_Option = TypeVar("_Option")
+TABLE = Path(choice.__file__).with_name("crossovers.csv")
 
 #: samples, inputs, outputs, size, kernel, stride
 CONVOLUTIONS = [
@@ -51,14 +62,72 @@ LINEARS = [
 ]
 
 
+class Work(NamedTuple):
+    """Multiply-adds of one sample: of the direct algorithm, of Gram matrices, of shifted sums."""
+
+    direct: float
+    gram: float
+    shifted: float
+
+
 def best(call: Callable[[], object], rounds: int) -> float:
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     call()
     times = []
     for _ in range(rounds):
-        start = time.thread_time()
+        start = clock()
         call()
-        times.append(time.thread_time() - start)
+        times.append(clock() - start)
     return min(times) * 1e3
+
+
+def work_of_convolution(case: tuple[int, ...]) -> Work:
+    _, inputs, outputs, size, kernel, stride = case
+    seen, out, taps = size**2, (size // stride) ** 2, kernel**2
+    gram = ((seen / stride) ** 2 * inputs + out**2 * outputs) / 2
+    return Work(outputs * inputs * taps * out, gram, out**2 * taps if taps > 1 else 0)
+
+
+def work_of_linear(case: tuple[int, ...]) -> Work:
+    _, tokens, inputs, outputs = case
+    return Work(tokens * inputs * outputs, tokens**2 * (inputs + outputs) / 2, 0)
+
+
+def fitted(timed: list[tuple[str, Work, float, float]]) -> choice.Costs:
+    """Costs whose picks lose least, from (kind, work, times) rows; the middle one of the best."""
+
+    def lost(kind: str, gram: float, shift: float) -> float:
+        rows = [t[1:] for t in timed if t[0] == kind]
+        picked = [
+            g if gram * work.gram + shift * work.shifted < work.direct else d for work, d, g in rows
+        ]
+        return math.prod(p / min(d, g) for p, (_, d, g) in zip(picked, rows, strict=True))
+
+    grams = [0.8 + 0.05 * i for i in range(80)]
+    shifts = [2.0 + 0.5 * i for i in range(20)]
+    pairs = itertools.product(grams, shifts)
+    return choice.Costs(
+        middle_best(grams, lambda gram: lost("linear", gram, 0)),
+        *middle_best(list(pairs), lambda pair: lost("convolution", *pair)),
+        phases=True,
+    )
+
+
+def middle_best(options: list[_Option], lost: Callable[[_Option], float]) -> _Option:
+    losses = [lost(option) for option in options]
+    best = [o for o, loss in zip(options, losses, strict=True) if loss < 1.001 * min(losses)]
+    return best[len(best) // 2]
+
+
+def save(isa: str, costs: choice.Costs) -> None:
+    with TABLE.open(encoding="utf-8", newline="") as file:
+        rows = {row["isa"]: row for row in csv.DictReader(file)}
+    numbers = {c: f"{getattr(costs, c):.2f}" for c in ("gram", "pixel_gram", "shift")}
+    rows[isa] = {"isa": isa, **numbers, "cpu": processor()[0]}
+    with TABLE.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[isa]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows.values())
 
 
 def convolution(case: tuple[int, ...]) -> tuple[Callable[[str], object], str]:
@@ -86,24 +155,33 @@ def linear(case: tuple[int, ...]) -> tuple[Callable[[str], object], str]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--isa", default="auto")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--save", action="store_true")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    print(cpp_backend.use_instruction_set(options.isa))
-    worst = 1.0
-    for name, cases, make in (
-        ("convolution", CONVOLUTIONS, convolution),
-        ("linear", LINEARS, linear),
+    torch.set_num_threads(options.threads)
+    isa = cpp_backend.use_instruction_set(options.isa)
+    print(f"{processor()[0]}, {isa}, {options.threads} thread(s)")
+    worst, timed = 1.0, []
+    for name, cases, make, work_of in (
+        ("convolution", CONVOLUTIONS, convolution, work_of_convolution),
+        ("linear", LINEARS, linear, work_of_linear),
     ):
         for case in cases:
             call, pick = make(case)
             direct = best(lambda call=call: call("direct"), options.rounds)  # type: ignore[misc]
             gram = best(lambda call=call: call("gram"), options.rounds)  # type: ignore[misc]
+            timed.append((name, work_of(case), direct, gram))
             loss = (direct if pick == "direct" else gram) / min(direct, gram)
             worst = max(worst, loss)
             label = f"{name} {case}"
             print(f"{label:44} direct {direct:8.2f}  gram {gram:8.2f}  {pick:10} {loss:.2f}")
     print(f"worst misjudgement: {worst:.2f} times the better algorithm")
+    costs = fitted(timed)
+    print(f"in use {choice.CPP[isa]}")
+    print(f"fitted {costs}")
+    if options.save:
+        save(isa, costs)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from gradood.gradients.plan import Forward, Plan, PlanError, Step
 from gradood.gradients.rules import Call
 from gradood.gradients.rules.linear import LinearCall, tokens
 from gradood.gradients.source import Source
+from gradood.gradients.standardised import StandardisedUse
 from gradood.gradients.survey import Use
 from gradood.ops.row_norms import row_sqnorm
 
@@ -195,16 +196,38 @@ class Recorder(SourceMode):
             norms = self._traced(step, call, x, d, lambda: call.norms(x, d, roles))
             for use in step.added:
                 self._add(use.parameter, norms[use.role])
+        shared: dict[int, StandardisedUse | None] = {}
         for use in step.uses:
             strategy, count = self._plan.combine[use.parameter]
             if strategy != "add":
-                waiting = self._waiting[use.parameter]
                 source = self.source(call.operands[use.role])
                 assert source is not None
+                if (strategy, count) == ("sum", 1):
+                    if id(source) not in shared:
+                        shared[id(source)] = StandardisedUse.of(call, use.role, x, d, source)
+                    whole = shared[id(source)]
+                    if whole is not None and self._add_standardised(whole, use, source):
+                        served = ops.Served("", "torch", "standardised")
+                        self._observe(use.parameter, call, x, d, served)
+                        continue
+                waiting = self._waiting[use.parameter]
                 waiting.append(_Contribution(call, use.role, x, d, source))
                 self._observe(use.parameter, call, x, d, ops.Served("", "torch", strategy))
                 if len(waiting) == count:
                     self._combine(use.parameter)
+
+    def _add_standardised(self, whole: StandardisedUse, use: Use, source: Source) -> bool:
+        """Add the norm of a parameter behind a standardised weight, if there is a formula."""
+        found = whole.norm(source.leaves[use.parameter])
+        if found is None:
+            return False
+        norm, lost = found
+        for n in lost.nonzero()[:, 0].tolist():
+            row = slice(n, n + 1)
+            one = _Contribution(whole.call, use.role, whole.x[row], whole.d[row], source)
+            norm[row] = row_sqnorm(one.gradient(use.parameter, slice(None)))
+        self._add(use.parameter, norm)
+        return True
 
     def _take_over(
         self, step: Step, call: Call, held: list[Tensor | None], version: int, d: Tensor

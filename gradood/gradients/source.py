@@ -142,8 +142,13 @@ def graph_leaves(tensor: Tensor) -> Iterator[Tensor]:
     if tensor.grad_fn is None:
         yield tensor
         return
+    yield from graph_leaves_of(tensor.grad_fn)
+
+
+def graph_leaves_of(node: Any) -> Iterator[Tensor]:
+    """The leaves below a node of an autograd graph."""
     seen: set[Any] = set()
-    stack: list[Any] = [tensor.grad_fn]
+    stack: list[Any] = [node]
     while stack:
         node = stack.pop()
         if node is None or node in seen:

@@ -8,8 +8,10 @@ triangles are needed, and never forms the gradient.
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from math import prod
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -32,14 +34,20 @@ TORCH = Costs(gram=1, pixel_gram=1, shift=8, phases=False)
 #: alike; the shifted sums stream from L2.
 TRITON = Costs(gram=1, pixel_gram=1, shift=8, phases=False)
 
-#: Measured on a Sapphire Rapids core; ``benchmarks/crossovers_cpu.py`` times both algorithms on
-#: either side of every crossover and prints what a misjudgement costs.
-CPP = {
-    "baseline": Costs(gram=1, pixel_gram=1.3, shift=5, phases=True),
-    "avx2": Costs(gram=1, pixel_gram=1.3, shift=5, phases=True),
-    "avx512": Costs(gram=1.05, pixel_gram=1.3, shift=5, phases=True),
-    "amx": Costs(gram=1.3, pixel_gram=4.05, shift=5, phases=True),
-}
+
+def _measured() -> dict[str, Costs]:
+    """The C++ kernels' costs by instruction set, as ``benchmarks/crossovers_cpu.py`` measured."""
+    with (Path(__file__).parent / "crossovers.csv").open(encoding="utf-8", newline="") as file:
+        return {
+            row["isa"]: Costs(
+                float(row["gram"]), float(row["pixel_gram"]), float(row["shift"]), phases=True
+            )
+            for row in csv.DictReader(file)
+        }
+
+
+#: One sample is one thread's, so that the number of threads makes no difference.
+CPP = _measured()
 
 
 def linear(

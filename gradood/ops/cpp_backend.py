@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gradood.errors import BackendError
-from gradood.ops import choice, noise_cpp
+from gradood.ops import choice, noise_cpp, patches
 from gradood.ops.addresses import DTYPES, address, address_of_any, require_fit, windows_fit
 
 NAME = "cpp"
@@ -99,7 +99,9 @@ def algorithm(op: str, *args: object) -> str:
     assert isinstance(x, Tensor) and isinstance(d, Tensor)
     if op == "linear_sqnorm":
         return choice.linear(x.shape[1], x.shape[2], d.shape[2], _costs())
-    kernel_size, stride, padding, _, groups = geometry[:5]
+    kernel_size, stride, padding, dilation, groups = geometry[:5]
+    if patches.cuts(x, d, kernel_size, stride, padding, dilation, groups):  # type: ignore[arg-type]
+        return f"patches, {algorithm('linear_sqnorm', *patches.split(x, d, kernel_size))}"  # type: ignore[arg-type]
     shapes = (x.shape[1:], d.shape[1:])
     return choice.conv(*shapes, kernel_size, stride, padding, groups, _costs())  # type: ignore[arg-type]
 
@@ -139,6 +141,8 @@ def conv_sqnorm(
     """See ``reference.conv_sqnorm``; ``kind`` forces an algorithm, for tests and benchmarks."""
     if _empty(x, d):
         return _zeros(d.shape[0]), bias_sqnorm(d.flatten(2)) if bias else _zeros(0)
+    if kind is None and patches.cuts(x, d, kernel_size, stride, padding, dilation, groups):
+        return linear_sqnorm(*patches.split(x, d, kernel_size), bias)
     geometry = _Geometry(tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation), groups)
     return _run(_prepare_conv(*_layouts(x, d), geometry, _instruction_set, kind), x, d, bias)
 

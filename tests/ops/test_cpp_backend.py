@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gradood.errors import BackendError
-from gradood.ops import cpp_backend
+from gradood.ops import cpp_backend, reference
 
 CONVOLUTIONS = ("direct", "gram", "depthwise")
 
@@ -220,3 +220,22 @@ def test_unknown_instruction_set_is_an_error():
 def test_float64_is_left_to_pytorch():
     d = torch.randn(2, 3, 4, dtype=torch.float64)
     assert "float64" in cpp_backend.reject("bias_sqnorm", d)
+
+
+@pytest.mark.parametrize("spatial", [(8, 8), (4, 4, 4), (64,)])
+def test_large_patches_are_a_linear_layer(spatial):
+    """A stride as long as the kernel, without padding: split into patches, in any layout."""
+    torch.manual_seed(0)
+    places = [2 + i for i in range(len(spatial))]
+    x = torch.randn(2, 3, *(k * t for k, t in zip(spatial, places, strict=True)))
+    d = torch.randn(2, 5, *places)
+    geometry = (spatial, spatial, (0,) * len(spatial), (1,) * len(spatial), 1)
+    assert cpp_backend.algorithm("conv_sqnorm", x, d, *geometry).startswith("patches")
+    found = cpp_backend.conv_sqnorm(x, d, *geometry, True)
+    exact = reference.conv_sqnorm(x.double(), d.double(), *geometry, True)
+    for a, b in zip(found, exact, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=0)
+    # One more column, which the convolution leaves out, is no part of any patch.
+    wider = torch.cat([x, x[..., :1]], -1)
+    assert not cpp_backend.algorithm("conv_sqnorm", wider, d, *geometry).startswith("patches")
+    torch.testing.assert_close(cpp_backend.conv_sqnorm(wider, d, *geometry, True)[0], found[0])

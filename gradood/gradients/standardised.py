@@ -1,0 +1,150 @@
+"""Norms of standardised weights without their gradients: ``W_p = γ_p (w_p − μ_p) r_p`` by row.
+
+With ``ŵ = (w − μ) r``, ``G`` the per-sample gradient of W and F elements a row, PyTorch's batch
+norm turns G into ``γ r (G − Ḡ − ŵ (G·ŵ) / F)``, whose squared norm is a sum over rows of
+
+    (γ r)² (‖G‖² − (G·1)² / F − (2 − v) (G·ŵ)² / F),    v = ‖ŵ‖² / F = 1 − eps r².
+
+The first term is the convolution's own rule with γ r d for d. The others are convolutions, with 1
+and ŵ for weights, multiplied by d: ``G·a = Σ_t d_t (x ∗ a)_t``. So G is never formed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+from torch.nn import functional
+
+from gradood import ops
+from gradood.gradients.rules import Call
+from gradood.gradients.rules.conv import ConvCall
+from gradood.gradients.source import Source, graph_leaves_of
+from gradood.ops.row_norms import row_sqnorm
+
+#: Where less than this share of the first term is left, rounding shows: form the gradient.
+_LEAST = 0.05
+#: Bytes of a convolution's output held at once.
+_CHUNK = 8 << 20
+_RESHAPES = ("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0")
+_CONVOLUTIONS = {
+    1: functional.conv1d,
+    2: functional.conv2d,
+    3: functional.conv3d,
+}
+
+
+@dataclass
+class Standardised:
+    """How a weight was standardised: read from the graph of what the model made of it."""
+
+    leaf: Tensor
+    #: ``[P, F]``, ``[P]`` and ``[P]``.
+    normalised: Tensor
+    rstd: Tensor
+    scale: Tensor
+    #: ``v`` above.
+    spread: Tensor
+    #: Where the scale came from, if from parameters.
+    edge: GradientEdge | None
+
+
+def standardised(source: Source) -> Standardised | None:
+    """How a source was made, if by one batch norm over the rows of one parameter."""
+    live = source.live
+    node: Any = live.grad_fn
+    while node is not None and node.name() in _RESHAPES:
+        node = node.next_functions[0][0]
+    if node is None or node.name() != "NativeBatchNormBackward0" or not node._saved_training:
+        return None
+    (below, _), (scaled, place), (shift, _) = node.next_functions
+    while below is not None and below.name() in _RESHAPES:
+        below = below.next_functions[0][0]
+    leaf = getattr(below, "variable", None)
+    rows = node._saved_input
+    if leaf is None or shift is not None or live.shape != leaf.shape or rows.dim() != 3:
+        return None
+    whole = leaf.is_contiguous() and live.is_contiguous() and rows.is_contiguous()
+    if not whole or rows.data_ptr() != leaf.data_ptr() or rows.shape[:2] != (1, len(leaf)):
+        return None
+    if scaled is not None and any(other is leaf for other in graph_leaves_of(scaled)):
+        return None
+    mean, rstd = node._saved_result1, node._saved_result2
+    scale = torch.ones_like(rstd) if node._saved_weight is None else node._saved_weight.detach()
+    normalised = (rows.detach()[0] - mean[:, None]) * rstd[:, None]
+    edge = None if scaled is None else GradientEdge(scaled, place)
+    return Standardised(leaf, normalised, rstd, scale, 1 - node._saved_eps * rstd**2, edge)
+
+
+class StandardisedUse:
+    """The one convolution that a standardised weight goes through, in one backward pass."""
+
+    def __init__(self, call: ConvCall, x: Tensor, d: Tensor, made: Standardised) -> None:
+        self.call, self.x, self.d, self.made = call, x, d, made
+        self._inner: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls, call: Call, role: str, x: Tensor | None, d: Tensor, source: Source
+    ) -> StandardisedUse | None:
+        """The use, if the formula covers it."""
+        covered = type(call) is ConvCall and role == "weight" and not call.axis.merged
+        if not covered or x is None or x.dtype != d.dtype or d.dtype != source.live.dtype:
+            return None
+        if x.dtype not in (torch.float32, torch.float64) or x.numel() * d.numel() == 0:
+            return None
+        made = standardised(source)
+        assert isinstance(call, ConvCall)
+        return None if made is None else cls(call, x, d, made)
+
+    def norm(self, leaf: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Squared norms ``[N]`` of a parameter behind the weight, and where they are lost."""
+        made = self.made
+        inner = self._products(made.normalised)
+        if leaf is not made.leaf:
+            if made.edge is None:
+                return None
+            (gradient,) = torch.autograd.grad(
+                *([made.edge], [leaf], [inner]),
+                retain_graph=True,
+                is_grads_batched=True,
+            )
+            return row_sqnorm(gradient.flatten(1)), inner.new_zeros(len(inner), dtype=torch.bool)
+        factor = made.scale * made.rstd
+        spatial = (1,) * (self.d.dim() - 2)
+        whole, _ = ops.conv_sqnorm(
+            self.x, self.d * factor.view(-1, *spatial), *self.call.geometry, False
+        )
+        rows = self._sums().square() + (2 - made.spread) * inner.square()
+        norm = whole - (rows * factor.square()).sum(1) / made.normalised.shape[1]
+        return norm, norm < _LEAST * whole
+
+    def _products(self, rows: Tensor) -> Tensor:
+        """``G·ŵ`` ``[N, P]``, the same for every parameter behind the weight."""
+        if self._inner is None:
+            weight = rows.view_as(self.made.leaf)
+            self._inner = self._against(self.x, weight, self.call.geometry.groups)
+        return self._inner
+
+    def _sums(self) -> Tensor:
+        """``G·1``: all channels of a group weigh the same, so they are added first."""
+        groups = self.call.geometry.groups
+        x = self.x.unflatten(1, (groups, -1)).sum(2)
+        ones = x.new_ones(groups, 1, *self.call.geometry.kernel_size)
+        return self._against(x, ones, groups)
+
+    def _against(self, x: Tensor, weight: Tensor, groups: int) -> Tensor:
+        """``Σ_t d_t (x ∗ weight)_t``; output channels of a group may share one row of weights."""
+        _, stride, padding, dilation, _ = self.call.geometry
+        convolve = _CONVOLUTIONS[x.dim() - 2]
+        step = max(1, _CHUNK // (self.d[0].numel() * self.d.element_size()))
+        parts = []
+        for xs, ds in zip(x.split(step), self.d.split(step), strict=True):
+            out = convolve(xs, weight, None, stride, padding, dilation, groups)
+            out = out.unflatten(1, (groups, -1)).flatten(3)
+            ds = ds.reshape(len(ds), groups, -1, out.shape[3])
+            parts.append((out * ds).sum(3).flatten(1))
+        return torch.cat(parts)
