@@ -98,10 +98,15 @@ def _quarters(rows: int) -> tuple[Tensor, Tensor]:
 
 def _beside_others(tile: Tensor, kept: Tensor) -> Tensor:
     """The same rows in their places; in all others one of them, so that every statistic changes."""
-    other = tile[kept[:1].to(tile.device)].expand_as(tile).contiguous()
     kept = kept.to(tile.device)
+    other = _copies_of(tile, tile[kept[:1]])
     other[kept] = tile[kept]
     return other
+
+
+def _copies_of(tile: Tensor, row: Tensor) -> Tensor:
+    """One row in every place, in the layout of the tile: another one is another kernel's."""
+    return tile.clone().copy_(row.expand_as(tile))
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -129,7 +134,7 @@ def _close(a: Tensor, b: Tensor) -> bool:
 
 def _refuse_shared_coins(run: Pass, tile: Tensor) -> None:
     """Copies of one row: independent ones differ within a pass as much as between passes."""
-    copies = tile[:1].expand_as(tile).contiguous()
+    copies = _copies_of(tile, tile[:1])
     results = torch.stack([run(copies).double().cpu() for _ in range(_PASSES)]).nan_to_num(0)
     if all(_close(result, result[:1].expand_as(result)) for result in results):
         raise _shared()
