@@ -157,7 +157,8 @@ def require_one_tensor(x: object) -> Tensor:
     """
     if isinstance(x, Tensor):
         return x
-    if isinstance(x, Inputs | Mapping | tuple | list):
+    leaves = x.leaves if isinstance(x, Inputs) else tree_flatten(x)[0]
+    if any(isinstance(leaf, Tensor) for leaf in leaves):
         raise InputError(
             "x consists of several tensors; certificates and attacks move one, [N, …] of floating "
             "point: give that one to a module that adds the others, which stay as they are"
