@@ -9,11 +9,12 @@ import pytest
 import gradood.data
 from tests.documentation import ROOT
 
-#: File, module: the table of backends, folders of assets, processes that a module starts.
+#: File, module: the table of backends, folders of assets and templates, processes to start.
 NAMED = {
     *(("ops/dispatch.py", f"gradood.ops.{name}_backend") for name in ("triton", "cpp", "torch")),
     ("data/embedded.py", "gradood.data"),
     ("distro/discriminator.py", "gradood.data"),
+    ("evaluation/reports/html.py", "gradood.evaluation.reports"),
     ("benchmarking/arithmetic.py", "gradood.benchmarking.arithmetic"),
     ("benchmarking/job.py", "gradood.benchmarking.worker"),
 }

@@ -1,27 +1,33 @@
-"""HTML in which text cannot become markup: whatever is not ``Html`` is escaped."""
+"""HTML in which text cannot become markup: whatever is not ``Html`` is escaped.
+
+Elements with a structure of their own are macros of ``templates/parts.html``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from functools import cache
 from typing import Any
 
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup, escape
+
+from gradood.evaluation.reports.style import colours
 from gradood.text import printable
 
-
-class Html(str):
-    """Markup; a plain ``str``, such as the name of a file, is text."""
+#: Markup; a plain ``str``, such as the name of a file, is text.
+Html = Markup
 
 
 def html(*content: Any) -> Html:
     """Markup as it is, everything else as text without control characters."""
-    return Html("".join(c if isinstance(c, Html) else _escaped(c) for c in content))
+    return Html("".join(escape(_text(c)) for c in content))
 
 
 def tag(name: str, *content: Any, **attributes: Any) -> Html:
     """An element; ``class_`` is the attribute ``class``, and None leaves an attribute out."""
     given = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{_escaped(value)}"'
+        f' {key.rstrip("_").replace("_", "-")}="{escape(printable(str(value)))}"'
         for key, value in attributes.items()
         if value is not None
     )
@@ -30,34 +36,29 @@ def tag(name: str, *content: Any, **attributes: Any) -> Html:
     return Html(f"<{name}{given}>{html(*content)}</{name}>")
 
 
+def render(template: str, **values: Any) -> str:
+    """A file of ``templates/``, filled in."""
+    return _environment().get_template(template).render(values)
+
+
 def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], marked: Sequence[int] = ()) -> Html:
     """A table that scrolls by itself where the page is narrow; ``marked`` rows are bold."""
-    header = tag("tr", *(tag("th", cell, scope="col") for cell in head))
-    body = (
-        tag(
-            "tr",
-            tag("th", row[0], scope="row"),
-            *(cell if _is_cell(cell) else tag("td", cell) for cell in row[1:]),
-            class_="mean" if number in marked else None,
-        )
-        for number, row in enumerate(rows)
-    )
-    return tag("div", tag("table", tag("thead", header), tag("tbody", *body)), class_="scroll")
+    return _part("table", head, rows, marked)
 
 
 def facts(pairs: Mapping[str, Any]) -> Html:
-    """Terms and what is to be said of each."""
-    return tag("dl", *(html(tag("dt", name), tag("dd", fact)) for name, fact in pairs.items()))
+    """Terms, each with its description."""
+    return _part("facts", pairs.items())
 
 
 def tiles(pairs: Iterable[tuple[Any, Any]]) -> Html:
     """Large numbers, each with a few words."""
-    return tag(
-        "div",
-        *(tag("div", tag("b", number), tag("span", words), class_="tile")
-          for number, words in pairs),
-        class_="tiles",
-    )  # fmt: skip
+    return _part("tiles", pairs)
+
+
+def details(summary: Any, *content: Any) -> Html:
+    """Content that is shown on request."""
+    return _part("details", summary, html(*content))
 
 
 def beside(*content: Any) -> Html:
@@ -65,19 +66,25 @@ def beside(*content: Any) -> Html:
     return tag("div", *content, class_="beside")
 
 
-def details(summary: Any, *content: Any) -> Html:
-    """What is shown on request."""
-    return tag("details", tag("summary", summary), *content)
-
-
 def soft(*content: Any) -> Html:
     """A paragraph that explains."""
     return tag("p", *content, class_="soft")
 
 
-def _is_cell(content: Any) -> bool:
-    return isinstance(content, Html) and content.startswith("<td")
+def _part(name: str, *arguments: Any) -> Html:
+    macro = getattr(_environment().get_template("parts.html").module, name)
+    found: Html = macro(*arguments)
+    return found
 
 
-def _escaped(value: Any) -> str:
-    return escape(printable(str(value)))
+@cache
+def _environment() -> Environment:
+    loader = PackageLoader("gradood.evaluation.reports")
+    environment = Environment(loader=loader, autoescape=True, finalize=_text)
+    environment.tests["cell_element"] = lambda c: isinstance(c, Html) and c.startswith("<td")
+    environment.globals["colours"] = lambda which: Html(colours(which))
+    return environment
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, Html) else printable(str(value))

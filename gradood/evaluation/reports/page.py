@@ -8,12 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gradood.evaluation.reports.figures import Plot
-from gradood.evaluation.reports.html import Html, html, tag
-from gradood.evaluation.reports.style import STYLE
+from gradood.evaluation.reports.html import Html, html, render, tag
 from gradood.writing import write_file
-
-#: No script and no request, whatever the page might come to hold.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 class Page:
@@ -27,7 +23,7 @@ class Page:
 
     def __init__(self, title: str, *lead: Any, renew: int | None = None) -> None:
         self._title, self._renew = title, renew
-        self._parts: list[Html] = [tag("h1", title), tag("p", *lead, class_="soft")]
+        self._parts: list[Html] = [tag("p", *lead, class_="soft")]
         self._plots: dict[str, Plot] = {}
 
     def add(self, *content: Any) -> None:
@@ -51,18 +47,7 @@ class Page:
 
     def __str__(self) -> str:
         """The page."""
-        head = (
-            Html('<meta charset="utf-8">'),
-            Html(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
-            Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
-            Html()
-            if self._renew is None
-            else Html(f'<meta http-equiv="refresh" content="{self._renew}">'),
-            tag("title", self._title),
-            tag("style", Html(STYLE)),
-        )
-        body = tag("body", tag("main", Html("\n".join(self._parts))))
-        return f"<!DOCTYPE html>\n{tag('html', tag('head', *head), body, lang='en')}\n"
+        return render("page.html", title=self._title, renew=self._renew, parts=self._parts)
 
     def write(self, folder: Path) -> Path:
         """Write the page and its figures into ``folder``; returns where the page is.
