@@ -11,7 +11,6 @@ scores cost is measured where ``cifar_cost.csv`` is not there.
 
 from __future__ import annotations
 
-import csv
 import logging
 from concurrent.futures import ProcessPoolExecutor
 from itertools import repeat
@@ -19,17 +18,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
-from benchmarks.cifar import large
-from benchmarks.cifar.costs import peer_costs
-from benchmarks.cifar.network import load_network
+from benchmarks.cifar import costs, large
+from benchmarks.cifar.costs import ROUNDS
 from benchmarks.cifar.page import draw_cost, markdown
 from benchmarks.cifar.suite import Protocol, run
-from benchmarks.datasets import picture_set
 from benchmarks.experiments.classifiers import CACHE
-from benchmarks.experiments.cost import Cost
 from benchmarks.experiments.figures import roc_curves
 from benchmarks.experiments.rows import Row, write
 from benchmarks.experiments.workers import start
@@ -86,35 +81,14 @@ def main(
     if (data / f"{large.NORMAL}.zip").exists() or (data / large.NORMAL).exists():
         rows += large.rows(data, cache, max(3, seeds), protocol.without)
         write(rows, output / "cifar.csv")
-    spent = _costs(data, protocol, output / "cifar_cost.csv")
+    path = output / "cifar_cost.csv"
+    if not path.exists():  # a table is of one machine
+        costs.measure(data, path, protocol.peers, ROUNDS if seeds > 1 else 1)
+    spent = costs.read(path)
     draw_cost(rows, spent, output / "cifar_cost.png")
     page = markdown(rows, spent, accuracies, protocol, _command(network, protocol))
     (output / "cifar.md").write_text(page, encoding="utf-8")
     log.info("%s", output / "cifar.md")
-
-
-def _costs(data: Path, protocol: Protocol, path: Path) -> list[Cost]:
-    """Those in the file, or measured now where there is none: a page has one machine's."""
-    if not path.exists():
-        _write_costs(_measured(data, protocol), path)
-    with path.open(newline="") as file:
-        rows = csv.DictReader(file)
-        return [Cost(row.pop("what"), *map(float, row.values())) for row in rows]
-
-
-def _write_costs(spent: list[Cost], path: Path) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Cost._fields)
-        writer.writerows([[c.what, *(f"{v:.3f}" for v in c[1:])] for c in spent])
-
-
-def _measured(data: Path, protocol: Protocol) -> list[Cost]:
-    model = load_network(data / "weights/cifar10-resnet20.safetensors")
-    train = picture_set("cifar10-train", data).sample(1000)
-    images = picture_set("cifar10-test", data).sample(128).pixels
-    with torch.no_grad():
-        return peer_costs(model, train, images, 7 if protocol.seeds > 1 else 1)
 
 
 def _command(network: list[str] | None, protocol: Protocol) -> str:

@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.cifar.network import CifarResNet, load_network
-from benchmarks.cifar.page import groups_of
+from benchmarks.cifar.page import _failures, groups_of
 from benchmarks.cifar.sets import CONTROL, anomalous_sets, control
-from benchmarks.experiments.picture_peers import pieces_of
+from benchmarks.experiments.observations import Observer
+from benchmarks.experiments.picture_peers import PicturePeers, pieces_of
+from benchmarks.experiments.protocols import Study
 from gradood.data import ImageSet
 from gradood.errors import InputError
 
@@ -56,6 +58,29 @@ def test_columns_keep_the_control_and_the_choice_apart():
 def test_a_folder_without_sets_is_an_error(tmp_path):
     with pytest.raises(InputError, match="there is no"):
         anomalous_sets(tmp_path, 10)
+
+
+def test_a_peer_that_does_not_run_is_named_even_after_an_interruption(tmp_path, monkeypatch):
+    from pytorch_ood import detector
+
+    def broken(*arguments, **options):
+        raise ValueError("no such layer")
+
+    monkeypatch.setattr(detector, "ASH", broken)
+    torch.manual_seed(0)
+    pixels, labels = torch.randint(256, (12, 3, 32, 32)).to(torch.uint8), torch.arange(12) % 10
+    others = ("Gram", "MultiMahalanobis", "NACUE", "ODIN", "RankFeat", "SCALE", "VRA")
+    without = [f"pytorch-ood {name}" for name in others]
+    for _ in range(2):  # the second finds everything in the cache
+        observer = Observer(CifarResNet(8).eval(), 10, tmp_path)
+        readers = PicturePeers(observer, pixels, labels, without)
+        assert list(readers.peers()) == ["pytorch-ood ReAct"]
+        assert readers.failed == {"pytorch-ood ASH": "ValueError: no such layer"}
+    study = Study(observer, "resnet8", 0)
+    study.failed = readers.failed
+    told = _failures(study.failures())
+    assert told.endswith("pytorch-ood ASH on resnet8 (ValueError: no such layer).")
+    assert _failures([]) == ""
 
 
 @pytest.mark.slow
