@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from gradood.attacks.ball import Limits, Norm, make_ball
-from gradood.attacks.iterative import Adversarial, check_classified, outcome
+from gradood.attacks.iterative import Adversarial, check_classified, logits_to_follow, outcome
 from gradood.attacks.search import Budget, Expectation, search
 from gradood.errors import InputError
-from gradood.gradients.validation import class_logits
 from gradood.smoothing.fingerprint import fingerprint
 
 LOSSES = ("cross_entropy", "margin", "probability")
@@ -72,7 +71,7 @@ def apgd(
     check_classified(model, x, labels, batch_size)
 
     def objective(points: Tensor, rows: Tensor) -> Tensor:
-        return _loss(class_logits(model, points).double(), labels[rows], loss)
+        return _loss(logits_to_follow(model, points).double(), labels[rows], loss)
 
     identity: dict[str, Any] = {"model": fingerprint(model), "loss": loss, "limits": limits}
     identity["labels"] = labels.tolist()

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from gradood.attacks.ball import Ball, Norm, make_ball
 from gradood.attacks.search import random_points
-from gradood.errors import InputError
+from gradood.errors import InputError, ModelError
 from gradood.gradients.decision import not_finite_rows
 from gradood.gradients.validation import class_logits, require_eval, unusable_rows
 from gradood.results import Result
@@ -138,7 +138,8 @@ def pgd(
     Raises:
         InputError: ``x`` is not float in [0, 1], ``labels`` are not int64 ``[N]`` or no classes of
             the model, or ``epsilon`` is negative.
-        ModelError: A part of the model is in training mode, or it makes NaN or Inf of ``x``.
+        ModelError: A part of the model is in training mode, it makes NaN or Inf of ``x``, or its
+            logits have no gradient.
     """
     ball = make_ball(x, norm, epsilon, (0.0, 1.0))
     check_classified(model, x, labels, batch_size)
@@ -225,12 +226,28 @@ def _climb(
                 with torch.enable_grad():
                     # In float64, because softmax − 1 of a confident prediction is 0 in float32,
                     # and the sign of the gradient with it.
-                    logits = class_logits(model, images).double()
+                    logits = logits_to_follow(model, images).double()
                     loss = cross_entropy(logits, classes, reduction="sum")
                     (gradient,) = torch.autograd.grad(loss, images)
                 images = inner.ascend(images.detach(), gradient, step)
             parts.append(images)
         return torch.cat(parts) if parts else start.clone()
+
+
+def logits_to_follow(model: nn.Module, x: Tensor) -> Tensor:
+    """The logits ``[N, C]`` of points whose gradient an attack is to follow.
+
+    Raises:
+        ModelError: They have none: the attack would stay where it began, and find nothing.
+    """
+    logits = class_logits(model, x)
+    if torch.is_grad_enabled() and x.requires_grad and not logits.requires_grad:
+        raise ModelError(
+            "the model's logits have no gradient with respect to its input: its forward pass runs "
+            "inside no_grad or detaches them, or it is quantised. Attacks that follow gradients "
+            "say nothing of such a model"
+        )
+    return logits
 
 
 @torch.no_grad()

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from gradood.attacks.ball import make_ball
-from gradood.attacks.iterative import Adversarial, check_classified, outcome
+from gradood.attacks.iterative import Adversarial, check_classified, logits_to_follow, outcome
 from gradood.errors import InputError
-from gradood.gradients.validation import class_logits
 
 
 def carlini_wagner(
@@ -92,7 +91,7 @@ class _Classes(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, C]``."""
-        return class_logits(self.model, x)
+        return logits_to_follow(self.model, x)
 
 
 def _run(attack: Any, model: nn.Module, x: Tensor, labels: Tensor, batch_size: int) -> Adversarial:

@@ -43,7 +43,8 @@ def whitening_of(covariance: Tensor, shrinkage: float = SHRINKAGE) -> Whitening:
     """
     eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
     shrunk = eigenvalues.clamp_min(0) + shrinkage * eigenvalues.mean().clamp_min(FLOOR)
-    return Whitening(eigenvectors * shrunk.rsqrt(), shrunk.log().sum())
+    # Laid out as a file has it, so that what is loaded scores to the same last bit.
+    return Whitening((eigenvectors * shrunk.rsqrt()).contiguous(), shrunk.log().sum())
 
 
 def whitening_matrix(covariance: Tensor, shrinkage: float = SHRINKAGE) -> Tensor:

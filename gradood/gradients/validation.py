@@ -15,7 +15,7 @@ from gradood.errors import InputError, ModelError
 from gradood.gradients.decision import as_classes
 from gradood.gradients.labels import LOSSES, Label
 from gradood.gradients.outline import Outline
-from gradood.gradients.wrappers import is_plain, refuse_quantised, refuse_script
+from gradood.gradients.wrappers import has_own_mode, is_plain, refuse_quantised, refuse_script
 from gradood.inputs import Inputs, explain_call, explain_dtype
 
 METHODS = ("auto", "rules", "vmap", "loop")
@@ -242,5 +242,5 @@ def require_eval(model: nn.Module) -> None:
     Raises:
         ModelError: It is.
     """
-    if any(module.training for module in model.modules()):
+    if any(module.training and has_own_mode(module) for module in model.modules()):
         raise ModelError("the model is in training mode; call model.eval() first")

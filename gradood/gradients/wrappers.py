@@ -35,6 +35,21 @@ def as_written(model: nn.Module) -> Iterator[None]:
                 model.enable_hooks()  # type: ignore[operator]
 
 
+#: Where PyTorch's containers and wrappers are, which do the same in either mode.
+_MODELESS = frozenset(
+    ("torch.nn.modules.container", "torch.nn.parallel.data_parallel")
+    + ("torch.nn.parallel.distributed", "torch._dynamo.eval_frame")
+)
+
+
+def has_own_mode(module: nn.Module) -> bool:
+    """Whether ``module.training`` means anything: not of what only calls other modules.
+
+    ``torch.nn.DataParallel(model.eval())`` is in training mode, and its model is not.
+    """
+    return type(module).__module__ not in _MODELESS
+
+
 def is_plain(p: Parameter) -> bool:
     """Whether a parameter is a plain tensor: not quantised, sharded or otherwise wrapped."""
     return not is_traceable_wrapper_subclass(p) and not is_traceable_wrapper_subclass(p.data)

@@ -85,7 +85,8 @@ def certify_class(
     made of. alpha is for each input: of N certificates, about alpha N may be false.
 
     Args:
-        model: ``[T, ...] -> logits [T, C]``. A logit that is NaN counts as one more class.
+        model: ``[T, ...] -> logits [T, C]``. Logits that hold NaN or Inf count as one more
+            class.
         x: ``[N, ...]``, finite.
         settings: Noise, confidence and precision.
         radius: The l2 radius that matters, or several, or None for the largest that n samples

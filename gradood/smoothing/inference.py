@@ -17,7 +17,7 @@ from torch.nn.utils import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from gradood.detectors import Detector
 from gradood.errors import InputError, ModelError
-from gradood.gradients.decision import as_classes
+from gradood.gradients.decision import as_classes, not_finite_rows
 from gradood.gradients.validation import logits_of
 from gradood.graph_capture import Captured, capture, check_device
 from gradood.smoothing.fingerprint import fingerprint, weights
@@ -138,9 +138,12 @@ class Certified:
             )
 
     def _checked(self, result: Any, rows: int) -> Tensor:
-        values = (
-            as_classes(logits_of(result, rows)) if self._outputs == 2 else _scores(result, rows)
-        )
+        if self._outputs == 2:
+            values = as_classes(logits_of(result, rows))
+            # No class, as in detectors and attacks: overflow decides nothing.
+            values = values.masked_fill(not_finite_rows(values)[:, None], torch.nan)
+        else:
+            values = _scores(result, rows)
         width = values.shape[-1] if self._outputs == 2 else 0
         if self._width not in (None, width):
             raise ModelError(f"the model had {self._width} outputs before, and now has {width}")

@@ -152,3 +152,40 @@ def test_what_the_model_makes_nan_or_inf_of_is_no_prediction(value):
     for attack in (fgsm, pgd, apgd, negation):
         with pytest.raises(ModelError, match=r"1 of 3 rows \(1\)"):
             attack(model, x, labels)
+
+
+class WithoutGradient(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+
+    @torch.no_grad()
+    def forward(self, x):
+        return self.model(x)
+
+
+@pytest.mark.parametrize("attack", [fgsm, bim, pgd, least_likely, apgd, deepfool])
+def test_a_model_without_gradient_is_refused_and_not_called_robust(attack):
+    if attack is deepfool:
+        pytest.importorskip("foolbox")
+    model, x = WithoutGradient().eval(), torch.rand(4, 1, 4, 4)
+    labels = model(x).argmax(1)
+    with pytest.raises(ModelError, match="no gradient with respect to its input"):
+        attack(model, x, labels)
+
+
+def test_wrappers_of_an_evaluated_model_have_no_mode_of_their_own():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval()
+    x = torch.rand(4, 1, 4, 4)
+    labels = network(x).argmax(1)
+    expected = pgd(network, x, labels).images
+    for made in (
+        nn.DataParallel(network),
+        nn.Sequential(network),
+        torch.compile(network, backend="eager"),
+    ):
+        made.training = True  # as a new wrapper is, whatever it wraps
+        assert torch.equal(pgd(made, x, labels).images, expected)
+    made = nn.Sequential(network, nn.Dropout(0.1))
+    with pytest.raises(ModelError, match="training mode"):
+        pgd(made, x, labels)

@@ -332,3 +332,13 @@ def test_detectors_cross_from_one_torch_to_another(tmp_path):
         found.append(json.loads(done.stdout.splitlines()[-1]))
     assert found[0]["torch"] != found[1]["torch"]
     assert all(one["read"] == 5 and one["worst"] < 1e-3 for one in found), found
+
+
+@pytest.mark.parametrize("kind", [GradientKNN, GradientMahalanobis, gradood.GradientDetector])
+def test_what_was_learned_lies_in_memory_as_in_a_file(kind, model, pictures, tmp_path):
+    """Else products take another path, and the last bit of a score is another after loading."""
+    detector = kind(model).fit(pictures.fit)
+    assert all(learned.is_contiguous() for learned in detector.state.values())
+    detector.save(tmp_path / "d.safetensors")
+    loaded = load(tmp_path / "d.safetensors", model)
+    assert torch.equal(loaded.score(pictures.normal), detector.score(pictures.normal))

@@ -312,3 +312,19 @@ def test_clamp_is_part_of_the_model(points):
     gradood.certify_class(model, points(0.5), settings)
     values = torch.cat(seen)
     assert values.min() == 0 and values.max() == 1
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["all", "one"])
+def test_logits_that_are_no_numbers_are_certified_for_no_class(classes, value, where):
+    class Overflowing(nn.Module):
+        def forward(self, x):
+            logits = x.new_zeros(len(x), classes)
+            logits[:, slice(None) if where == "all" else 0] = value
+            return logits
+
+    x, settings = torch.rand(2, 1, 4, 4), gradood.Smoothing(sigma=0.1, n=100)
+    for radius in (None, 0.01):
+        found = gradood.certify_class(Overflowing().eval(), x, settings, radius=radius)
+        assert found.abstained.all() and (found.radius == 0).all()
