@@ -172,22 +172,21 @@ def _at_radii(common: Row, row: Row) -> Row:
     if proved:
         lower, upper = (float(side[proved - 1, 0]) for side in (claims.lower, claims.upper))
         found = _result(label, float(radii[proved - 1]), lower, upper, False)
-    if n[0] < settings["n"]:
+    if n[0] < settings["n"] or proved == len(radii):
         return found
+    # By what the tests on the way have left: of several radii the least, so that one pair of bounds
+    # serves all.
     hits, others = (int(votes[0]) for votes in _votes(claims.label, counts))
-    goals, share = _goals(claims, slack)[..., 0], settings["alpha"] / (2 if two_sided else 1)
-    for k in range(proved, len(radii)):  # by what the tests on the way have left
-        shares = [
-            sequential.left(goal, share, settings["n"], common["tile"]) for goal in goals[:, k]
-        ]
-        bounds = binomial.lower(hits, n[0], shares[0]), binomial.upper(others, n[0], shares[1])
-        last = _from_bounds(
-            label, bounds[0], bounds[1] if two_sided else 1, row["slack"], common, radii[k]
-        )
-        if last["abstained"]:
-            return found if k else last
-        found = last
-    return found
+    share = settings["alpha"] / (2 if two_sided else 1)
+    low, high = (
+        min(sequential.left(goal, share, settings["n"], common["tile"]) for goal in side.tolist())
+        for side in _goals(claims, slack)[..., 0]
+    )
+    bounds = binomial.lower(hits, n[0], low), binomial.upper(others, n[0], high)
+    if not two_sided:
+        bounds = bounds[0], np.ones(())
+    last = _from_bounds(label, *bounds, row["slack"], common, float(radii[proved]))
+    return found if proved and last["abstained"] else last
 
 
 def _from_bounds(

@@ -68,7 +68,9 @@ def certify_spread(
 
     and the same of the detector. Lower bounds of anomalous and upper bounds of normal inputs go
     into ``evaluate_guaranteed`` as those of a quantile do. The quartiles at radius r are those of
-    one perturbation, but the bounds allow a perturbation of its own for each.
+    one perturbation, but the bounds allow a perturbation of its own for each: so less is guaranteed
+    of this detector than of the median. A high quantile by ``certify_quantile`` also grows with the
+    spread, and is bounded by one order statistic.
 
     Args:
         score: A detector, or ``[T, ...] -> [T]``.
