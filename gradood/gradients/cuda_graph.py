@@ -2,14 +2,17 @@
 
 A network of 40 layers launches some hundred kernels a pass; for small batches the GPU waits for the
 CPU. A graph is captured once for a model, an input shape and a label, and replayed after that with
-new inputs. Parameters may change in place between calls; anything else makes a new graph.
+new inputs. Parameters may change in place between calls; anything else makes a new graph, as far as
+Python objects and PyTorch's switches show it (``fingerprint``). What a model reads elsewhere, such
+as a global variable or a file, must not change.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from gradood.errors import InputError, ModelError, first_line
+from gradood.gradients.fingerprint import fingerprint
 from gradood.gradients.scorer import Scorer, Scores
 
 #: Passes before the capture, in which every kernel is compiled, loaded and chosen.
@@ -27,19 +31,25 @@ KEPT = 4
 LABELS = ("all_hot", "zero_hot", "uniform", "predicted", "one_hot", "top_k_hot")
 
 
-class Captured(NamedTuple):
+class Captured:
     """A graph, the tensor that it reads, and those that it writes."""
 
-    graph: torch.cuda.CUDAGraph
-    x: Tensor
-    results: Any
+    def __init__(self, graph: torch.cuda.CUDAGraph, x: Tensor, results: Any) -> None:
+        self._graph, self._x, self._results = graph, x, results
+        self._lock = threading.Lock()
+        #: When the results of the replay before had been copied.
+        self._copied = torch.cuda.Event()
 
     def replay(self, x: Tensor) -> Any:
-        """Copies of the results for another ``x``."""
-        with torch.cuda.device(x.device):
-            self.x.copy_(x)
-            self.graph.replay()
-            return tree_map_only(Tensor, torch.clone, self.results)
+        """Copies of the results for another ``x``; threads and streams take turns."""
+        with self._lock, torch.cuda.device(x.device):
+            stream = torch.cuda.current_stream(x.device)
+            stream.wait_event(self._copied)
+            self._x.copy_(x)
+            self._graph.replay()
+            results = tree_map_only(Tensor, torch.clone, self._results)
+            self._copied.record(stream)
+        return results
 
 
 _GRAPHS: WeakKeyDictionary[nn.Module, OrderedDict[Any, Captured]] = WeakKeyDictionary()
@@ -53,10 +63,16 @@ def score(scorer: Scorer, x: Tensor, micro_batch: int | None) -> Scores:
         ModelError: the model does, or the capture fails.
     """
     _check(scorer, x, micro_batch)
+    check_device(x)
     graphs = _GRAPHS.setdefault(scorer.model, OrderedDict())
     key = _key(scorer, x)
     if key not in graphs:
-        graphs[key] = capture(scorer.whole, x)
+        _check_memory(scorer, x)  # a graph that is there has its memory
+        scorer.score(x, micro_batch)  # makes another plan if the model was edited
+        _check(scorer, x, micro_batch)
+        captured = capture(scorer.whole, x)
+        key = _key(scorer, x)  # the first passes may have settled what was not
+        graphs[key] = captured
     graphs.move_to_end(key)
     while len(graphs) > KEPT:
         graphs.popitem(last=False)
@@ -96,11 +112,9 @@ def _check(scorer: Scorer, x: Tensor, micro_batch: int | None) -> None:
             f"cuda_graph=True: the forward pass writes to {written!r}, which a replay would not "
             "undo; use cuda_graph=False"
         )
-    if plan.pair_lone and x.shape[0] == 1:
-        raise ModelError(
-            "cuda_graph=True: this model treats a batch of one unlike others; pass two"
-        )
-    check_device(x)
+
+
+def _check_memory(scorer: Scorer, x: Tensor) -> None:
     if x.shape[0] > scorer.samples_a_pass(x):
         raise InputError(
             f"cuda_graph=True captures the batch as one pass, and {x.shape[0]} samples exceed the "
@@ -109,11 +123,10 @@ def _check(scorer: Scorer, x: Tensor, micro_batch: int | None) -> None:
 
 
 def _key(scorer: Scorer, x: Tensor) -> tuple[Any, ...]:
-    """What a graph depends on: the plan's key, the batch, the label, where the weights lie."""
-    tensors = (*scorer.model.parameters(), *scorer.model.buffers())
-    places = tuple((t.data_ptr(), t.requires_grad) for t in tensors)
-    labels = (*map(str, scorer.labels), str(scorer.activations))
-    return (scorer.describe(x), x.shape[0], x.stride(), labels, tuple(scorer.losses), places)
+    """What a graph depends on: the plan's key, the batch, what is asked, and the model itself."""
+    asked = (*map(str, scorer.labels), scorer.activations, scorer.method, *scorer.losses)
+    batch = (x.shape[0], x.stride(), torch.is_autocast_cache_enabled())
+    return (scorer.describe(x), batch, asked, fingerprint(scorer.model))
 
 
 def check_device(x: Tensor) -> None:
@@ -127,6 +140,7 @@ def capture(run: Callable[[Tensor], Any], x: Tensor) -> Captured:
 
     Raises:
         ModelError: it does what a graph cannot hold.
+        torch.OutOfMemoryError: the passes take more memory than there is.
     """
     static = x.clone(memory_format=torch.preserve_format)
     device = x.device
@@ -139,11 +153,14 @@ def capture(run: Callable[[Tensor], Any], x: Tensor) -> Captured:
                     run(static)
             torch.cuda.current_stream(device).wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # Without a stream PyTorch takes one of the device that was captured on first.
+            with torch.cuda.graph(graph, stream=side):
                 results = run(static)
+            return Captured(graph, static, results)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         raise ModelError(
             f"cuda_graph=True: the passes cannot be captured ({first_line(error)}); a "
             "model must not copy from or to the CPU, or look at values; use cuda_graph=False"
         ) from error
-    return Captured(graph, static, results)
