@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -27,15 +25,12 @@ from gradood.gradients.penultimate import LastLinear
 from gradood.gradients.plan import Plan, PlanError, make_plan, reason_of
 from gradood.gradients.precision import multiplied
 from gradood.gradients.probe import require_grad
+from gradood.gradients.room import memory_bound
 from gradood.gradients.state import kept, observed
 from gradood.gradients.validation import call_model, logits_of
 from gradood.gradients.wrappers import as_written, is_plain
 
 _LOG = logging.getLogger("gradood")
-
-#: Activations of one micro-batch take about this much memory, or a quarter of what is free; on a
-#: GPU half of what is free.
-MEMORY_BOUND = 1 << 30
 
 
 class Scores(NamedTuple):
@@ -125,7 +120,7 @@ class Scorer:
 
     def samples_a_pass(self, x: Tensor) -> int:
         """Samples whose activations fit the memory bound."""
-        return max(1, _memory_bound(x) // (self.plan(x).bytes_per_sample + 1))
+        return max(1, memory_bound(x) // (self.plan(x).bytes_per_sample + 1))
 
     def prepare(self, x: Tensor) -> Plan:
         """Settle what all passes over ``x`` share; return their plan."""
@@ -342,26 +337,3 @@ def locked(model: nn.Module, precision: str = "exact") -> Iterator[Outline]:
             if not _ACTIVE[thread]:
                 del _ACTIVE[thread]
             _RELEASED.notify_all()
-
-
-def _memory_bound(x: Tensor) -> int:
-    if x.device.type == "cuda":
-        # What PyTorch keeps for itself and does not use is free, too, whatever ran before.
-        unused = torch.cuda.memory_reserved(x.device) - torch.cuda.memory_allocated(x.device)
-        return (torch.cuda.mem_get_info(x.device)[0] + unused) // 2
-    return min(MEMORY_BOUND, _available_memory() // 4)
-
-
-def _available_memory() -> int:
-    """Bytes that can be had without swapping, as far as it matters to the bound."""
-    enough = 4 * MEMORY_BOUND
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if free >= enough:  # a microsecond; the file takes a hundred
-            return enough
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except (ValueError, OSError, AttributeError):  # a system that does not say
-        return enough
-    # Free pages leave out the page cache, which gives way and may be nearly everything.
-    found = [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
-    return max([free, *found])

@@ -220,7 +220,7 @@ def test_precision_and_switches_make_new_graphs(captures, monkeypatch):
 def test_memory_is_checked_before_a_capture_and_not_before_a_replay(captures, monkeypatch):
     model = network()
     same(model, batch())
-    monkeypatch.setattr(scorer, "_memory_bound", lambda x: 1)
+    monkeypatch.setattr(scorer, "memory_bound", lambda x: 1)
     gradood.gradient_norms(model, batch(1), cuda_graph=True)  # its memory is the graph's own
     with pytest.raises(InputError, match="exceed the memory bound"):
         gradood.gradient_norms(model, batch()[:3], cuda_graph=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gradood.gradients import scorer
+from gradood.gradients import room
 
 SCRIPT = """
 import sys, threading, time
@@ -76,5 +76,5 @@ def test_a_full_page_cache_does_not_shrink_a_pass(monkeypatch):
     monkeypatch.setattr(
         os, "sysconf", lambda name: 1 if name == "SC_AVPHYS_PAGES" else honest(name)
     )
-    wanted = min(scorer.MEMORY_BOUND, available // 4)
-    assert scorer._memory_bound(torch.zeros(1)) == pytest.approx(wanted, rel=0.2)
+    wanted = min(room.MEMORY_BOUND, available // 4)
+    assert room.memory_bound(torch.zeros(1)) == pytest.approx(wanted, rel=0.2)

@@ -9,7 +9,7 @@ from torch import nn
 
 import gradood
 from gradood.errors import InputError, ModelError
-from gradood.gradients import engine, precision, scorer
+from gradood.gradients import engine, precision, room, scorer
 from gradood.gradients.probe import Probe
 from gradood.ops.products import CHOSEN, products
 
@@ -218,7 +218,7 @@ def test_free_memory_does_not_depend_on_what_pytorch_has_cached(monkeypatch):
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device, r=reserved: r)
         free = (total - reserved, total)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, f=free: f)
-        bounds.add(scorer._memory_bound(x))
+        bounds.add(room.memory_bound(x))
     assert bounds == {35 << 30}
 
 
