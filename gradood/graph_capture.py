@@ -6,8 +6,9 @@ CPU. A graph launches all of them at once. Gradients and smoothing both capture 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,19 +20,25 @@ from gradood.errors import InputError, ModelError, first_line
 WARM_UPS = 3
 
 
-class Captured(NamedTuple):
+class Captured:
     """A graph, the tensor that it reads, and those that it writes."""
 
-    graph: torch.cuda.CUDAGraph
-    x: Tensor
-    results: Any
+    def __init__(self, graph: torch.cuda.CUDAGraph, x: Tensor, results: Any) -> None:
+        self._graph, self._x, self._results = graph, x, results
+        self._lock = threading.Lock()
+        #: When the results of the replay before had been copied.
+        self._copied = torch.cuda.Event()
 
     def replay(self, x: Tensor) -> Any:
-        """Copies of the results for another ``x``."""
-        with torch.cuda.device(x.device):
-            self.x.copy_(x)
-            self.graph.replay()
-            return tree_map_only(Tensor, torch.clone, self.results)
+        """Copies of the results for another ``x``; threads and streams take turns."""
+        with self._lock, torch.cuda.device(x.device):
+            stream = torch.cuda.current_stream(x.device)
+            stream.wait_event(self._copied)
+            self._x.copy_(x)
+            self._graph.replay()
+            results = tree_map_only(Tensor, torch.clone, self._results)
+            self._copied.record(stream)
+        return results
 
 
 def check_device(x: Tensor) -> None:
@@ -45,6 +52,7 @@ def capture(run: Callable[[Tensor], Any], x: Tensor) -> Captured:
 
     Raises:
         ModelError: It does what a graph cannot hold.
+        torch.OutOfMemoryError: The passes take more memory than there is.
     """
     static = x.clone(memory_format=torch.preserve_format)
     device = x.device
@@ -57,11 +65,14 @@ def capture(run: Callable[[Tensor], Any], x: Tensor) -> Captured:
                     run(static)
             torch.cuda.current_stream(device).wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # Without a stream PyTorch takes one of the device that was captured on first.
+            with torch.cuda.graph(graph, stream=side):
                 results = run(static)
+            return Captured(graph, static, results)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         raise ModelError(
             f"cuda_graph=True: the passes cannot be captured ({first_line(error)}); a "
             "model must not copy from or to the CPU, or look at values; use cuda_graph=False"
         ) from error
-    return Captured(graph, static, results)

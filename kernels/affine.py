@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gradood.kernels import reduction
-from gradood.kernels.launch import on, settings
+from gradood.kernels.launch import settings
 
 PER_CHANNEL, PER_TOKEN, PER_GROUP = 0, 1, 2
 
@@ -157,26 +157,25 @@ def _launch(x: Tensor, d: Tensor, statistics: Statistics | None) -> tuple[Tensor
     blocks = triton.cdiv(channels, block_c)
     partial = reduction.partials(d, blocks, 0 if statistics is None else blocks)
     known = statistics or Statistics(None, partial, PER_CHANNEL)
-    with on(d):
-        _affine_kernel[(samples * blocks,)](
-            x,
-            d,
-            known.rstd if known.mean is None else known.mean,
-            known.rstd,
-            partial,
-            tokens,
-            channels,
-            blocks,
-            known.groups,
-            *x.stride(),
-            *d.stride(),
-            WEIGHT=statistics is not None,
-            CENTRED=known.mean is not None,
-            KIND=known.kind,
-            BT=block_t,
-            BC=block_c,
-            num_warps=warps,
-        )
+    _affine_kernel[(samples * blocks,)](
+        x,
+        d,
+        known.rstd if known.mean is None else known.mean,
+        known.rstd,
+        partial,
+        tokens,
+        channels,
+        blocks,
+        known.groups,
+        *x.stride(),
+        *d.stride(),
+        WEIGHT=statistics is not None,
+        CENTRED=known.mean is not None,
+        KIND=known.kind,
+        BT=block_t,
+        BC=block_c,
+        num_warps=warps,
+    )
     return reduction.sums(partial, blocks)
 
 
@@ -197,22 +196,21 @@ def statistics_of(x: Tensor, groups: int | None, eps: float, rms: bool) -> Stati
     chosen = settings("statistics", x.dtype)
     block = min(chosen.inputs, max(16, triton.next_power_of_2(size)))
     together = max(1, chosen.inputs // block)
-    with on(x):
-        _statistics_kernel[(triton.cdiv(rows, together),)](
-            x,
-            rstd if mean is None else mean,
-            rstd,
-            rows,
-            per_sample,
-            *shape,
-            n,
-            *strides,
-            eps,
-            CENTRED=not rms,
-            BR=together,
-            BE=block,
-            **chosen.options,
-        )
+    _statistics_kernel[(triton.cdiv(rows, together),)](
+        x,
+        rstd if mean is None else mean,
+        rstd,
+        rows,
+        per_sample,
+        *shape,
+        n,
+        *strides,
+        eps,
+        CENTRED=not rms,
+        BR=together,
+        BE=block,
+        **chosen.options,
+    )
     return Statistics(mean, rstd, PER_TOKEN if groups is None else PER_GROUP, groups or 1)
 
 

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gradood.kernels import reduction
-from gradood.kernels.launch import fit, on, product_precision, settings
+from gradood.kernels.launch import fit, product_precision, settings
 from gradood.kernels.layout import Geometry, channels_innermost
 
 
@@ -121,7 +121,7 @@ def _conv_kernel(
         if BIAS:
             total += tl.sum(d_block.to(tl.float32), axis=1)
     row = partial + sample * (tiles + (GROUPS * tiles_p if BIAS else 0))
-    tl.store(row + tile, tl.sum(tl.sum(gradient * gradient, axis=1), axis=0))
+    tl.store(row + tile, tl.sum(gradient * gradient))
     if BIAS:
         if tile_q == 0:
             tl.store(row + tiles + group_p, reduction.vector_sqnorm(total))
@@ -140,31 +140,30 @@ def conv_sqnorm(x: Tensor, d: Tensor, geometry: Geometry, bias: bool) -> tuple[T
     tiles_q = triton.cdiv(columns, block_q) * (1 if flat else taps)
     tiles = groups * tiles_p * tiles_q
     partial = reduction.partials(x, tiles, groups * tiles_p if bias else 0)
-    with on(x):
-        _conv_kernel[(x.shape[0] * tiles,)](
-            x,
-            d,
-            partial,
-            pixels,
-            *x.shape[1:4],
-            *d.shape[2:4],
-            x.shape[-1],
-            d.shape[-1],
-            inputs,
-            outputs,
-            tiles_p,
-            tiles_q,
-            GROUPS=groups,
-            **geometry.constants,
-            DEEP=d.shape[1] > 1 or geometry.kernel[0] > 1 or geometry.padding[0] > 0,
-            FLAT=flat,
-            BT=chosen.tokens,
-            BP=block_p,
-            BQ=block_q,
-            PRECISION=product_precision(x.dtype, pixels * inputs * taps * outputs, cancels=False),
-            BIAS=bias,
-            **chosen.options,
-        )
+    _conv_kernel[(x.shape[0] * tiles,)](
+        x,
+        d,
+        partial,
+        pixels,
+        *x.shape[1:4],
+        *d.shape[2:4],
+        x.shape[-1],
+        d.shape[-1],
+        inputs,
+        outputs,
+        tiles_p,
+        tiles_q,
+        GROUPS=groups,
+        **geometry.constants,
+        DEEP=d.shape[1] > 1 or geometry.kernel[0] > 1 or geometry.padding[0] > 0,
+        FLAT=flat,
+        BT=chosen.tokens,
+        BP=block_p,
+        BQ=block_q,
+        PRECISION=product_precision(x.dtype, pixels * inputs * taps * outputs, cancels=False),
+        BIAS=bias,
+        **chosen.options,
+    )
     return reduction.sums(partial, tiles)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gradood.kernels import reduction
 from gradood.kernels.conv import pixel
-from gradood.kernels.launch import on, settings
+from gradood.kernels.launch import settings
 from gradood.kernels.layout import Geometry, channels_innermost
 
 
@@ -88,7 +88,7 @@ def _depthwise_kernel(
             total += d_block
     row = partial + sample * (tiles + (columns if BIAS else 0))
     taps = tl.sum(gradient, axis=0)
-    tl.store(row + tile, tl.sum(tl.sum(taps * taps, axis=1), axis=0))
+    tl.store(row + tile, tl.sum(taps * taps))
     if BIAS:
         if tap_row == 0:
             bias = tl.sum(total, axis=0)
@@ -105,23 +105,22 @@ def depthwise_sqnorm(x: Tensor, d: Tensor, geometry: Geometry, bias: bool) -> tu
     blocks = triton.cdiv(channels, block)
     tiles = blocks * multiplier * geometry.kernel[0] * geometry.kernel[1]
     partial = reduction.partials(x, tiles, blocks * multiplier if bias else 0)
-    with on(x):
-        _depthwise_kernel[(samples * tiles,)](
-            x,
-            d,
-            partial,
-            prod(d.shape[1:4]),
-            *x.shape[1:4],
-            *d.shape[2:4],
-            channels,
-            blocks,
-            MULTIPLIER=multiplier,
-            **geometry.constants,
-            DEEP=d.shape[1] > 1 or geometry.kernel[0] > 1 or geometry.padding[0] > 0,
-            BT=max(1, chosen.tokens // room),
-            BK=room,
-            BC=block,
-            BIAS=bias,
-            **chosen.options,
-        )
+    _depthwise_kernel[(samples * tiles,)](
+        x,
+        d,
+        partial,
+        prod(d.shape[1:4]),
+        *x.shape[1:4],
+        *d.shape[2:4],
+        channels,
+        blocks,
+        MULTIPLIER=multiplier,
+        **geometry.constants,
+        DEEP=d.shape[1] > 1 or geometry.kernel[0] > 1 or geometry.padding[0] > 0,
+        BT=max(1, chosen.tokens // room),
+        BK=room,
+        BC=block,
+        BIAS=bias,
+        **chosen.options,
+    )
     return reduction.sums(partial, tiles)

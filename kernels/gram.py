@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gradood.kernels import reduction
-from gradood.kernels.launch import on, product_precision, settings
+from gradood.kernels.launch import product_precision, settings
 
 
 @triton.jit
@@ -96,9 +96,9 @@ def _gram_kernel(
     of_d = inner_products(d + t * d_t, d + s * d_t, t < T, s < T, P, d_p, of_d, BK, PRECISION)
     twice = tl.where(i == j, 1.0, 2.0)
     row = partial + sample * (2 * pairs if BIAS else pairs)
-    tl.store(row + pair, twice * tl.sum(tl.sum(of_x * of_d, axis=1), axis=0))
+    tl.store(row + pair, twice * tl.sum(of_x * of_d))
     if BIAS:
-        tl.store(row + pairs + pair, twice * tl.sum(tl.sum(of_d, axis=1), axis=0))
+        tl.store(row + pairs + pair, twice * tl.sum(of_d))
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -155,25 +155,24 @@ def gram_sqnorm(x: Tensor, d: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
     samples = x.shape[0]
     weight = reduction.partials(x, 1, 0)[:, 0]
     bias_norm = weight.new_empty(samples if bias else 0)
-    with on(x):
-        _packed_gram_kernel[(triton.cdiv(samples, chosen.tokens // room),)](
-            x,
-            d,
-            weight,
-            bias_norm,
-            samples,
-            tokens,
-            d.shape[2],
-            x.shape[2],
-            *x.stride(),
-            *d.stride(),
-            BT=chosen.tokens,
-            ROOM=room,
-            BK=chosen.inputs,
-            PRECISION=how,
-            BIAS=bias,
-            **chosen.options,
-        )
+    _packed_gram_kernel[(triton.cdiv(samples, chosen.tokens // room),)](
+        x,
+        d,
+        weight,
+        bias_norm,
+        samples,
+        tokens,
+        d.shape[2],
+        x.shape[2],
+        *x.stride(),
+        *d.stride(),
+        BT=chosen.tokens,
+        ROOM=room,
+        BK=chosen.inputs,
+        PRECISION=how,
+        BIAS=bias,
+        **chosen.options,
+    )
     return weight, bias_norm
 
 
@@ -192,23 +191,22 @@ def _pairs(
     blocks = triton.cdiv(x.shape[1], block)
     pairs = blocks * (blocks + 1) // 2
     partial = reduction.partials(d, pairs, pairs if bias else 0)
-    with on(d):
-        _gram_kernel[(d.shape[0] * pairs,)](
-            x,
-            d,
-            partial,
-            d.shape[1],
-            d.shape[2],
-            x.shape[2],
-            blocks,
-            -1 if padding is None else padding,
-            *x.stride(),
-            *d.stride(),
-            BT=block,
-            BK=chosen.inputs,
-            PRECISION=how,
-            INDEXED=padding is not None,
-            BIAS=bias,
-            **chosen.options,
-        )
+    _gram_kernel[(d.shape[0] * pairs,)](
+        x,
+        d,
+        partial,
+        d.shape[1],
+        d.shape[2],
+        x.shape[2],
+        blocks,
+        -1 if padding is None else padding,
+        *x.stride(),
+        *d.stride(),
+        BT=block,
+        BK=chosen.inputs,
+        PRECISION=how,
+        INDEXED=padding is not None,
+        BIAS=bias,
+        **chosen.options,
+    )
     return reduction.sums(partial, pairs)

@@ -33,9 +33,9 @@ def mend() -> None:
 
     def in_a_tree(self: Any, source: Any) -> Any:
         total = source.handle.data
-        if self.axis is None or self.keep_dims or total.dtype != np.float32:
+        if self.keep_dims or total.dtype != np.float32:
             return one_by_one(self, source)
-        total = np.moveaxis(total, self.axis, 0)
+        total = total.ravel() if self.axis is None else np.moveaxis(total, self.axis, 0)
         while len(total) > 1:
             half = len(total) // 2  # sizes are powers of two
             total = total[:half] + total[half:]

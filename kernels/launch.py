@@ -8,21 +8,27 @@ program runs: that would break the capture of a CUDA graph and make results depe
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import triton
-from torch import Tensor
 from triton.runtime import driver
 
 from gradood.errors import BackendError, InputError
+from gradood.products import CHOSEN, products
 
-INTERPRETING: bool = triton.knobs.runtime.interpret
+#: As Triton itself decides it, in each of its versions.
+INTERPRETING: bool = (
+    triton.knobs.runtime.interpret
+    if hasattr(triton, "knobs")  # from 3.4
+    else os.environ.get("TRITON_INTERPRET", "0") == "1"
+)
 if INTERPRETING:
     from gradood.kernels import interpreter
 
@@ -34,8 +40,6 @@ if INTERPRETING:
 PRECISIONS = ("auto", "ieee", "tf32", "tf32x3", "bf16x3", "bf16x6")
 #: Below this many products a sample, exact arithmetic costs nothing that could be noticed.
 SMALL_PRODUCT = 1 << 15
-_PRECISION: ContextVar[str] = ContextVar("precision", default="auto")
-
 _TABLE = Path(__file__).with_name("launch_table.json")
 
 
@@ -59,11 +63,8 @@ def precision(name: str) -> Iterator[None]:
     """Multiply float32 operands in this way inside the block; see ``PRECISIONS``."""
     if name not in PRECISIONS:
         raise InputError(f"precision {name!r} is not known; use one of {', '.join(PRECISIONS)}")
-    token = _PRECISION.set(name)
-    try:
+    with products(name):
         yield
-    finally:
-        _PRECISION.reset(token)
 
 
 def product_precision(dtype: torch.dtype, products: int, cancels: bool) -> str:
@@ -74,16 +75,36 @@ def product_precision(dtype: torch.dtype, products: int, cancels: bool) -> str:
         products: Multiply-adds of one sample.
         cancels: Whether sums of products may be far smaller than the products, as in Gram matrices.
     """
-    chosen = _PRECISION.get()
+    chosen = CHOSEN.get()
     if dtype != torch.float32:
         return "ieee"
-    if chosen != "auto":
-        return chosen
-    if INTERPRETING or products < SMALL_PRODUCT:
-        return "ieee"
-    if cancels:
-        return "tf32x3" if target().startswith("sm_") else "ieee"
-    return "bf16x3"
+    if chosen == "auto":
+        if INTERPRETING or products < SMALL_PRODUCT:
+            return "ieee"
+        wanted = ("tf32x3",) if cancels else ("bf16x3", "tf32x3")
+        return next((name for name in wanted if name in offered()), "ieee")
+    if chosen == "fast":
+        return "tf32" if "tf32" in offered() else "ieee"
+    if chosen not in offered():
+        raise InputError(
+            f"precision {chosen!r} is not to be had from Triton {triton.__version__} on "
+            f"{target()}; use one of {', '.join(('auto', *offered()))}"
+        )
+    return chosen
+
+
+def offered() -> tuple[str, ...]:
+    """The ways in which Triton multiplies float32 operands on the current device."""
+    return PRECISIONS[1:] if INTERPRETING else _offered(target())
+
+
+@cache
+def _offered(name: str) -> tuple[str, ...]:
+    # Neither AMD's compiler nor those before 3.6 know all; each says what it does.
+    compiler = "nvidia" if name.startswith("sm_") else "amd"
+    options = import_module(f"triton.backends.{compiler}.compiler")
+    known = options.CUDAOptions if compiler == "nvidia" else options.HIPOptions
+    return tuple(known.allowed_dot_input_precisions)
 
 
 def settings(family: str, dtype: torch.dtype, size: int = 1 << 30) -> Settings:
@@ -119,9 +140,11 @@ def _target(device: int) -> str:
     return f"sm_{found.arch}" if found.backend == "cuda" else str(found.arch)
 
 
-def on(t: Tensor) -> AbstractContextManager[object]:
-    """Make a tensor's device the current one: Triton launches there, wherever the tensors are."""
-    return torch.cuda.device(t.device) if t.is_cuda else nullcontext()
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """Make a device the current one: Triton launches there, wherever the tensors are."""
+    if device.type != "cuda" or device.index in (None, torch.cuda.current_device()):
+        return nullcontext()
+    return torch.cuda.device(device)
 
 
 def fit(block: int, size: int) -> int:

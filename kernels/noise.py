@@ -15,8 +15,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gradood.kernels.launch import on
-
 
 @triton.jit
 def uniform(word):
@@ -170,31 +168,30 @@ def noisy_batch(
     block_c = triton.next_power_of_2(min(channels, 16)) if innermost else 1
     block = max(1, min(256 // block_c, triton.next_power_of_2(triton.cdiv(elements, 4))))
     blocks = triton.cdiv(elements, 4 * block)
-    with on(x):
-        _noisy_kernel[(copies * blocks * triton.cdiv(channels, block_c),)](
-            planes,
-            out,
-            rows,
-            inputs,
-            samples,
-            key,
-            planes if mean is None else mean,
-            planes if rstd is None else rstd,
-            sigma,
-            0.0 if low is None else low,
-            0.0 if high is None else high,
-            elements,
-            channels,
-            blocks,
-            *planes.stride(),
-            LOW=low is not None,
-            HIGH=high is not None,
-            MEAN=mean is not None,
-            RSTD=rstd is not None,
-            CHANNELS_LAST=innermost,
-            BC=block_c,
-            BLOCK=block,
-            num_warps=4,
-            enable_fp_fusion=False,
-        )
+    _noisy_kernel[(copies * blocks * triton.cdiv(channels, block_c),)](
+        planes,
+        out,
+        rows,
+        inputs,
+        samples,
+        key,
+        planes if mean is None else mean,
+        planes if rstd is None else rstd,
+        sigma,
+        0.0 if low is None else low,
+        0.0 if high is None else high,
+        elements,
+        channels,
+        blocks,
+        *planes.stride(),
+        LOW=low is not None,
+        HIGH=high is not None,
+        MEAN=mean is not None,
+        RSTD=rstd is not None,
+        CHANNELS_LAST=innermost,
+        BC=block_c,
+        BLOCK=block,
+        num_warps=4,
+        enable_fp_fusion=False,
+    )
     return out

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gradood.kernels import reduction
-from gradood.kernels.launch import fit, on, product_precision, settings
+from gradood.kernels.launch import fit, product_precision, settings
 
 
 @triton.jit(do_not_specialize=["tiles_p", "tiles_q"])
@@ -61,7 +61,7 @@ def _outer_kernel(
         if BIAS:
             total += tl.sum(d_block.to(tl.float32), axis=1)
     row = partial + sample * (tiles + (tiles_p if BIAS else 0))
-    tl.store(row + tile, tl.sum(tl.sum(gradient * gradient, axis=1), axis=0))
+    tl.store(row + tile, tl.sum(gradient * gradient))
     if BIAS:
         if tile % tiles_q == 0:
             tl.store(row + tiles + tile // tiles_q, reduction.vector_sqnorm(total))
@@ -108,25 +108,24 @@ def outer_sqnorm(x: Tensor, d: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
     block_p, block_q = fit(chosen.outputs, outputs), fit(chosen.inputs, inputs)
     tiles_p, tiles_q = triton.cdiv(outputs, block_p), triton.cdiv(inputs, block_q)
     partial = reduction.partials(x, tiles_p * tiles_q, tiles_p if bias else 0)
-    with on(x):
-        _outer_kernel[(samples * tiles_p * tiles_q,)](
-            x,
-            d,
-            partial,
-            tokens,
-            outputs,
-            inputs,
-            tiles_p,
-            tiles_q,
-            *x.stride(),
-            *d.stride(),
-            BT=chosen.tokens,
-            BP=block_p,
-            BQ=block_q,
-            PRECISION=product_precision(x.dtype, tokens * inputs * outputs, cancels=False),
-            BIAS=bias,
-            **chosen.options,
-        )
+    _outer_kernel[(samples * tiles_p * tiles_q,)](
+        x,
+        d,
+        partial,
+        tokens,
+        outputs,
+        inputs,
+        tiles_p,
+        tiles_q,
+        *x.stride(),
+        *d.stride(),
+        BT=chosen.tokens,
+        BP=block_p,
+        BQ=block_q,
+        PRECISION=product_precision(x.dtype, tokens * inputs * outputs, cancels=False),
+        BIAS=bias,
+        **chosen.options,
+    )
     return reduction.sums(partial, tiles_p * tiles_q)
 
 
@@ -136,18 +135,17 @@ def rank_one_sqnorm(x: Tensor, d: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
     weight = reduction.partials(x, 1, 0)[:, 0]
     bias_norm = weight.new_empty(samples if bias else 0)
     block = min(1024, max(32, triton.next_power_of_2(max(x.shape[1], d.shape[1]))))
-    with on(x):
-        _rank_one_kernel[(samples,)](
-            x,
-            d,
-            weight,
-            bias_norm,
-            d.shape[1],
-            x.shape[1],
-            *x.stride(),
-            *d.stride(),
-            BLOCK=block,
-            BIAS=bias,
-            num_warps=4 if block >= 512 else 1,
-        )
+    _rank_one_kernel[(samples,)](
+        x,
+        d,
+        weight,
+        bias_norm,
+        d.shape[1],
+        x.shape[1],
+        *x.stride(),
+        *d.stride(),
+        BLOCK=block,
+        BIAS=bias,
+        num_warps=4 if block >= 512 else 1,
+    )
     return weight, bias_norm

@@ -16,7 +16,7 @@ from torch import Tensor
 from gradood.kernels import reduction
 from gradood.kernels.conv import pixel
 from gradood.kernels.gram import inner_products, triangle
-from gradood.kernels.launch import on, product_precision, settings
+from gradood.kernels.launch import product_precision, settings
 from gradood.kernels.layout import Geometry, channels_innermost
 
 #: Pixels beyond which the matrix X is not worth its memory: 256 KiB a sample.
@@ -105,9 +105,9 @@ def _shifted_gram_kernel(
         of_x += tl.load(gram + (row * width)[:, None] + column[None, :], mask=seen, other=0.0)
     twice = tl.where(i == j, 1.0, 2.0)
     out = partial + sample * (2 * pairs if BIAS else pairs)
-    tl.store(out + pair, twice * tl.sum(tl.sum(of_x * of_d, axis=1), axis=0))
+    tl.store(out + pair, twice * tl.sum(of_x * of_d))
     if BIAS:
-        tl.store(out + pairs + pair, twice * tl.sum(tl.sum(of_d, axis=1), axis=0))
+        tl.store(out + pairs + pair, twice * tl.sum(of_d))
 
 
 def shift_gram_sqnorm(
@@ -123,19 +123,17 @@ def shift_gram_sqnorm(
     stride = triton.cdiv(pixels, 16) * 16
     gram = torch.empty(samples, pixels, stride, dtype=torch.float32, device=x.device)
     block, blocks, pairs = _tiles(pixels, chosen.tokens)
-    with on(x):
-        _pixel_gram_kernel[(samples * pairs,)](
-            x, gram, pixels, channels, blocks, stride,
-            BT=block, BK=chosen.inputs, PRECISION=how, **chosen.options,
-        )  # fmt: skip
+    _pixel_gram_kernel[(samples * pairs,)](
+        x, gram, pixels, channels, blocks, stride,
+        BT=block, BK=chosen.inputs, PRECISION=how, **chosen.options,
+    )  # fmt: skip
     block, blocks, pairs = _tiles(tokens, chosen.tokens)
     partial = reduction.partials(x, pairs, pairs if bias else 0)
-    with on(x):
-        _shifted_gram_kernel[(samples * pairs,)](
-            gram, d, partial, pixels, tokens, height, width, *d.shape[2:4], outputs, blocks, stride,
-            **geometry.constants,
-            BT=block, BK=chosen.inputs, PRECISION=how, BIAS=bias, **chosen.options,
-        )  # fmt: skip
+    _shifted_gram_kernel[(samples * pairs,)](
+        gram, d, partial, pixels, tokens, height, width, *d.shape[2:4], outputs, blocks, stride,
+        **geometry.constants,
+        BT=block, BK=chosen.inputs, PRECISION=how, BIAS=bias, **chosen.options,
+    )  # fmt: skip
     return reduction.sums(partial, pairs)
 
 

@@ -11,8 +11,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gradood.kernels.launch import on
-
 
 @triton.jit
 def vector_sqnorm(vector):
@@ -60,8 +58,7 @@ def sums(partial: Tensor, weights: int) -> tuple[Tensor, Tensor]:
     biases = columns - weights
     weight, bias = partial.new_empty(samples), partial.new_empty(samples if biases else 0)
     block = min(1024, max(32, triton.next_power_of_2(weights)))
-    with on(partial):
-        _sum_kernel[(samples,)](
-            partial, weight, bias, weights, biases, BIAS=biases > 0, BLOCK=block, num_warps=1
-        )
+    _sum_kernel[(samples,)](
+        partial, weight, bias, weights, biases, BIAS=biases > 0, BLOCK=block, num_warps=1
+    )
     return weight, bias

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gradood.errors import InputError
-from gradood.kernels.launch import on, settings
+from gradood.kernels.launch import settings
 
 MODES = ("argmax", "above", "histogram")
 
@@ -128,16 +128,15 @@ def vote_count(
     chosen = settings("votes" if thresholds is None else "thresholds", torch.float32)
     options = {"BS": chosen.tokens, "BK": min(chosen.outputs, triton.next_power_of_2(size + extra))}
     grid = (triton.cdiv(total, chosen.tokens),)
-    with on(values):
-        if thresholds is None:
-            block_c = min(chosen.inputs, triton.next_power_of_2(size))
-            _argmax_kernel[grid](
-                values, rows, counts, total, size, *values.stride(),
-                BC=block_c, **options, **chosen.options,
-            )  # fmt: skip
-        else:
-            _threshold_kernel[grid](
-                values, rows, thresholds, counts, total, size, *values.stride(),
-                HISTOGRAM=mode == "histogram", **options, **chosen.options,
-            )  # fmt: skip
+    if thresholds is None:
+        block_c = min(chosen.inputs, triton.next_power_of_2(size))
+        _argmax_kernel[grid](
+            values, rows, counts, total, size, *values.stride(),
+            BC=block_c, **options, **chosen.options,
+        )  # fmt: skip
+    else:
+        _threshold_kernel[grid](
+            values, rows, thresholds, counts, total, size, *values.stride(),
+            HISTOGRAM=mode == "histogram", **options, **chosen.options,
+        )  # fmt: skip
     return counts

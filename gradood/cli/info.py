@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
@@ -15,8 +16,8 @@ from rich.table import Table
 _PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "safetensors", "matplotlib", "triton")
 _BACKENDS = ("triton", "cpp", "torch")
 _FIGURES = (
-    "kernels are tested in Triton's interpreter and compiled for sm_80, sm_90, sm_100, sm_120, "
-    "gfx942 and gfx950; no figure was measured on a GPU (gradood selftest --cuda does)"
+    "kernels are tested in Triton's interpreter and compiled for sm_80, sm_89, sm_90, sm_100, "
+    "sm_120, gfx942 and gfx950; no figure was measured on a GPU (gradood selftest --cuda does)"
 )
 
 
@@ -78,10 +79,11 @@ def _cpu() -> dict[str, Any]:
 def _cuda() -> dict[str, Any]:
     import torch
 
-    if torch.version.cuda is None:
-        return {"available": False, "reason": "this PyTorch was built without CUDA"}
-    if not torch.cuda.is_available():
-        return {"available": False, "reason": "PyTorch finds no usable NVIDIA GPU or driver"}
+    from gradood.ops.gpu_state import without_gpu
+
+    missing = without_gpu()
+    if missing is not None:
+        return {"available": False, "problem": missing.kind, "reason": missing.sentence}
     devices = {}
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
@@ -93,12 +95,31 @@ def _cuda() -> dict[str, Any]:
 
 
 def _backends() -> dict[str, Any]:
-    from gradood.ops.dispatch import load
+    from gradood.ops.dispatch import left, load
 
     reasons = {name: load(name)[1] for name in _BACKENDS}
     states = {name: _state(reason is None, reason) for name, reason in reasons.items()}
+    states["triton"] |= _triton_problem()
     states["triton"]["figures"] = _FIGURES
+    if failed := left():
+        states["left while running"] = _state(
+            False, "; ".join(f"{k}: {v}" for k, v in failed.items())
+        )
     return states | {"GRADOOD_BACKEND": os.environ.get("GRADOOD_BACKEND", "auto")}
+
+
+def _triton_problem() -> dict[str, str]:
+    """Which layer between Python and a GPU is missing, in two words."""
+    from gradood.ops.dispatch import load
+
+    module = load("triton")[0]
+    if module is None:
+        try:
+            module = import_module("gradood.ops.triton_backend")
+        except Exception:  # the reason says how it fails to load
+            return {"problem": "Triton does not load"}
+    found = module.problem()
+    return {} if found is None else {"problem": found.kind}
 
 
 def _data_sets() -> dict[str, Any]:
@@ -120,7 +141,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, dict):
         detail = value.get("detail") or value.get("reason")
         state = "[green]yes[/green]" if value["available"] else "[yellow]no[/yellow]"
-        shown = (text for text in (detail, value.get("figures")) if text)
+        shown = (text for text in (value.get("problem"), detail, value.get("figures")) if text)
         return ", ".join([state, *map(_shown, shown)])
     if value is None:
         return "[yellow]not installed[/yellow]"

@@ -93,8 +93,10 @@ def _check_gpu(out: Path) -> None:
     console = Console()
     found: list[Check] = []
     with Console(stderr=True).status("") as status:
+        content = report(found, out, finished=False)
         for check in checks():
             found.append(check)
+            content = report(found, out, finished=False)
             status.update(f"{check.name} …")
     content = report(found, out)
     console.print(_table(found))

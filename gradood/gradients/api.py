@@ -50,6 +50,7 @@ class GradientNorms:
         channel_counts: C of each of these layers.
         copies: ``[N, T, C]``: logits of T changed copies of every sample, where a detector that
             reads them made the norms; else None.
+        precision: How float32 was multiplied: ``"exact"`` or ``"fast"``.
     """
 
     values: Tensor
@@ -61,6 +62,7 @@ class GradientNorms:
     activation_names: tuple[str, ...] = ()
     channel_counts: tuple[int, ...] = ()
     copies: Tensor | None = None
+    precision: str = "exact"
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -97,6 +99,7 @@ class GradientNorms:
             parts[0].activation_names,
             parts[0].channel_counts,
             join_known([part.copies for part in parts]),
+            "fast" if any(part.precision == "fast" for part in parts) else "exact",
         )
 
 
@@ -112,6 +115,7 @@ def gradient_norms(
     nan_policy: str = "raise",
     cuda_graph: bool = False,
     activations: bool = False,
+    precision: str = "exact",
 ) -> GradientNorms:
     """Squared L2 norm of every parameter's loss gradient, for every sample of a batch.
 
@@ -154,6 +158,10 @@ def gradient_norms(
             a GPU that every rule covers, a batch that is one micro-batch, and labels named by
             their kind without numbers to check (see ``cuda_graph.LABELS``).
         activations: Also measure the activations, see ``GradientNorms.activations``.
+        precision: ``"exact"`` multiplies float32 as such for as long as the call takes, in the
+            model's passes too; by default PyTorch rounds operands of convolutions to TF32 on a GPU,
+            which changes norms by percents. ``"fast"`` leaves PyTorch's switches as they are and
+            multiplies norms in TF32, and the accuracy above does not hold.
 
     Returns:
         The norms, the names of their columns and the logits.
@@ -174,7 +182,7 @@ def gradient_norms(
     """
     labels, several = as_labels(label)
     losses = as_losses(loss, len(labels))
-    with prepared(model, x, parameters, method, micro_batch, nan_policy) as call:
+    with prepared(model, x, parameters, method, micro_batch, nan_policy, precision) as call:
         if len(call.x) == 0:
             shape = (0, len(labels), len(call.chosen)) if several else (0, len(call.chosen))
             return _nothing(shape, call)
@@ -186,7 +194,7 @@ def gradient_norms(
         if labels and call.chosen and not bool(scores.values.any()):
             scorer.require_gradient(call.x)
     values = scores.values if several else scores.values[:, 0]
-    return _gathered(values, call, scores)
+    return replace(_gathered(values, call, scores), precision=precision)
 
 
 def forward_norms(
@@ -263,11 +271,12 @@ def prepared(
     method: str,
     micro_batch: int | None,
     nan_policy: str,
+    precision: str = "exact",
 ) -> Iterator[Prepared]:
     """Check the arguments of ``gradient_norms``; hold the model's lock, with gradients enabled."""
     check_arguments(model, x, method, micro_batch, nan_policy)
     model, x, bad = one_tensor(model, x, nan_policy)
-    with torch.inference_mode(False), torch.enable_grad(), locked(model) as known:
+    with torch.inference_mode(False), torch.enable_grad(), locked(model, precision) as known:
         chosen = select_parameters(model, parameters, known)
         if x.shape[0]:
             x = x.clone() if x.is_inference() else x.detach()

@@ -1,7 +1,9 @@
 """Replay the passes of ``gradient_norms`` as one CUDA graph.
 
 A graph is captured once for a model, an input shape and a label, and replayed after that with new
-inputs. Parameters may change in place between calls; anything else makes a new graph.
+inputs. Parameters may change in place between calls; anything else makes a new graph, as far as
+Python objects and PyTorch's switches show it (``fingerprint``). What a model reads elsewhere, such
+as a global variable or a file, must not change.
 """
 
 from __future__ import annotations
@@ -10,9 +12,11 @@ from collections import OrderedDict
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
 from gradood.errors import InputError, ModelError
+from gradood.gradients.fingerprint import fingerprint
 from gradood.gradients.scorer import Scorer, Scores
 from gradood.graph_capture import Captured, capture, check_device
 
@@ -33,10 +37,16 @@ def score(scorer: Scorer, x: Tensor, micro_batch: int | None) -> Scores:
         ModelError: The model does, or the capture fails.
     """
     _check(scorer, x, micro_batch)
+    check_device(x)
     graphs = _GRAPHS.setdefault(scorer.model, OrderedDict())
     key = _key(scorer, x)
     if key not in graphs:
-        graphs[key] = capture(scorer.whole, x)
+        _check_memory(scorer, x)  # a graph that is there has its memory
+        scorer.score(x, micro_batch)  # makes another plan if the model was edited
+        _check(scorer, x, micro_batch)
+        captured = capture(scorer.whole, x)
+        key = _key(scorer, x)  # the first passes may have settled what was not
+        graphs[key] = captured
     graphs.move_to_end(key)
     while len(graphs) > KEPT:
         graphs.popitem(last=False)
@@ -76,11 +86,10 @@ def _check(scorer: Scorer, x: Tensor, micro_batch: int | None) -> None:
             f"cuda_graph=True: the forward pass writes to {written!r}, which a replay would not "
             "undo; use cuda_graph=False"
         )
-    if plan.pair_lone and x.shape[0] == 1:
-        raise ModelError(
-            "cuda_graph=True: this model treats a batch of one unlike others; pass two"
-        )
-    check_device(x)
+
+
+def _check_memory(scorer: Scorer, x: Tensor) -> None:
+    plan = scorer.plan(x)
     if x.shape[0] > scorer.samples_a_pass(x, plan):
         raise InputError(
             f"cuda_graph=True captures the batch as one pass, and {x.shape[0]} samples exceed the "
@@ -89,8 +98,7 @@ def _check(scorer: Scorer, x: Tensor, micro_batch: int | None) -> None:
 
 
 def _key(scorer: Scorer, x: Tensor) -> tuple[Any, ...]:
-    """What a graph depends on: the plan's key, the batch, the label, where the weights lie."""
-    tensors = (*scorer.model.parameters(), *scorer.model.buffers())
-    places = tuple((t.data_ptr(), t.requires_grad) for t in tensors)
-    labels = (*map(str, scorer.labels), str(scorer.activations))
-    return (scorer.describe(x), x.shape[0], x.stride(), labels, tuple(scorer.losses), places)
+    """What a graph depends on: the plan's key, the batch, what is asked, and the model itself."""
+    asked = (*map(str, scorer.labels), scorer.activations, scorer.method, *scorer.losses)
+    batch = (x.shape[0], x.stride(), torch.is_autocast_cache_enabled())
+    return (scorer.describe(x), batch, asked, fingerprint(scorer.model))

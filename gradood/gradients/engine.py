@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import copy_context
 from functools import cache, partial
 from typing import Any, TypeVar
 
@@ -94,6 +95,7 @@ class Recorder(SourceMode):
         #: What was measured of the outputs of operators with a step.
         self.layers: list[Layer] = []
         self.anchor = _anchor(device)
+        self._context = copy_context()
 
     def visit(self, position: int, function: Function, args: Any, kwargs: Any) -> Any:
         """Make one call; where the plan has a step, watch its output."""
@@ -138,12 +140,12 @@ class Recorder(SourceMode):
         if not self.backward_follows:
             out = compute()
         elif held is not None and replaced and call.takes_over():
-            backward = partial(self._take_over, step, call, [held], held._version)
+            backward = partial(self._in_context, self._take_over, step, call, [held], held._version)
             out = TakenOver.apply(data, compute, backward)
         else:
             out = compute()
             version = 0 if held is None else held._version
-            hook = partial(self._receive, step, call, [held], version)
+            hook = partial(self._in_context, self._receive, step, call, [held], version)
             out = watch(out, self.anchor, hook, self._plan.strange)
         self._check(step, call, out)
         if self.keeps_activations and step.position in self._plan.measured:
@@ -156,6 +158,10 @@ class Recorder(SourceMode):
             self.features = data.detach()
         call.data = None  # the hook must not keep it alive for longer than needed
         return out
+
+    def _in_context(self, compute: Callable[..., _Result], *arguments: Any) -> _Result:
+        """Compute in the context of the pass: autograd calls hooks from threads of devices."""
+        return self._context.copy().run(compute, *arguments)
 
     def _is_used(self, use: Use, call: Call) -> bool:
         operand = call.operands.get(use.role)
@@ -272,6 +278,7 @@ class Recorder(SourceMode):
             self._observer(name, call, x, d, how)
 
     def _add(self, name: str, norm: Tensor) -> None:
+        norm = norm.to(self.anchor.device)  # a model may lie on several devices
         self._norms[name] = self._norms[name] + norm if name in self._norms else norm
 
     def _combine(self, name: str) -> None:

@@ -118,7 +118,7 @@ class _GramScorer(Scorer):
         return max(1, super().samples_a_pass(x, plan) // (1 + classes))
 
     def _follow(self, plan: Plan, x: Tensor, labels: Sequence[Label]) -> Scores:
-        if x.shape[0] == 1 and plan.pair_lone:
+        if self.pairs(x, plan):
             return self._follow(plan, x[[0, 0]], labels).each(lambda t: t[:1])
         features = None
         grams: dict[str, Tensor] = {}
@@ -133,7 +133,7 @@ class _GramScorer(Scorer):
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         shape = (x.shape[0], logits.shape[1], logits.shape[1])
         unused = torch.zeros(shape, dtype=dtype, device=x.device)
-        columns = [grams.get(name, unused).to(dtype) for name in self.parameters]
+        columns = [grams.get(name, unused).to(unused) for name in self.parameters]
         values = torch.stack(columns, 1) if columns else unused[:, None][:, :0]
         return Scores(values, logits, features)
 

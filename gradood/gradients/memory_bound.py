@@ -8,14 +8,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-#: Activations of one micro-batch take about this much memory, or a quarter of what is free.
+#: Activations of one micro-batch take about this much memory, or a quarter of what is free; on a
+#: GPU half of what is free.
 MEMORY_BOUND = 1 << 30
 
 
 def memory_bound(x: Tensor) -> int:
-    """Bytes for the activations of one micro-batch on the device of ``x``."""
+    """Bytes on the device of ``x``."""
     if x.device.type == "cuda":
-        return min(8 * MEMORY_BOUND, torch.cuda.mem_get_info(x.device)[0] // 4)
+        # What PyTorch keeps for itself and does not use is free, too, whatever ran before.
+        unused = torch.cuda.memory_reserved(x.device) - torch.cuda.memory_allocated(x.device)
+        return (torch.cuda.mem_get_info(x.device)[0] + unused) // 2
     return min(MEMORY_BOUND, _available_memory() // 4)
 
 

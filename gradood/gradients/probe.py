@@ -176,7 +176,9 @@ class Probe:
 
     @contextmanager
     def _surroundings(self, x: Tensor) -> Iterator[None]:
-        devices = [x.device] if x.device.type == "cuda" else []
+        # A model on several GPUs may draw on each.
+        places = {x.device, *(p.device for p in self.model.parameters())}
+        devices = sorted({d.index or 0 for d in places if d.type == "cuda"})
         with torch.random.fork_rng(devices), require_grad(self.parameters.values()):
             yield
 

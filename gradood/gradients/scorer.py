@@ -24,6 +24,7 @@ from gradood.gradients.memory_bound import memory_bound
 from gradood.gradients.outline import Outline, outline
 from gradood.gradients.penultimate import LastLinear
 from gradood.gradients.plan import Plan, PlanError, make_plan, reason_of
+from gradood.gradients.precision import multiplied
 from gradood.gradients.probe import require_grad
 from gradood.gradients.state import kept, observed
 from gradood.gradients.validation import call_model, logits_of
@@ -107,8 +108,7 @@ class Scorer:
         if size >= len(x):
             return self._micro_batch(plan, x, self.labels)[0]
         parts = []
-        for start in range(0, len(x), size):
-            rows = slice(start, start + size)
+        for rows in _parts(len(x), size, even=micro_batch is None):
             labels = [_of_rows(label, rows) for label in self.labels]
             part, plan = self._micro_batch(self._settled(plan, x[rows]), x[rows].clone(), labels)
             parts.append(part)
@@ -171,6 +171,10 @@ class Scorer:
                     "quantised; give the model as it was trained, or a detector that reads logits"
                 )
 
+    def pairs(self, x: Tensor, plan: Plan) -> bool:
+        """Whether to score a batch of one beside a copy of itself, see ``Plan.pair_lone``."""
+        return plan.pair_lone and x.shape[0] == 1 and x.device.type == "cpu"
+
     def forward(self, x: Tensor) -> Tensor:
         """The model's logits, checked."""
         return logits_of(call_model(self.model, x), x.shape[0])
@@ -220,7 +224,7 @@ class Scorer:
             return self._follow(plan, x, labels)
 
     def _follow(self, plan: Plan, x: Tensor, labels: Sequence[Label]) -> Scores:
-        if x.shape[0] == 1 and plan.pair_lone:
+        if self.pairs(x, plan):
             pair = [0, 0]
             labels = [_of_rows(label, pair) for label in labels]
             return self._follow(plan, x[pair], labels).each(lambda t: t[:1])
@@ -284,9 +288,20 @@ class Scorer:
         unused = logits.new_zeros(logits.shape[0], dtype=dtype)
         if not self.parameters or not norms:
             return unused.new_empty(len(unused), len(norms), len(self.parameters))
-        columns = [by_name.get(name, unused) for by_name in norms for name in self.parameters]
+        # A model on several devices has its norms on several, too.
+        columns = [
+            by_name.get(name, unused).to(unused.device)
+            for by_name in norms
+            for name in self.parameters
+        ]
         values = torch.stack(columns, 1).detach()
         return values.to(dtype).view(len(unused), len(norms), len(self.parameters))
+
+
+def _parts(samples: int, most: int, even: bool = True) -> Iterator[slice]:
+    """As few parts of a batch as there must be, as even as they can be with one size but the last."""
+    size = -(-samples // -(-samples // most)) if even else most
+    return (slice(start, start + size) for start in range(0, samples, size))
 
 
 def _of_rows(label: Label, rows: slice | list[int]) -> Label:
@@ -301,8 +316,11 @@ _RELEASED = threading.Condition()
 
 
 @contextmanager
-def locked(model: nn.Module) -> Iterator[Outline]:
-    """One thread at a time for a module: the fallback exchanges its parameters for a moment."""
+def locked(model: nn.Module, precision: str = "exact") -> Iterator[Outline]:
+    """One thread at a time for a module: the fallback exchanges its parameters for a moment.
+
+    float32 operands are multiplied as ``precision`` says.
+    """
     known, thread = outline(model), threading.get_ident()
     modules = known.modules
     with _RELEASED:
@@ -316,7 +334,7 @@ def locked(model: nn.Module) -> Iterator[Outline]:
         )
         _ACTIVE.setdefault(thread, []).append(modules)
     try:
-        with as_written(model):
+        with as_written(model), multiplied(precision):
             yield known
     finally:
         with _RELEASED:

@@ -179,6 +179,7 @@ class Survey(Follower):
         #: By memory, what grows with the batch: what else was seen to be made.
         self._made: dict[int, Tensor] = {}
         self.bytes = 0
+        self._counted = {memory(rows)}
         self._smaller = smaller
         self._anchor = torch.zeros((), dtype=torch.float32, device=rows.device, requires_grad=True)
         # Memory that depends on the rows; the tensors are kept so that it is not used again.
@@ -227,7 +228,10 @@ class Survey(Follower):
             if picks:
                 self._picked.update((memory(t), picks) for t in tensors)
             self.grown.add(position)
-            self.bytes += sum(t.nbytes for t in tensors if not t._is_view())
+            for t in tensors:
+                if not t._is_view() and memory(t) not in self._counted:  # some write in place
+                    self._counted.add(memory(t))
+                    self.bytes += t.nbytes
         self.functions.append(function)
         self.constants.append(constants((args, *kwargs.values())))
         self.shapes.append([t.shape for t in tensors])

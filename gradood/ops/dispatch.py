@@ -12,9 +12,10 @@ from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from gradood.errors import BackendError
+from gradood.errors import BackendError, first_line
 
 _LOG = logging.getLogger("gradood")
 
@@ -54,23 +55,70 @@ def tracing() -> Iterator[list[Served]]:
         _TRACES.active.remove(served)
 
 
+#: Operators that a backend failed to compile, load or launch on a device, and how it failed.
+_LEFT: dict[tuple[str, str, torch.device], str] = {}
+
+
 def dispatch(op: str, *args: Any) -> Any:
-    """Run ``op``, whose first argument is a tensor, on the first backend that accepts the call."""
-    for backend in _candidates(args[0].device.type, os.environ.get("GRADOOD_BACKEND", "auto")):
-        reason = backend.reject(op, *args)
-        if reason is None:
-            if _TRACES.active:
-                served = Served(op, backend.NAME, backend.algorithm(op, *args))
-                _TRACES.active[-1].append(served)
-            return getattr(backend, op)(*args)
-        _log_once(f"backend {backend.NAME} cannot serve {op}: {reason}")
-    raise BackendError(f"no backend serves {op} on {args[0].device}; unset GRADOOD_BACKEND")
+    """Run ``op``, whose first argument is a tensor, on the first backend that accepts the call.
+
+    A backend that compiles at run time may fail at that: it is left for this operator on this
+    device, and the next one serves the call and those that follow.
+    """
+    device = args[0].device
+    for backend in _candidates(device.type, os.environ.get("GRADOOD_BACKEND", "auto")):
+        function = getattr(backend, op, None)
+        if function is None or (backend.NAME, op, device) in _LEFT:
+            continue
+        try:
+            reason = backend.reject(op, *args)
+            if reason is None:
+                result = function(*args)
+                if _TRACES.active:
+                    served = Served(op, backend.NAME, backend.algorithm(op, *args))
+                    _TRACES.active[-1].append(served)
+                return result
+        except Exception as error:
+            if not getattr(backend, "is_own_failure", _never)(error):
+                raise
+            leave(backend.NAME, op, device, error)
+        else:
+            _log_once(f"backend {backend.NAME} cannot serve {op}: {reason}")
+    raise BackendError(f"no backend serves {op} on {device}; unset GRADOOD_BACKEND")
+
+
+def leave(backend: str, op: str, device: torch.device, error: BaseException) -> None:
+    """Have the next backend serve an operator from now on, and say why, once."""
+    if (backend, op, device) in _LEFT:
+        return
+    _LEFT[backend, op, device] = reason = told(error)
+    _LOG.warning(
+        "backend %s fails at %s on %s and is left for it, the next one serves: %s",
+        *(backend, op, device, reason),
+    )
+
+
+def left() -> dict[str, str]:
+    """Why, by backend, operator and device, a backend was left while the program ran."""
+    return {f"{name}, {op}, {device}": reason for (name, op, device), reason in _LEFT.items()}
+
+
+def told(error: BaseException) -> str:
+    """An error and what caused it, in one line."""
+    said = [f"{type(e).__name__}: {first_line(e)}" for e in (error, error.__cause__) if e]
+    return "; because of ".join(said)
+
+
+def _never(error: BaseException) -> bool:
+    return False
 
 
 def offers(op: str, tensor: Tensor) -> bool:
     """Whether the first choice among a tensor's backends gains from taking over a backward pass."""
     forced = os.environ.get("GRADOOD_BACKEND", "auto")
-    return op in getattr(_candidates(tensor.device.type, forced)[0], "TAKES_OVER", ())
+    first = _candidates(tensor.device.type, forced)[0]
+    failed = (first.NAME, op, tensor.device) in _LEFT
+    return not failed and op in getattr(first, "TAKES_OVER", ())
 
 
 @cache
@@ -82,9 +130,12 @@ def load(name: str) -> tuple[ModuleType | None, str | None]:
         if error.name == _MODULES[name]:
             return None, "not part of this version of gradood"
         return None, f"not installed ({error})"
-    except ImportError as error:
-        return None, f"does not load ({error})"
-    reason = module.unavailable()
+    except Exception as error:  # whatever another version of a package makes of it
+        return None, f"does not load ({told(error)})"
+    try:
+        reason = module.unavailable()
+    except Exception as error:
+        reason = f"fails on this machine ({told(error)})"
     return (module, None) if reason is None else (None, reason)
 
 

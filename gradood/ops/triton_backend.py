@@ -5,29 +5,38 @@ float32. ``precision``, as a context, says how float32 operands are multiplied. 
 ``TRITON_INTERPRET=1`` the same kernels run on CPU tensors, slowly.
 
 No figure of this backend was measured on a GPU yet; its kernels are tested in the interpreter and
-compiled for sm_80, sm_90, sm_100, sm_120, gfx942 and gfx950.
+compiled for the GPUs and with the versions of Triton in ``benchmarks/results/triton_matrix.md``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, wraps
 from math import prod
+from typing import Any, TypeVar, cast
 
 import torch
+import triton
 from torch import Tensor
 from triton.runtime import driver
 
+from gradood.errors import GradoodError
 from gradood.kernels import affine, conv, depthwise, gram, launch, noise, outer, pixel_gram, votes
 from gradood.kernels.launch import precision
 from gradood.kernels.layout import Geometry
-from gradood.ops import choice
+from gradood.ops import choice, gpu_state
 
-__all__ = ["NAME", "algorithm", "precision", "reject", "unavailable"]
+__all__ = ["NAME", "algorithm", "is_own_failure", "precision", "problem", "reject", "unavailable"]
 
 NAME = "triton"
 
 #: What the kernels are compiled and checked for: NVIDIA from compute capability 8.0, and these.
 AMD = ("gfx942", "gfx950")
+#: Triton before this lacks what the kernels use; PyTorch 2.6 brings it.
+OLDEST = (3, 2)
+_BLACKWELL = (3, 3)
+
+Operator = TypeVar("Operator", bound=Callable[..., Any])
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 #: Offsets inside a sample are 32-bit, offsets of samples 64-bit.
@@ -36,17 +45,63 @@ _MOST_ELEMENTS = 2**31 - 2**16
 
 def unavailable() -> str | None:
     """Return why this backend cannot be used on this machine, or None."""
+    found = problem()
+    if found is None or launch.INTERPRETING:
+        return None if found is None else found.sentence
+    if found.kind in (gpu_state.NO_BUILD, gpu_state.NO_DRIVER, gpu_state.NO_GPU):
+        return (
+            f"no GPU that Triton supports is visible: {found.sentence} (TRITON_INTERPRET=1 runs it "
+            "on the CPU)"
+        )
+    return found.sentence
+
+
+def problem() -> gpu_state.Problem | None:
+    """What is missing for kernels to run on some GPU of this machine."""
+    if _version(triton.__version__) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        return gpu_state.Problem(
+            gpu_state.VERSION,
+            f"Triton {triton.__version__} is older than {oldest}, which the kernels need; "
+            "upgrade PyTorch, which brings it",
+        )
     if launch.INTERPRETING:
         return None
     try:
-        target = driver.active.get_current_target()
-    except RuntimeError:
-        return "no GPU that Triton supports is visible (TRITON_INTERPRET=1 runs it on the CPU)"
-    if target.backend == "cuda" and target.arch < 80:
-        found = f"{target.arch // 10}.{target.arch % 10}"
+        driver.active.get_current_target()
+    except Exception as error:  # the driver is compiled here, in ways that change by version
+        return gpu_state.of_driver(error)
+    places = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    reasons = [unsupported(place) for place in places or [torch.device("cpu")]]
+    if None in reasons:
+        return None
+    return gpu_state.Problem(gpu_state.VERSION, "; ".join(dict.fromkeys(filter(None, reasons))))
+
+
+def is_own_failure(error: Exception) -> bool:
+    """Whether another backend may do what failed: compiling, loading or launching did."""
+    return not isinstance(error, (GradoodError, torch.OutOfMemoryError))
+
+
+def unsupported(device: torch.device) -> str | None:
+    """Return why the kernels cannot run on one of several GPUs, or None."""
+    with launch.on(device):
+        found = driver.active.get_current_target()
+    return _unsupported(found.backend, found.arch)
+
+
+@cache
+def _unsupported(kind: str, architecture: Any) -> str | None:
+    if kind == "cuda" and architecture < 80:
+        found = f"{architecture // 10}.{architecture % 10}"
         return f"the GPU has compute capability {found}, and the kernels need 8.0 or later"
-    if target.backend == "hip" and target.arch not in AMD:
-        return f"the kernels were not checked for {target.arch}, only for {' and '.join(AMD)}"
+    if kind == "cuda" and architecture >= 100 and _version(triton.__version__) < _BLACKWELL:
+        return (
+            f"Triton {triton.__version__} ends the process when it compiles for Blackwell; "
+            f"{'.'.join(map(str, _BLACKWELL))} comes with PyTorch 2.7"
+        )
+    if kind == "hip" and architecture not in AMD:
+        return f"the kernels were not checked for {architecture}, only for {' and '.join(AMD)}"
     return None
 
 
@@ -65,6 +120,10 @@ def reject(op: str, *args: object) -> str | None:
     for t in tensors:
         if t.device.type != "cuda" and not (launch.INTERPRETING or _dry()):
             return f"tensor on {t.device}"
+        if t.device != tensors[0].device:
+            return f"tensors on {tensors[0].device} and {t.device}"
+    if not launch.INTERPRETING and (reason := unsupported(tensors[0].device)) is not None:
+        return reason
     if op == "conv_sqnorm" and tensors[0].dim() > 5:
         return "more than three spatial dimensions"
     return None
@@ -86,6 +145,21 @@ def algorithm(op: str, *args: object) -> str:
     return "fused"
 
 
+def _there(operator: Operator) -> Operator:
+    """Run an operator with its first tensor's device as the current one.
+
+    Tile sizes and the precision of products depend on it, and Triton launches there.
+    """
+
+    @wraps(operator)
+    def run(first: Tensor, *args: Any) -> Any:
+        with launch.on(first.device):
+            return operator(first, *args)
+
+    return cast(Operator, run)
+
+
+@_there
 def bias_sqnorm(d: Tensor) -> Tensor:
     """See ``reference.bias_sqnorm``."""
     if d.numel() == 0:
@@ -93,6 +167,7 @@ def bias_sqnorm(d: Tensor) -> Tensor:
     return affine.bias_sqnorm(d.transpose(1, 2))
 
 
+@_there
 def linear_sqnorm(x: Tensor, d: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
     """See ``reference.linear_sqnorm``."""
     if x.numel() == 0 or d.numel() == 0:
@@ -107,6 +182,7 @@ def linear_sqnorm(x: Tensor, d: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
             return outer.outer_sqnorm(x, d, bias)
 
 
+@_there
 def conv_sqnorm(
     x: Tensor,
     d: Tensor,
@@ -133,6 +209,7 @@ def conv_sqnorm(
             return conv.conv_sqnorm(x, d, geometry, bias)
 
 
+@_there
 def batch_norm_sqnorm(x: Tensor, d: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
     """See ``reference.batch_norm_sqnorm``."""
     if d.numel() == 0:
@@ -143,6 +220,7 @@ def batch_norm_sqnorm(x: Tensor, d: Tensor, mean: Tensor, rstd: Tensor) -> tuple
     return affine.affine_sqnorm(x.transpose(1, 2), d.transpose(1, 2), statistics)
 
 
+@_there
 def layer_norm_sqnorm(x: Tensor, d: Tensor, eps: float, rms: bool) -> tuple[Tensor, Tensor]:
     """See ``reference.layer_norm_sqnorm``."""
     if d.numel() == 0:
@@ -150,6 +228,7 @@ def layer_norm_sqnorm(x: Tensor, d: Tensor, eps: float, rms: bool) -> tuple[Tens
     return affine.affine_sqnorm(x, d, affine.statistics_of(x, None, eps, rms))
 
 
+@_there
 def group_norm_sqnorm(x: Tensor, d: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
     """See ``reference.group_norm_sqnorm``."""
     if d.numel() == 0:
@@ -158,6 +237,7 @@ def group_norm_sqnorm(x: Tensor, d: Tensor, groups: int, eps: float) -> tuple[Te
     return affine.affine_sqnorm(x, d, affine.statistics_of(x, groups, eps, rms=False))
 
 
+@_there
 def embedding_sqnorm(indices: Tensor, d: Tensor, padding_idx: int) -> Tensor:
     """See ``reference.embedding_sqnorm``."""
     if d.numel() == 0:
@@ -165,6 +245,7 @@ def embedding_sqnorm(indices: Tensor, d: Tensor, padding_idx: int) -> Tensor:
     return gram.embedding_sqnorm(indices, d, padding_idx)
 
 
+@_there
 def noisy_batch(
     x: Tensor,
     rows: Tensor,
@@ -190,6 +271,7 @@ def noisy_batch(
     )  # fmt: skip
 
 
+@_there
 def vote_count(
     values: Tensor, rows: Tensor, mode: str, thresholds: Tensor | None, inputs: int
 ) -> Tensor:
@@ -200,6 +282,10 @@ def vote_count(
 def _dry() -> bool:
     """Whether launches are recorded instead of executed; see ``benchmarking.gpu.dry_driver``."""
     return not torch.cuda.is_available() and unavailable() is None
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:2])
 
 
 def _extent(t: Tensor) -> int:

@@ -71,3 +71,26 @@ def test_info_says_that_no_figure_was_measured():
         "no figure was measured on a GPU"
         in json.loads(result.output)["backends"]["triton"]["figures"]
     )
+
+
+@no_gpu
+@pytest.mark.parametrize(
+    ("preparation", "words"),
+    [
+        ("torch.version.cuda = None", "PyTorch without CUDA"),
+        ("def init(): raise RuntimeError('Found no NVIDIA driver on your system')\n"
+         "torch.version.cuda, torch.cuda.init = '13.0', init", "no driver"),
+        ("def init(): raise RuntimeError('No CUDA GPUs are available')\n"
+         "torch.version.cuda, torch.cuda.init = '13.0', init", "no GPU"),
+        ("import triton; triton.__version__ = '3.1.0'", "unsupported version"),
+        ("import sys; sys.modules['triton.language'] = None", "Triton does not load"),
+    ],
+)  # fmt: skip
+def test_info_tells_apart_what_is_missing(preparation, words):
+    code = f"import torch\n{preparation}\nfrom gradood.cli import app\napp(['info', '--json'])"
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["backends"]["triton"]["problem"] == words

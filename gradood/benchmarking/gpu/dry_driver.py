@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
+import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
@@ -19,7 +21,9 @@ from gradood.errors import BackendError, InputError
 
 #: Shared memory that one block may use, in bytes.
 SHARED_MEMORY = {
+    "sm_75": 64 << 10,
     "sm_80": 163 << 10,
+    "sm_89": 99 << 10,
     "sm_90": 227 << 10,
     "sm_100": 227 << 10,
     "sm_120": 99 << 10,
@@ -27,6 +31,8 @@ SHARED_MEMORY = {
     "gfx950": 160 << 10,
 }
 TARGETS = tuple(SHARED_MEMORY)
+#: Those whose kernels are described in tests/kernels/resources.json.
+DESCRIBED = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950")
 #: Largest grid along each axis.
 GRID = (2**31 - 1, 65535, 65535)
 
@@ -58,8 +64,10 @@ class _Utilities:
     def get_device_properties(self, device: int) -> dict[str, int]:
         return {"max_shared_mem": SHARED_MEMORY[self._target], "warpSize": 32}
 
-    def load_binary(self, *arguments: Any) -> tuple[object, int, int, int, int]:
-        return object(), 0, 0, 0, 1024
+    def load_binary(self, *arguments: Any) -> tuple[object, ...]:
+        # Module, function, registers, spills and, from Triton 3.4, the most threads.
+        loaded = (object(), 0, 0, 0, 1024)
+        return loaded if hasattr(triton, "knobs") else loaded[:4]
 
 
 class _Driver:
@@ -82,6 +90,9 @@ class _Driver:
     def get_current_stream(self, device: int) -> int:
         return 0
 
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("meta")
+
 
 @contextmanager
 def dry(name: str) -> Iterator[list[Launch]]:
@@ -100,7 +111,7 @@ def dry(name: str) -> Iterator[list[Launch]]:
     if INTERPRETING:
         raise BackendError("nothing is compiled in the interpreter; unset TRITON_INTERPRET")
     launches: list[Launch] = []
-    before, run = driver._active, JITFunction.run
+    before, run = vars(driver).copy(), JITFunction.run  # Triton 3.2 keeps it elsewhere than 3.8
 
     def recorded(function: Any, *arguments: Any, **options: Any) -> Any:
         compiled = run(function, *arguments, **options)
@@ -114,7 +125,7 @@ def dry(name: str) -> Iterator[list[Launch]]:
         yield launches
     finally:
         JITFunction.run = run
-        driver._active = before
+        vars(driver).update(before)
 
 
 def _check(launch: Launch, name: str) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gradood.benchmarking.gpu.dry_driver import TARGETS, Launch, dry
+from gradood.benchmarking.gpu.dry_driver import DESCRIBED, TARGETS, Launch, dry
 from gradood.benchmarking.gpu.resources import resources
 
 MODELS = ("resnet18", "resnet50", "vit_b_16", "mobilenet_v3_large")
@@ -131,7 +131,7 @@ def main() -> None:
     """Record, replay, and write a summary by target and model."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--target", nargs="*", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--target", nargs="*", choices=TARGETS, default=list(DESCRIBED))
     parser.add_argument("--model", nargs="*", choices=MODELS, default=list(MODELS))
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--processes", type=int, default=2)

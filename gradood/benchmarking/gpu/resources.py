@@ -20,7 +20,7 @@ from typing import Any
 
 import triton
 
-from gradood.benchmarking.gpu.dry_driver import TARGETS, Launch, dry
+from gradood.benchmarking.gpu.dry_driver import DESCRIBED, Launch, dry
 from gradood.benchmarking.gpu.launch_cases import launch_cases
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -140,7 +140,7 @@ def main() -> None:
     """Compile, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--target", nargs="*", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--target", nargs="*", choices=DESCRIBED, default=list(DESCRIBED))
     parser.add_argument("--case", nargs="*", default=None, help="parts of names")
     parser.add_argument("--processes", type=int, default=2)
     chosen = parser.parse_args()

@@ -80,6 +80,14 @@ def tensors(**operands: Any) -> dict[str, Tensor]:
     return {role: t for role, t in operands.items() if isinstance(t, Tensor)}
 
 
+def as_multiplied(x: Tensor, d: Tensor) -> Tensor:
+    """An operator's input as its product saw it, which has the type of the output.
+
+    Autocast lowers the precision of what it is given, and autograd keeps the lowered input.
+    """
+    return x if x.dtype == d.dtype else x.to(d.dtype)
+
+
 def batch_comes_first(axis: SampleAxis) -> str | None:
     """Refuse samples that do not lie along dimension 0, for operators that name it the batch."""
     return "the samples do not lie along the operator's batch dimension" if axis.dim else None

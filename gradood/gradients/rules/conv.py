@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from gradood import ops
 from gradood.gradients.axis import SampleAxis
-from gradood.gradients.rules.call import Call, batch_comes_first, tensors
+from gradood.gradients.rules.call import Call, as_multiplied, batch_comes_first, tensors
 from gradood.ops import reference
 
 #: Elements of an unfolded input held at once.
@@ -86,7 +86,7 @@ class ConvCall(Call):
             x, d, _ = self._arrange(d, d)
             return {"bias": ops.bias_sqnorm(d.flatten(2))}
         assert x is not None
-        x, d, geometry = self._arrange(x, d)
+        x, d, geometry = self._arrange(as_multiplied(x, d), d)
         bias = "bias" in roles
         if not self.transposed:
             weight_norm, bias_norm = ops.conv_sqnorm(x, d, *geometry, bias)

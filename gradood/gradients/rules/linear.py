@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from gradood import ops
 from gradood.gradients.axis import SampleAxis
-from gradood.gradients.rules.call import Call, tensors
+from gradood.gradients.rules.call import Call, as_multiplied, tensors
 from gradood.gradients.rules.contraction import ContractionCall
 from gradood.gradients.source import is_source
 
@@ -49,7 +49,7 @@ class LinearCall(Call):
         if "weight" not in roles:
             return {"bias": ops.bias_sqnorm(d.transpose(1, 2))}
         assert x is not None
-        weight, bias = ops.linear_sqnorm(tokens(x), d, "bias" in roles)
+        weight, bias = ops.linear_sqnorm(as_multiplied(tokens(x), d), d, "bias" in roles)
         return {"weight": weight, "bias": bias}
 
     def gradient(self, x: Tensor | None, d: Tensor, role: str) -> Tensor:

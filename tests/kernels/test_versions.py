@@ -1,0 +1,52 @@
+"""What other versions of Triton lack, taken from the one that is there; the matrix has the rest."""
+
+import os
+import subprocess
+import sys
+
+from gradood.benchmarking.gpu import matrix
+
+
+def process(code):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_a_triton_without_knobs_and_without_bf16x3_serves_float32():
+    said = process(
+        "import torch, triton\n"
+        "from triton.backends.nvidia.compiler import CUDAOptions\n"
+        "CUDAOptions.allowed_dot_input_precisions = ('tf32', 'tf32x3', 'ieee')\n"
+        "del triton.knobs\n"
+        "from gradood.kernels import launch\n"
+        "from gradood.errors import InputError\n"
+        "from gradood.benchmarking.gpu.dry_driver import dry\n"
+        "with dry('sm_90'):\n"
+        "    print(launch.product_precision(torch.float32, 1 << 20, cancels=False))\n"
+        "    with launch.precision('bf16x3'):\n"
+        "        try: launch.product_precision(torch.float32, 1 << 20, cancels=False)\n"
+        "        except InputError as error: print('tf32x3' in str(error))\n"
+    )
+    assert said == ["tf32x3", "True"]
+
+
+def test_precisions_are_those_that_the_compiler_of_the_gpu_knows():
+    said = process(
+        "import torch\n"
+        "from gradood.kernels import launch\n"
+        "from gradood.benchmarking.gpu.dry_driver import dry\n"
+        "for name in ('sm_90', 'gfx942'):\n"
+        "    with dry(name):\n"
+        "        for cancels in (False, True):\n"
+        "            print(launch.product_precision(torch.float32, 1 << 20, cancels))\n"
+    )
+    assert said == ["bf16x3", "tf32x3", "bf16x3", "ieee"]
+
+
+def test_faults_are_noticed():
+    rows = {"a": {"state": "fails", "detail": "no"}, "b": {"state": "spills", "detail": {"k": 8}}}
+    assert len(matrix.faults({"3.2.0": {"sm_90": rows, "gfx942": rows}})) == 3
