@@ -183,6 +183,8 @@ def check_classified(model: nn.Module, x: Tensor, labels: Tensor, batch_size: in
         InputError: The labels are not int64 ``[N]``, or name no class of the model.
         ModelError: A part of the model is in training mode, or it makes NaN or Inf of ``x``.
     """
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise InputError(f"batch_size = {batch_size!r}; expected a whole number from 1 on")
     if not isinstance(labels, Tensor):
         raise InputError(f"labels must be a Tensor, int64 [{len(x)}], not {type(labels).__name__}")
     if labels.shape != x.shape[:1] or labels.dtype != torch.int64:
@@ -213,6 +215,8 @@ def _climb(
     batch_size: int,
 ) -> Tensor:
     """Steps of a fixed size up the cross-entropy; down it for a negative size."""
+    if not isinstance(steps, int) or steps < 0:
+        raise InputError(f"steps = {steps!r}; expected a whole number from 0 on")
     parts = []
     with torch.inference_mode(False):
         for rows in (

@@ -189,3 +189,11 @@ def test_wrappers_of_an_evaluated_model_have_no_mode_of_their_own():
     made = nn.Sequential(network, nn.Dropout(0.1))
     with pytest.raises(ModelError, match="training mode"):
         pgd(made, x, labels)
+
+
+@pytest.mark.parametrize("wrong", [{"steps": -1}, {"steps": 1.5}, {"batch_size": 0}])
+def test_numbers_of_steps_and_batches_are_whole_and_positive(wrong):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval()
+    x = torch.rand(4, 1, 4, 4)
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        pgd(network, x, network(x).argmax(1), **wrong)

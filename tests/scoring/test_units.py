@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
+import gradood
+from gradood.attacks import attack_score
 from gradood.cli import app
 from gradood.data.preprocessing import Preprocessing, Standardising
 from gradood.errors import InputError
@@ -162,3 +164,41 @@ def test_evaluate_attacks_and_guarantees_in_pixels(standardised):
         (found[units],) = json.loads(made.output)["sets"].values()
     gaps = {u: s["auroc"] - s["attacked linf:0.03"]["auroc"] for u, s in found.items()}
     assert SimpleNamespace(**gaps).pixels >= SimpleNamespace(**gaps).input
+
+
+def test_epsilon_is_that_of_an_attack_on_the_model_of_pixels(standardised):
+    """The command's figures are the library's, of a model that standardises by itself."""
+    import units_network
+
+    built = units_network.build()
+    network = built[0] if isinstance(built, tuple) else built
+    pixels = {}
+    for name, place in (("normal", 0.42), ("strange", 0.47)):
+        rows = (
+            torch.full((20, 1, 4, 4), place) + torch.linspace(-0.04, 0.04, 20)[:, None, None, None]
+        )
+        np.save(standardised / f"{name}.npy", ((rows - 0.4) / 0.2).numpy())
+        pixels[name] = rows
+
+    class OfPixels(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network
+
+        def forward(self, x):
+            return self.network((x - 0.4) / 0.2)
+
+    detector = gradood.Energy(OfPixels().eval())
+    normal = detector.score(pixels["normal"])
+    for epsilon in (0.005, 0.02):
+        made = run(
+            "evaluate", "--normal", standardised / "normal.npy", "--anomalous",
+            standardised / "strange.npy", "--detector", "energy", "--model",
+            "units_network:build", "--json", "--attack", f"linf:{epsilon}", "--steps", 20,
+        )  # fmt: skip
+        assert made.exit_code == 0, made.output
+        (found,) = json.loads(made.output)["sets"].values()
+        moved = attack_score(detector, pixels["strange"], epsilon=epsilon, steps=20)
+        expected = gradood.evaluate(normal, moved.score).auroc
+        assert found[f"attacked linf:{epsilon}"]["auroc"] == pytest.approx(expected, abs=0.01)
+        assert expected < found["auroc"] - 0.02  # else any epsilon would do
