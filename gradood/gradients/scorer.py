@@ -299,7 +299,7 @@ class Scorer:
 
 
 def _parts(samples: int, most: int, even: bool = True) -> Iterator[slice]:
-    """As few parts of a batch as there must be, as even as they can be with one size but the last."""
+    """As few parts of a batch as there must be, of one size but for the last."""
     size = -(-samples // -(-samples // most)) if even else most
     return (slice(start, start + size) for start in range(0, samples, size))
 
