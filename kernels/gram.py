@@ -52,6 +52,20 @@ def inner_products(rows, columns, row_inside, column_inside, size, stride, total
     return total
 
 
+@triton.jit
+def inner_squares(rows, inside, size, stride, total, BK: tl.constexpr, PRECISION: tl.constexpr):
+    """Add ``Σ_k rows[i, k] rows[j, k]``: the same for a tile on the diagonal, from one load."""
+    for start in range(0, size, BK):
+        k = start + tl.arange(0, BK)
+        block = tl.load(
+            rows[:, None] + (k * stride)[None, :],
+            mask=inside[:, None] & (k < size)[None, :],
+            other=0.0,
+        )
+        total = tl.dot(block, tl.trans(block), total, input_precision=PRECISION)
+    return total
+
+
 @triton.jit(do_not_specialize=["blocks", "padding"])
 def _gram_kernel(
     x,  # [N, T, Q], or indices [N, T, 1]
@@ -72,6 +86,7 @@ def _gram_kernel(
     BK: tl.constexpr,
     PRECISION: tl.constexpr,
     INDEXED: tl.constexpr,
+    ONCE: tl.constexpr,
     BIAS: tl.constexpr,
 ):
     program = tl.program_id(0)
@@ -90,10 +105,15 @@ def _gram_kernel(
         of_x += ((index_t[:, None] == index_s[None, :]) & (index_t != padding)[:, None]).to(
             tl.float32
         )
+    elif ONCE and i == j:
+        of_x = inner_squares(x + t * x_t, t < T, Q, x_q, of_x, BK, PRECISION)
     else:
         of_x = inner_products(x + t * x_t, x + s * x_t, t < T, s < T, Q, x_q, of_x, BK, PRECISION)
     of_d = tl.zeros((BT, BT), tl.float32)
-    of_d = inner_products(d + t * d_t, d + s * d_t, t < T, s < T, P, d_p, of_d, BK, PRECISION)
+    if ONCE and i == j:
+        of_d = inner_squares(d + t * d_t, t < T, P, d_p, of_d, BK, PRECISION)
+    else:
+        of_d = inner_products(d + t * d_t, d + s * d_t, t < T, s < T, P, d_p, of_d, BK, PRECISION)
     twice = tl.where(i == j, 1.0, 2.0)
     row = partial + sample * (2 * pairs if BIAS else pairs)
     tl.store(row + pair, twice * tl.sum(of_x * of_d))
@@ -147,7 +167,7 @@ def _packed_gram_kernel(
 def gram_sqnorm(x: Tensor, d: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
     """Both norms from inner products, for ``x`` ``[N, T, Q]`` and ``d`` ``[N, T, P]``."""
     tokens, products = x.shape[1], x.shape[1] ** 2 * (x.shape[2] + d.shape[2]) // 2
-    chosen = settings("gram", x.dtype)
+    chosen = settings("gram", x.dtype, tokens)
     how = product_precision(x.dtype, products, cancels=True)
     room = triton.next_power_of_2(tokens)
     if 2 * room > chosen.tokens:
@@ -186,7 +206,7 @@ def embedding_sqnorm(indices: Tensor, d: Tensor, padding_idx: int) -> Tensor:
 def _pairs(
     x: Tensor, d: Tensor, bias: bool, how: str, padding: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    chosen = settings("gram", d.dtype)
+    chosen = settings("gram", d.dtype, x.shape[1])
     block = min(chosen.tokens, max(16, triton.next_power_of_2(x.shape[1])))
     blocks = triton.cdiv(x.shape[1], block)
     pairs = blocks * (blocks + 1) // 2
@@ -206,6 +226,7 @@ def _pairs(
         BK=chosen.inputs,
         PRECISION=how,
         INDEXED=padding is not None,
+        ONCE=chosen.once,
         BIAS=bias,
         **chosen.options,
     )

@@ -51,6 +51,8 @@ class Settings(NamedTuple):
     inputs: int
     warps: int
     stages: int
+    #: Whether tiles on the diagonal of a Gram matrix are loaded once.
+    once: bool = False
 
     @property
     def options(self) -> dict[str, int]:

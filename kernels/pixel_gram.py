@@ -119,7 +119,7 @@ def shift_gram_sqnorm(
     pixels, tokens = height * width, d.shape[2] * d.shape[3]
     products = (pixels**2 * channels + tokens**2 * outputs) // 2
     how = product_precision(x.dtype, products, cancels=True)
-    chosen = settings("gram", x.dtype)
+    chosen = settings("gram", x.dtype, 64)
     stride = triton.cdiv(pixels, 16) * 16
     gram = torch.empty(samples, pixels, stride, dtype=torch.float32, device=x.device)
     block, blocks, pairs = _tiles(pixels, chosen.tokens)

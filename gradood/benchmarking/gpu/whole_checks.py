@@ -36,7 +36,7 @@ class Recurrent(nn.Module):
         return out
 
 
-def small_network() -> tuple[nn.Module, Tensor]:
+def small_network() -> tuple[nn.Sequential, Tensor]:
     """A convolution, a norm and a linear layer, for what is not about sizes."""
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(576, 7)]
@@ -90,7 +90,8 @@ def graph_check(device: str) -> Iterator[Check]:
         yield _against(f"graph: replay {step}", _norms(model, x, cuda_graph=True), wanted)
         x = x.flip(0) * 0.5
         with torch.no_grad():
-            model[4].weight.mul_(1.5)
+            for p in model[4].parameters():
+                p.mul_(1.5)
     model[2] = nn.GELU()
     wanted = _norms(model, x)
     yield _against("graph: an edited model", _norms(model, x, cuda_graph=True), wanted)
@@ -174,7 +175,9 @@ def noise_options_check(backend: Any, device: str) -> Iterator[Check]:
     arguments: tuple[Any, ...] = (x, rows, rows + 7, rows + 2**31, key)
     for options in every:
         got = backend.noisy_batch(*arguments, *options)
-        on_cpu = [a.cpu() if isinstance(a, Tensor) else a for a in (*arguments, *options)]
+        on_cpu: list[Any] = [
+            a.cpu() if isinstance(a, Tensor) else a for a in (*arguments, *options)
+        ]
         wanted = reference.noisy_batch(*on_cpu)
         wrong = int((got.cpu() != wanted).sum())
         _, low, high, centre, _, dtype, last = options
