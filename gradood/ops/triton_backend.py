@@ -112,6 +112,10 @@ def reject(op: str, *args: object) -> str | None:
     if op == "grid_batch":
         return "noise in float64 is left to PyTorch"
     tensors = [a for a in args if isinstance(a, Tensor)]
+    if not launch.INTERPRETING and tensors[0].device.type in ("cuda", "meta"):
+        reason = unsupported(tensors[0].device)
+        if reason is not None:
+            return reason
     for t in tensors[:2]:
         if t.is_floating_point() and t.dtype not in _DTYPES:
             return f"{t.dtype} is left to PyTorch"
@@ -122,8 +126,6 @@ def reject(op: str, *args: object) -> str | None:
             return f"tensor on {t.device}"
         if t.device != tensors[0].device:
             return f"tensors on {tensors[0].device} and {t.device}"
-    if not launch.INTERPRETING and (reason := unsupported(tensors[0].device)) is not None:
-        return reason
     if op == "conv_sqnorm" and tensors[0].dim() > 5:
         return "more than three spatial dimensions"
     return None

@@ -1,10 +1,15 @@
 """What other versions of Triton lack, taken from the one that is there; the matrix has the rest."""
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 from gradood.benchmarking.gpu import matrix
+from gradood.benchmarking.gpu.launch_cases import launch_cases
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
 def process(code):
@@ -45,6 +50,20 @@ def test_precisions_are_those_that_the_compiler_of_the_gpu_knows():
         "            print(launch.product_precision(torch.float32, 1 << 20, cancels))\n"
     )
     assert said == ["bf16x3", "tf32x3", "bf16x3", "ieee"]
+
+
+def test_the_committed_matrix_has_no_fault_and_is_not_all_refusals():
+    """Whole rows only; `--missing` compiles what it lacks so far."""
+    table = json.loads((RESULTS / "triton_matrix.json").read_text())
+    assert set(table) <= set(matrix.VERSIONS) and {"3.2.0", "3.6.0"} <= set(table)
+    assert matrix.faults(table) == []
+    for version, targets in table.items():
+        assert set(targets) <= set(matrix.TARGETS)
+        for target, rows in targets.items():
+            assert set(rows) == set(launch_cases()), (version, target)
+    for version, target in (("3.2.0", "sm_90"), ("3.6.0", "sm_90"), ("3.6.0", "sm_100")):
+        assert {row["state"] for row in table[version][target].values()} == {"compiles"}
+    assert (RESULTS / "triton_matrix.md").read_text() == matrix.as_markdown(table)
 
 
 def test_faults_are_noticed():
