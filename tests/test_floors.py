@@ -15,6 +15,8 @@ NAMED = {
     ("data/embedded.py", "gradood.data"),
     ("distro/discriminator.py", "gradood.data"),
     ("evaluation/reports/html.py", "gradood.evaluation.reports"),
+    ("benchmarking/gpu/selftest.py", "gradood.benchmarking.gpu.selftest"),
+    ("cli/info.py", "gradood.ops.triton_backend"),
     ("benchmarking/arithmetic.py", "gradood.benchmarking.arithmetic"),
     ("benchmarking/job.py", "gradood.benchmarking.worker"),
 }

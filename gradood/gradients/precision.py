@@ -34,7 +34,7 @@ def multiplied(precision: str) -> Iterator[None]:
     """Multiply float32 operands as ``precision`` says inside the block.
 
     Raises:
-        InputError: there is no such precision.
+        InputError: There is no such precision.
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision {precision!r} is not known; use {' or '.join(PRECISIONS)}")

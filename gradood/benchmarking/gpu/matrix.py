@@ -75,7 +75,7 @@ def matrix(
     """What becomes of each case, a version of Triton and a target at a time.
 
     Raises:
-        BackendError: a version of Triton cannot be installed.
+        BackendError: A version of Triton cannot be installed.
     """
     for version in versions:
         _install(version, folder)

@@ -188,7 +188,7 @@ def _facts() -> dict[str, Any]:
 def _works() -> bool:
     try:
         torch.cuda.synchronize()
-        return bool(torch.ones(1, device="cuda").sum() == 1)
+        return bool(torch.ones(1, dtype=torch.float32, device="cuda").sum() == 1)
     except Exception:
         return False
 
