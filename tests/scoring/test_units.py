@@ -202,3 +202,18 @@ def test_epsilon_is_that_of_an_attack_on_the_model_of_pixels(standardised):
         expected = gradood.evaluate(normal, moved.score).auroc
         assert found[f"attacked linf:{epsilon}"]["auroc"] == pytest.approx(expected, abs=0.01)
         assert expected < found["auroc"] - 0.02  # else any epsilon would do
+
+
+def test_guaranteed_radii_are_in_pixels(standardised):
+    """Normal inputs 0.2 pixels, which are 1 of the input's units, from the anomalous ones."""
+    for name, value in (("normal", 0.75), ("anomalous", 0.55)):
+        np.save(standardised / f"{name}.npy", np.full((3, 1, 4, 4), (value - 0.4) / 0.2, "float32"))
+    common = ("evaluate", "--normal", standardised / "normal.npy", "--anomalous",
+              standardised / "anomalous.npy", "--detector", "max-softmax", "--model",
+              "units_network:build", "--json", "--samples", 1000)  # fmt: skip
+    for units, near, far in (("pixels", 1, 0), ("input", 1, 1)):
+        made = run(*common, "--units", units, "--guarantee", "l2:0.05", "--guarantee", "l2:0.3")
+        assert made.exit_code == 0, made.output
+        (found,) = json.loads(made.output)["sets"].values()
+        assert found["guaranteed l2:0.05"]["auroc"] == near
+        assert found["guaranteed l2:0.3"]["auroc"] == far
