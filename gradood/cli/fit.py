@@ -68,6 +68,7 @@ def fit(
         made = fitting.make_detector(detector, loaded)
         normal, held_out = _split(streams.source(inputs), calibrate, streams, detector)
         others = streams.source(anomalous) if anomalous else None
+        fitting.require_kinds(made, others)
         _check_count(held_out.count(), fpr, calibrate)
         parts = [s.count() for s in (normal, held_out, others) if s is not None]
         total = None if None in parts else sum(count or 0 for count in parts)

@@ -78,6 +78,18 @@ def check_visible(kind: type[Detector], loaded: LoadedModel, compiled: bool) -> 
     refuse_script(loaded.model)
 
 
+def require_kinds(detector: Detector, anomalous: Source | None) -> None:
+    """Refuse anomalous inputs that a detector does not learn from, or lacks.
+
+    Raises:
+        InputError: They are missing or not wanted.
+    """
+    wants_both = isinstance(detector, ConfoundingDetector)
+    if wants_both != (anomalous is not None):
+        needs = "needs" if wants_both else "takes no"
+        raise InputError(f"{type(detector).__name__} {needs} --anomalous inputs")
+
+
 def fit(
     detector: Detector,
     normal: Source,
@@ -97,10 +109,7 @@ def fit(
     Raises:
         InputError: A source holds no usable input, or anomalous ones are missing or not wanted.
     """
-    wants_both = isinstance(detector, ConfoundingDetector)
-    if wants_both != (anomalous is not None):
-        needs = "needs" if wants_both else "takes no"
-        raise InputError(f"{type(detector).__name__} {needs} --anomalous inputs")
+    require_kinds(detector, anomalous)
     if not isinstance(detector, NormDetector):
         return 0
     norms = [_norms(detector, source, stream, advance) for source in (normal, anomalous) if source]
