@@ -104,6 +104,12 @@ def mutated(case, chance):
     return "; ".join(done), Case(case.op, tuple(arguments))
 
 
+def largest(t):
+    """Of the finite numbers."""
+    usable = not (t.is_sparse or t.is_meta) and t.numel() > 0
+    return t.double().nan_to_num(0, 0, 0).abs().max().item() if usable else 0.0
+
+
 def expected(case):
     """What the specification makes of it, or None where it refuses too."""
     try:
@@ -124,9 +130,11 @@ def test_wrong_arguments_are_errors_or_harmless(op):
         except ERRORS:
             refused += 1
             continue
-        for got, right in zip(as_tuple(found), expected(case) or as_tuple(found), strict=True):
+        rights = expected(case) or as_tuple(found)
+        least = 1e-5 + 1e-6 * max(map(largest, rights), default=0.0)  # rounding, where all cancels
+        for got, right in zip(as_tuple(found), rights, strict=True):
             if not (right.is_sparse or right.is_meta or right is got):  # what is empty stays so
-                close = torch.isclose(got.double(), right.double(), 1e-2, 1e-5, equal_nan=True)
+                close = torch.isclose(got.double(), right.double(), 1e-2, least, equal_nan=True)
                 assert close.all(), what
     assert refused > 50
 
