@@ -176,7 +176,7 @@ def _path(part: str, one: Classifier, sizes: Sizes, cache: Path) -> Path:
     """Where rows are kept: under a hash of the part, the weights, the sizes and the code."""
     here, package = Path(__file__).parent, Path(gradood.__file__).parent
     code = [here / "peers.py", here / "picture_sets.py", here / "protocols.py"]
-    code += [*package.glob("detectors/*.py"), package / "data/suite.py"]
+    code += [*package.glob("detectors/*.py"), here.parent / "datasets/suite.py"]
     if part in ("attacks", "supervised attacks", "tried"):
         code += [here / "attacked.py", *package.glob("attacks/*.py")]
     if part.startswith("tried") or part == "five networks":
