@@ -12,7 +12,8 @@ cd "$folder"
 GRADOOD_BUILD_EXT=1 GRADOOD_SANITIZE=address,undefined \
     "$python" setup.py -q build_ext --inplace >build.log 2>&1 || { cat build.log; exit 1; }
 runtime=$(${CXX:-g++} -print-file-name=libasan.so):$(${CXX:-g++} -print-file-name=libstdc++.so)
-# PyTorch itself leaks at exit, and asks for more memory than there is where a size is absurd. Threads and opcheck start processes or compilers of their own.
+# PyTorch itself leaks at exit, and asks for more memory than there is where a size is absurd.
+# Threads and opcheck start processes or compilers of their own.
 LD_PRELOAD=$runtime OMP_NUM_THREADS=1 \
     ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:allocator_may_return_null=1 \
     UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
