@@ -44,7 +44,7 @@ def test_largest_radius_of_a_decision(points):
 
 def test_a_quantile_other_than_the_median(points):
     """The 10 % quantile is above the threshold out to x - 0.5 * 1.28 only."""
-    smoothing = gradood.Smoothing(sigma=0.5, n=8000)
+    smoothing = gradood.Smoothing(sigma=0.5, n=8000, seed=0)
     arguments = {"threshold": 0.0, "q": 0.1}
     found = gradood.certify_decision(first, points(1.2), smoothing, **arguments)
     truth = 1.2 + 0.5 * ndtri(0.1)
