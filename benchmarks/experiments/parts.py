@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
@@ -20,11 +18,9 @@ from benchmarks.experiments.classifiers import MAIN, Classifier
 from benchmarks.experiments.observations import KNOWN, VERSION, Observer, digest
 from benchmarks.experiments.picture_sets import embedded_suite, near_suite
 from benchmarks.experiments.protocols import Fitted, Study
-from benchmarks.experiments.rows import Row, read, write
+from benchmarks.experiments.rows import Row, kept
 from benchmarks.experiments.tried import NETWORKS, fused, tried, tried_networks
 from gradood.data import ImageSet
-
-log = logging.getLogger("gradood")
 
 
 class Sizes(NamedTuple):
@@ -42,15 +38,8 @@ FULL, SMALL = Sizes(1000, 5000, 5000, 300), Sizes(24, 120, 120, 20)
 
 def rows_of(one: Classifier, sizes: Sizes, cache: Path) -> list[Row]:
     """Every part for one classifier; its seed is that of the splits and fits, too."""
-    run, rows = (_Near if one.held_out else _Run)(one, sizes, cache), []
-    for name, part in run.parts().items():
-        path = _path(name, one, sizes, cache)
-        if not path.exists():
-            start = time.monotonic()
-            write(part(), path)
-            log.info("%s, %s: %.0f s", one.name, name, time.monotonic() - start)
-        rows += read(path)
-    return rows
+    run = (_Near if one.held_out else _Run)(one, sizes, cache)
+    return kept(one.name, run.parts(), lambda part: _path(part, one, sizes, cache))
 
 
 def suite_of(seed: int, sizes: Sizes) -> Suite:

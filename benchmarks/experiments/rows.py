@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple, get_type_hints
 
 from torch import Tensor
 
 from gradood.evaluation import evaluate
+
+log = logging.getLogger("gradood")
 
 #: The part of rows that name a detector that does not run, and, in place of a set, why.
 FAILED = "does not run"
@@ -55,3 +59,18 @@ def write(rows: Iterable[Row], path: Path) -> None:
         writer.writerow(Row._fields)
         for row in rows:
             writer.writerow([f"{v:.3f}" if isinstance(v, float) else v for v in row])
+
+
+def kept(
+    name: str, parts: Mapping[str, Callable[[], list[Row]]], path: Callable[[str], Path]
+) -> list[Row]:
+    """The rows of every part: those in its file, or else computed and written there."""
+    found = []
+    for part, make in parts.items():
+        file = path(part)
+        if not file.exists():
+            start = time.monotonic()
+            write(make(), file)
+            log.info("%s, %s: %.0f s", name, part, time.monotonic() - start)
+        found += read(file)
+    return found

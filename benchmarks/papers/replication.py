@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,12 +17,10 @@ from benchmarks.experiments.attacked import ATTACKS as EVERY_ATTACK
 from benchmarks.experiments.attacked import Attacked, attacked_halves
 from benchmarks.experiments.observations import VERSION, Observer, digest
 from benchmarks.experiments.protocols import PAPER, Study, Supervised, paper_detector
-from benchmarks.experiments.rows import Row, read, write
+from benchmarks.experiments.rows import Row, kept
 from gradood.attacks import evade, pgd
 from gradood.data import ImageSet
 from gradood.detectors import ConfoundingDetector, Detector, Energy, GradientDetector
-
-log = logging.getLogger("gradood")
 
 SETS = (
     *("svhn-test", "cifar100-test", "tiny-imagenet", "textures", "scenes"),
@@ -76,15 +72,7 @@ class Replication:
 
     def rows(self) -> list[Row]:
         """Every part: what is kept of an earlier run, the rest computed."""
-        found = []
-        for part, make in self._parts().items():
-            path = self._path(part)
-            if not path.exists():
-                start = time.monotonic()
-                write(make(), path)
-                log.info("%s, %s: %.0f s", self.name, part, time.monotonic() - start)
-            found += read(path)
-        return found
+        return kept(self.name, self._parts(), self._path)
 
     def accuracy(self) -> float:
         """On both halves of the normal pictures, in percent."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import cross_entropy
 
 from gradood.attacks.ball import Limits, Norm, make_ball
 from gradood.attacks.iterative import Adversarial, check_classified, logits_to_follow, outcome
 from gradood.attacks.search import Budget, Expectation, search
 from gradood.errors import InputError
+from gradood.gradients.decision import margin
 from gradood.smoothing.fingerprint import fingerprint
 
 LOSSES = ("cross_entropy", "margin", "probability")
@@ -85,12 +85,5 @@ def _loss(logits: Tensor, labels: Tensor, loss: str) -> Tensor:
     if loss == "cross_entropy":
         return cross_entropy(logits, labels, reduction="none")
     if loss == "margin":
-        return margin(logits, labels)
+        return -margin(logits, labels)
     return -logits.softmax(1).gather(1, labels[:, None])[:, 0]
-
-
-def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """``max_{c != y} z_c - z_y``, ``[n]``: positive where the prediction is another class."""
-    own = one_hot(labels, logits.shape[1]).bool()
-    others = logits.masked_fill(own, -torch.inf)
-    return others.amax(1) - logits.gather(1, labels[:, None])[:, 0]

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from gradood.attacks.ball import Norm, make_ball
-from gradood.attacks.classifier import margin
-from gradood.attacks.iterative import check_classified, outcome
+from gradood.attacks.iterative import check_classified, logits_to_follow, outcome
 from gradood.attacks.scores import DifferentiableScore, differentiable
 from gradood.attacks.search import Budget, search
 from gradood.detectors import Detector
 from gradood.errors import InputError
-from gradood.gradients.validation import class_logits
+from gradood.gradients.decision import margin
+from gradood.results import Result
 from gradood.smoothing.fingerprint import fingerprint
 
 #: What a point that does not fool is behind every point that does.
@@ -24,7 +24,7 @@ _BEHIND = 1e9
 
 
 @dataclass(frozen=True)
-class Evasion:
+class Evasion(Result):
     """Images that an adaptive attack made, whether they fool, and what the detector says of them.
 
     Attributes:
@@ -93,7 +93,7 @@ def evade(
     Raises:
         InputError: An argument is out of range.
         ModelError: A part of the model is in training mode, or it makes NaN or Inf of ``x``; or the
-            score is not ``[N]``, or has no derivative.
+            score is not ``[N]``, or it or the logits have no derivative.
         CheckpointError: ``state`` belongs to another run.
         NotFittedError: The detector is not fitted.
     """
@@ -104,7 +104,7 @@ def evade(
     evaluate = differentiable(score)
 
     def loss(points: Tensor, rows: Tensor) -> Tensor:
-        beyond = margin(class_logits(model, points).double(), labels[rows])
+        beyond = -margin(logits_to_follow(model, points).double(), labels[rows])
         return torch.where(beyond > confidence, -evaluate(points).to(beyond), beyond - _BEHIND)
 
     identity: dict[str, Any] = {"model": fingerprint(model), "score": fingerprint(score)}

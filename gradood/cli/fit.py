@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -93,7 +92,9 @@ def fit(
 
 def _check_count(held_out: int | None, fpr: float, calibrate: list[Path] | None) -> None:
     """Say before the work that there are too few inputs for a threshold, where that is known."""
-    needed = math.ceil(1 / fpr - 1)
+    from gradood.detectors.threshold import fewest_inputs
+
+    needed = fewest_inputs(fpr)
     if held_out is None or held_out >= needed:
         return
     more = f"give --calibrate {needed} inputs" if calibrate else (

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from gradood.detectors.batches import AnyBatch
 from gradood.gradients import GradientNorms
-from gradood.gradients.decision import as_classes
+from gradood.gradients.decision import as_classes, margin
 from gradood.gradients.validation import class_logits
 from gradood.inputs import Inputs
 
@@ -48,14 +48,8 @@ def margin_drop(norms: GradientNorms) -> Tensor:
     assert norms.copies is not None
     logits = as_classes(norms.logits).float()
     classes = logits.argmax(1)
-    copies = [_margins(copy.float(), classes) for copy in norms.copies.unbind(1)]
-    return _margins(logits, classes) - torch.stack(copies).mean(0)
-
-
-def _margins(logits: Tensor, classes: Tensor) -> Tensor:
-    own = classes[:, None]
-    others = logits.scatter(1, own, -torch.inf).amax(1)
-    return logits.gather(1, own)[:, 0] - others
+    copies = [margin(copy.float(), classes) for copy in norms.copies.unbind(1)]
+    return margin(logits, classes) - torch.stack(copies).mean(0)
 
 
 def _changes(batch: AnyBatch) -> list[_Change] | None:

@@ -23,6 +23,11 @@ class Calibration:
     inputs: int
 
 
+def fewest_inputs(fpr: float) -> int:
+    """How many normal inputs a threshold for ``fpr`` needs at least, ``ceil(1 / fpr - 1)``."""
+    return math.ceil(1 / fpr - 1)
+
+
 def conservative_threshold(scores: Tensor, fpr: float) -> float:
     """The k-th smallest of n normal scores, ``k = ceil((n + 1)(1 - fpr))``.
 
@@ -47,7 +52,7 @@ def conservative_threshold(scores: Tensor, fpr: float) -> float:
     if rank > n:
         raise InputError(
             f"{n} normal inputs are too few to calibrate fpr = {fpr}; "
-            f"at least {math.ceil(1 / fpr - 1)} are needed"
+            f"at least {fewest_inputs(fpr)} are needed"
         )
     # NaN sorts last, as if it were the most anomalous.
     threshold = float(scores.sort().values[rank - 1])

@@ -23,6 +23,13 @@ def predicted(logits: Tensor) -> Tensor:
     return as_classes(logits).argmax(1)
 
 
+def margin(logits: Tensor, classes: Tensor) -> Tensor:
+    """``z_c − max_{k≠c} z_k`` ``[N]`` of logits ``[N, C]``, C ≥ 2, and classes ``[N]``."""
+    own = classes[:, None]
+    others = logits.scatter(1, own, -torch.inf).amax(1)
+    return logits.gather(1, own)[:, 0] - others
+
+
 def not_finite_rows(*tensors: Tensor | None) -> Tensor:
     """Which rows ``[N]`` hold NaN or Inf in any of some tensors ``[N, ...]``."""
     finite = [t.flatten(1).isfinite().all(1) for t in tensors if t is not None]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from typing import Any
 
 import torch
@@ -64,6 +65,11 @@ def _exactly() -> Iterator[None]:
                 _write(_BEFORE.pop())
 
 
+@cache
+def _switches() -> list[tuple[Callable[[], Any], Callable[[Any], Any]]]:
+    return _older() + _newer()
+
+
 def _older() -> list[tuple[Callable[[], Any], Callable[[Any], Any]]]:
     """The switches of PyTorch before 2.9: they must agree with the newer, or reading them fails."""
     return [
@@ -87,7 +93,7 @@ def _newer() -> list[tuple[Callable[[], Any], Callable[[Any], Any]]]:
 
 def _read() -> list[Any]:
     found: list[Any] = []
-    for read, _ in _older() + _newer():
+    for read, _ in _switches():
         value = None
         with suppress(RuntimeError):  # set by the newer switches in a way the older cannot say
             value = read()
@@ -96,10 +102,11 @@ def _read() -> list[Any]:
 
 
 def _write(values: list[Any]) -> None:
-    for (_, write), value in zip(_older() + _newer(), values, strict=True):
+    for (_, write), value in zip(_switches(), values, strict=True):
         if value is not None:
             write(value)
 
 
 def _switch_off() -> None:
-    _write([False, False, "highest", *["ieee"] * len(_newer())])
+    older = [False, False, "highest"]
+    _write([*older, *["ieee"] * (len(_switches()) - len(older))])

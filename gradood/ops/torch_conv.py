@@ -33,6 +33,22 @@ def unless_cancelled(
     return total
 
 
+def _pads(
+    sizes: Sequence[int],
+    output: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> list[int]:
+    """Zeros before and after each dimension, the last one first, so that every tap lies inside."""
+    pads: list[int] = []
+    for i in reversed(range(len(kernel_size))):
+        reach = (output[i] - 1) * stride[i] + (kernel_size[i] - 1) * dilation[i] + 1
+        pads += [padding[i], max(0, reach - padding[i] - sizes[i])]
+    return pads
+
+
 def _pad_to_output(
     x: Tensor,
     output: Sequence[int],
@@ -42,10 +58,7 @@ def _pad_to_output(
     dilation: Sequence[int],
 ) -> Tensor:
     """Pad ``x`` with zeros so that every tap of every output position lies inside."""
-    pads: list[int] = []
-    for i in reversed(range(len(kernel_size))):
-        reach = (output[i] - 1) * stride[i] + (kernel_size[i] - 1) * dilation[i] + 1
-        pads += [padding[i], max(0, reach - padding[i] - x.shape[2 + i])]
+    pads = _pads(x.shape[2:], output, kernel_size, stride, padding, dilation)
     return functional.pad(x, pads) if any(pads) else x.contiguous()
 
 
@@ -128,10 +141,7 @@ def shift_gram(
     pixels, gradients = x.flatten(2), d.flatten(2)
     inputs = torch.bmm(pixels.transpose(1, 2), pixels).view(n, height, width, height, width)
     outputs = torch.bmm(gradients.transpose(1, 2), gradients).view(n, *output, *output)
-    pads = []
-    for i in (1, 0):
-        reach = (output[i] - 1) * stride[i] + (kernel_size[i] - 1) * dilation[i] + 1
-        pads += [padding[i], max(0, reach - padding[i] - x.shape[2 + i])]
+    pads = _pads(x.shape[2:], output, kernel_size, stride, padding, dilation)
     inputs = functional.pad(inputs, pads + pads)
 
     def rows(tap: int, axis: int) -> slice:

@@ -73,3 +73,15 @@ def test_what_cannot_be_attacked_is_refused(attacked):
         evade(model, lambda x: x.mean(), x[:2], labels[:2], steps=1, restarts=1)
     with pytest.raises(ModelError, match="derivative"):
         evade(model, lambda x: x.detach().sum((1, 2, 3)), x[:2], labels[:2], steps=1, restarts=1)
+
+
+def test_a_classifier_without_a_gradient_is_refused(attacked):
+    """The score alone has one: the attack would go nowhere that fools."""
+
+    class Deaf(nn.Module):
+        def forward(self, x):
+            return torch.stack([x.detach().mean((1, 2, 3)), x.detach().amax((1, 2, 3))], 1)
+
+    x = attacked[2][:2]
+    with pytest.raises(ModelError, match="no gradient"):
+        evade(Deaf().eval(), lambda x: x.sum((1, 2, 3)), x, torch.ones(2, dtype=torch.int64))

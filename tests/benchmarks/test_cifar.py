@@ -1,8 +1,6 @@
 """The CIFAR-10 suite: its network, its control, and its command on a few pictures."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +16,7 @@ from benchmarks.experiments.picture_peers import PicturePeers, pieces_of
 from benchmarks.experiments.protocols import Study
 from gradood.data import ImageSet
 from gradood.errors import InputError
-
-ROOT = Path(__file__).parents[2]
+from tests.commands import run_module
 
 
 def test_a_network_is_what_its_weights_are(tmp_path):
@@ -94,14 +91,7 @@ def test_the_command_writes_its_page(tmp_path):
             (data / path.name).symlink_to(path)
     options = "--network resnet20 --fit 300 --seeds 1 --count 40 --normal 80 --attacked 4"
     places = ["--data", str(data), "--cache", str(tmp_path / "cache"), "--output", str(tmp_path)]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.cifar", *options.split(), *places],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    run_module("benchmarks.cifar", *options.split(), *places)
     page = (tmp_path / "cifar.md").read_text(encoding="utf-8")
     for name in ('GradientDetector "forward"', "pytorch-ood ODIN", "pytorch-ood Gram", CONTROL):
         assert name in page

@@ -1,9 +1,6 @@
 """The experiments on the pictures in the package, as their command runs them."""
 
 import csv
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,20 +9,15 @@ from benchmarks.experiments.page import architectures
 from benchmarks.experiments.results import FAST
 from benchmarks.experiments.rows import Row
 from benchmarks.experiments.targets import targets
+from tests.commands import run_module
 
-ROOT = Path(__file__).parents[2]
 DETECTORS = ('GradientDetector "fast"', 'GradientDetector "adversarial"', "GradientKNN", "Energy")
 
 
 def run(folder: Path) -> list[dict[str, str]]:
-    command = [sys.executable, "-m", "benchmarks.experiments", "--small"]
-    places = ["--cache", str(folder / "cache"), "--output", str(folder)]
     folder.mkdir()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
-    done = subprocess.run(
-        command + places, cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    places = ["--cache", str(folder / "cache"), "--output", str(folder)]
+    run_module("benchmarks.experiments", "--small", *places)
     with (folder / "experiments.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 

@@ -1,17 +1,13 @@
 """The first paper's protocol on CIFAR-10: its page, and its command on a few pictures."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from benchmarks.experiments.rows import Row
 from benchmarks.papers.page import markdown
 from benchmarks.papers.replication import Sizes
-
-ROOT = Path(__file__).parents[2]
+from tests.commands import run_module
 
 
 def row(part, detector, name, auroc):
@@ -52,14 +48,7 @@ def test_the_command_writes_the_same_page_twice(tmp_path):
     for number in "12":
         places = ["--data", os.environ["GRADOOD_DATA"], "--output", str(tmp_path)]
         places += ["--cache", str(tmp_path / number)]
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.papers.gradients", *options.split(), *places],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
+        run_module("benchmarks.papers.gradients", *options.split(), *places)
         pages.append((tmp_path / "paper_gradients.md").read_text(encoding="utf-8"))
     assert pages[0] == pages[1]
     assert "An attacker who knows the detector" in pages[0]
