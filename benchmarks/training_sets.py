@@ -32,7 +32,7 @@ class TrainingSet(NamedTuple):
         unet: Configuration of the denoiser, see ``PatchedUNet``.
         width: Of the discriminator.
         sigmas, rate: Noise levels in [0, 1] pixels and learning rate of the denoiser's first part.
-        tuned_sigmas, tuned_rate: Those of the second.
+        tuned_sigmas, tuned_rate, tuned_batch: Those of the second, and its pictures a step.
     """
 
     pixels: Tensor
@@ -47,6 +47,7 @@ class TrainingSet(NamedTuple):
     rate: float
     tuned_sigmas: tuple[float, float]
     tuned_rate: float
+    tuned_batch: int
 
 
 def unet(size: int, channels: int, widths: tuple[int, ...]) -> dict[str, Any]:
@@ -81,6 +82,7 @@ def fashion(root: Path | None, seed: int) -> TrainingSet:
         rate=2e-3,
         tuned_sigmas=(0.02, 1.3),
         tuned_rate=4e-4,
+        tuned_batch=64,
     )
 
 
@@ -107,8 +109,9 @@ def cifar10(root: Path | None, seed: int) -> TrainingSet:
         width=32,
         sigmas=(0.04, 0.6),
         rate=1.5e-3,
-        tuned_sigmas=(0.02, 0.5),
+        tuned_sigmas=(0.02, 0.3),
         tuned_rate=1e-3,
+        tuned_batch=16,  # short training needs steps more than pictures
     )
 
 

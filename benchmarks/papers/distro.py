@@ -38,8 +38,11 @@ USUAL = Size(
     normal=60,
     anomalous=24,
     votes=32,
-    samples=400,
+    samples=300,
     afresh=50,
+    steps=30,
+    restarts=2,
+    noises=2,
     certified=(0.12, 0.25, 0.5),
 )
 INTRODUCTION = """# The second paper's table, on CIFAR-10
