@@ -37,7 +37,6 @@ from gradood.smoothing.patched_unet import PatchedUNet
 log = logging.getLogger("gradood")
 BATCH, EVERY = 64, 200
 WARM_UP = 100
-STABILITY = 0.3
 DESCRIBED = ("command", "seconds_of_one_core")
 SCHEDULER = {
     "num_train_timesteps": 1000,
@@ -104,7 +103,7 @@ class Task:
             before = self.classifier(x).float().log_softmax(1)
             after = self.classifier(denoised.clamp(0, 1)).float().log_softmax(1)
         change = F.kl_div(after, before, log_target=True, reduction="batchmean")
-        return loss + STABILITY * change
+        return loss + self.data.stability * change
 
 
 class Training:
