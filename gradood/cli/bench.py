@@ -47,9 +47,6 @@ def bench(
     cuda: Annotated[
         bool, typer.Option("--cuda", help="Instead: on this machine's GPU, in bfloat16.")
     ] = False,
-    dry: Annotated[
-        str | None, typer.Option(help="With --cuda: only compile, for a GPU not there: sm_90 …")
-    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the CSV files and the plot.")] = (
         _DEFAULT_OUT
     ),
@@ -68,10 +65,10 @@ def bench(
         include(module)
     models = [*(model or STANDARD), *(LARGE if large else ())]
     workloads = [workload(name) for name in dict.fromkeys(models)]
-    if cuda or dry:
+    if cuda:
         from gradood.cli.bench_cuda import on_gpu
 
-        on_gpu([replace(w, batch=batch or w.batch) for w in workloads], dry, out)
+        on_gpu([replace(w, batch=batch or w.batch) for w in workloads], out)
         return
     settings = Settings(
         [replace(w, batch=batch) for w in workloads] if batch else workloads,

@@ -282,7 +282,7 @@ def vote_count(
 
 
 def _dry() -> bool:
-    """Whether launches are recorded instead of executed; see ``benchmarking.gpu.dry_driver``."""
+    """Whether launches are recorded instead of executed; see ``benchmarks.gpu.dry_driver``."""
     return not torch.cuda.is_available() and unavailable() is None
 
 

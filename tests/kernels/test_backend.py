@@ -132,7 +132,7 @@ def test_an_unsupported_gpu_is_told_so():
     said = sentence(
         "from triton.backends.compiler import GPUTarget\n"
         "from triton.runtime import driver\n"
-        "from gradood.benchmarking.gpu.dry_driver import _Driver\n"
+        "from benchmarks.gpu.dry_driver import _Driver\n"
         "from gradood.ops.triton_backend import unavailable\n"
         "driver.set_active(there := _Driver('sm_90'))\n"
         "for gpu in (('cuda', 75), ('hip', 'gfx1100'), ('cuda', 90), ('hip', 'gfx950')):\n"

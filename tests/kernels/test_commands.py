@@ -38,31 +38,13 @@ def test_selftest_passes_in_the_interpreter_and_says_what_it_is(tmp_path):
 def test_selftest_without_a_gpu_says_what_to_do():
     done = command("selftest", "--cuda")
     assert done.returncode == 2
-    assert "no GPU that Triton supports" in done.stderr and "--dry sm_90" in done.stderr
-
-
-def test_selftest_compiles_for_a_gpu_that_is_not_there(tmp_path):
-    out = tmp_path / "dry.json"
-    done = command("selftest", "--dry", "sm_90", "--case", "noise, planes", "--out", out)
-    assert done.returncode == 0, done.stderr
-    assert "nothing was run on a GPU" in " ".join(done.stdout.split())
-    found = json.loads(out.read_text())["compiled, not run"]["noise, planes"]["noisy_kernel"]
-    assert found["spilled"] == 0 and found["fused"] == 0
+    assert "no GPU that Triton supports" in done.stderr
 
 
 @no_gpu
 def test_bench_without_a_gpu_says_what_to_do(tmp_path):
     done = command("bench", "--cuda", "--out", tmp_path)
-    assert done.returncode == 2 and "--dry sm_90 only compiles" in done.stderr
-
-
-@pytest.mark.slow
-def test_bench_compiles_a_model_and_computes_its_least_time(tmp_path):
-    done = command("bench", "--dry", "sm_90", "--model", "mlp", "--out", tmp_path)
-    assert done.returncode == 0, done.stderr
-    (row,) = json.loads((tmp_path / "cuda-dry-sm_90.json").read_text())
-    assert row["spilled"] == 0 and row["launches"] >= 3 and 0 < row["least ms"] < 1
-    assert "nothing was measured on a GPU" in " ".join(done.stdout.split())
+    assert done.returncode == 2 and "no GPU that Triton supports" in done.stderr
 
 
 def test_info_says_that_no_figure_was_measured():
