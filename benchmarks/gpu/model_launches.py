@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from benchmarks.gpu.dry_driver import DESCRIBED, TARGETS, Launch, dry
 from benchmarks.gpu.resources import resources
+from gradood import pending
 from gradood.benchmarking.gpu.operator_calls import Shape, record
 from gradood.benchmarking.gpu.roofline import DEVICES, TARGET_DEVICES, least_milliseconds
 
@@ -38,7 +39,8 @@ def replay(
     """Compile what the calls would launch for a batch."""
     from gradood.ops import triton_backend
 
-    with dry(target) as launches:
+    sums: dict[Any, pending.Sums] = {}
+    with dry(target) as launches, pending.held(sums):
         for operator, args in calls:
             made = [
                 a.tensor(batch if i < 2 else None, dtype if i < 2 else None)
@@ -47,6 +49,7 @@ def replay(
                 for i, a in enumerate(args)
             ]
             getattr(triton_backend, operator)(*made)
+        pending.finish(sums)
     return launches
 
 

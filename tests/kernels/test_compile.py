@@ -127,7 +127,7 @@ def test_limits_of_the_grid_are_checked(tmp_path):
         "from gradood.kernels import reduction\n"
         "row = torch.zeros(1, 4)\n"
         "with dry('sm_90'):\n"
-        "    reduction._sum_kernel[(1, 70000)](row, row, row, 4, 0, BIAS=False, BLOCK=32)\n"
+        "    reduction._sum_kernel[(1, 70000)](row, row.long(), row, 1, 1, BLOCK=32)\n"
     )
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
