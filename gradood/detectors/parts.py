@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from gradood.detectors import layers
+from gradood.detectors import class_energy, layers
 from gradood.detectors.class_gaussians import CLASS_GAUSSIANS, FEWEST
 from gradood.detectors.copies import margin_drop
 from gradood.detectors.features import Standardiser, log_norms, require_finite
@@ -18,7 +18,7 @@ from gradood.detectors.novelty import Learned, Novelty
 from gradood.detectors.relative import RELATIVE
 from gradood.errors import InputError
 from gradood.gradients import GradientNorms
-from gradood.gradients.decision import as_classes, predicted
+from gradood.gradients.decision import predicted
 
 #: A label and a loss for ``gradient_norms``; ``{half}`` stands for half of the number of classes.
 Label = tuple[str, str]
@@ -196,10 +196,6 @@ def _too_few_for_covariances(
     return None if count >= needed else f"{count} normal inputs are too few, {needed} would do"
 
 
-def _energy(norms: GradientNorms) -> Tensor:
-    return -torch.logsumexp(as_classes(norms.logits).double(), 1).float()
-
-
 def _gaussians(
     name: str, reads: Callable[[GradientNorms], Tensor], labels: tuple[Label, ...], *lacks: object
 ) -> Part:
@@ -233,8 +229,18 @@ _registered(
                 _without_features, partial(_too_few_for_covariances, read_features, False)
             ),
         ),
-        #: ``−log Σ_c exp(z_c)``. Source: Liu et al., "Energy-based Out-of-distribution Detection".
-        Part("energy", (), lambda norms: {}, lambda norms, learned: _energy(norms)),
+        #: Energy, less what is usual of the predicted class, see ``class_energy``.
+        Part(
+            *("class energy", class_energy.LEARNED),
+            *(class_energy.fit_class_energy, class_energy.score_class_energy),
+        ),
+        #: Relative Mahalanobis distance of the logits, see ``RELATIVE``.
+        vector_part(
+            *("relative logits", read_logits, RELATIVE),
+            lacks=partial(_too_few_for_covariances, read_logits, False),
+        ),
+        #: ``−log Σ_c exp(z_c)``, see ``class_energy``.
+        Part("energy", (), lambda norms: {}, lambda norms, learned: class_energy.energy(norms)),
         #: By how much small changes of the input lower its margin, see ``margin_drop``.
         Part(
             *("margin drop", (), lambda norms: {}, lambda norms, learned: margin_drop(norms)),
@@ -259,6 +265,5 @@ _registered(
             labels=(EVERY,),
             reads_norms=True,
         ),
-        vector_part("relative logits", read_logits, RELATIVE),
     )
 )
