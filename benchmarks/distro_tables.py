@@ -1,4 +1,4 @@
-"""The page and the figure of ``distro.py``, from its two CSV files."""
+"""The page and the figure of ``distro_study``, from its two CSV files."""
 
 from __future__ import annotations
 
@@ -78,54 +78,82 @@ def by_set(rows: list[Row], norm: str, models: list[str]) -> list[str]:
     return table(["set", *models], body)
 
 
-INTRODUCTION = """# Clean, guaranteed and adversarial detection, measured
-
-Made by `OMP_NUM_THREADS=1 python benchmarks/distro.py`; every number is in `distro.csv` and
-`distro_normal.csv`. The score is one minus the model's largest probability. Normal: the first
-{normal} pictures of the second half of the Fashion-MNIST test set; anomalous: {anomalous}
-pictures of the second half of each of ten sets, so single cells are coarse. *Guaranteed* (G): no
+READING = """The score is one minus the model's largest probability. *Guaranteed* (G): no
 perturbation of the anomalous pictures within the radius makes the metric worse, with probability
 0.99 for the smoothed models, and with certainty where interval bounds alone carry it.
-*Adversarial* (A): APGD on the confidence of the model: {steps} steps with {restarts} restarts
+*Adversarial* (A): APGD on the confidence of the model, {steps} steps with {restarts} restarts
 where it is deterministic; where it is not, {noisy_steps} steps through the denoiser and {noises}
 fixed noises, judged by {afresh} fresh ones, a weak attack. FPR: false positives at 95 % true
-positives, lower is better. All in percent.
+positives, lower is better. All in percent; single cells are coarse.
 
-* plain: the committed classifier; no bound is known for it, so G = 0. outlier-exposed, where its
-  checkpoint was there: the same, fine-tuned with outliers of none of the ten sets; no bound either.
+* plain: the classifier; no bound is known for it, so G = 0. outlier-exposed: the same, fine-tuned
+  with outliers; no bound either.
 * discriminator: the classifier with the discriminator that was trained with interval bounds (l∞).
-* smoothed, denoised: mean confidence of the classifier under {samples} noises of sigma {sigma},
-  without and with the denoiser; the l2 guarantee is of this mean, and serves the l∞ ball inside
-  l2 0.28.
+* smoothed, denoised: mean confidence of the classifier under {samples} noises, without and with the
+  denoiser; the l2 guarantee is of this mean, and serves the l∞ ball inside an l2 ball.
 * joint: denoised classifier and discriminator; the discriminator sees the input itself. Its l∞
   guarantee combines both bounds; its l2 guarantee is the denoised classifier's (the interval
-  bound of the box around an l2 ball of 0.25 adds what it can).
-* joint, slight noise: the same with sigma {slight}, which costs hardly any accuracy; its l∞
-  guarantee is the discriminator's, and certificates at l2 0.25 are out of its reach.
+  bound of the box around the l2 ball adds what it can).
 
-The accuracy is of the first {accuracy} normal pictures (64 votes each under noise), certified
-accuracy of the first {normal}, at l2 0.25.
+Accuracy is of the first {accuracy} normal pictures ({votes} votes each under noise), certified
+accuracy of the first {normal}, at the l2 radii named, with up to {certificates} samples.
 """
 
 
-def write_page(folder: Path, facts: Mapping[str, object]) -> None:
-    """``distro.md`` and ``distro.png`` beside the CSV files; facts are the script's constants."""
-    rows, on_normal = read(folder / "distro.csv"), read(folder / "distro_normal.csv")
+def losses(rows: list[Row], on_normal: list[Row], models: list[str]) -> list[str]:
+    """Where models are worse than the plain one, and where the joint ones guarantee nothing."""
+    accuracy = {row["model"]: 100 * float(row["accuracy"]) for row in on_normal}
+    found = [
+        f"{model} answers {accuracy[models[0]] - value:.1f} points less accurately than "
+        f"{models[0]} ({value:.1f} %)."
+        for model, value in accuracy.items()
+        if value < accuracy[models[0]] - 1
+    ]
+    for norm, label in NORMS.items():
+        clean = {m: mean(rows, "auroc", model=m, norm=norm, kind="clean") for m in models}
+        best = max(clean, key=lambda m: clean[m])
+        for model in (m for m in models if m.startswith("joint")):
+            if norm == "linf" and best != model and clean[best] > clean[model]:
+                found.append(
+                    f"Without an attack, {model} detects worse than {best}: mean AUROC "
+                    f"{100 * clean[model]:.1f} against {100 * clean[best]:.1f}."
+                )
+            empty = [
+                name
+                for name in unique(row["set"] for row in rows)
+                if mean(rows, "auroc", model=model, norm=norm, kind="guaranteed", set=name) <= 0.5
+            ]
+            if empty:
+                found.append(
+                    f"{label}: {model} guarantees no AUROC beyond chance on {', '.join(empty)}."
+                )
+    return [f"* {line}" for line in found]
+
+
+def write_page(folder: Path, stem: str, introduction: str, facts: Mapping[str, object]) -> None:
+    """``STEM.md`` and ``STEM.png`` beside the CSV files; facts are numbers of samples and steps."""
+    rows, on_normal = read(folder / f"{stem}.csv"), read(folder / f"{stem}_normal.csv")
     models = unique(row["model"] for row in rows)
-    lines = [INTRODUCTION.format_map(facts)]
+    title, _, rest = introduction.partition("\n\n")
+    lines = [title, "", "## Where it loses", "", *losses(rows, on_normal, models), ""]
+    lines += ["## Protocol", "", rest, READING.format_map(facts)]
+    lines += [f"Every number is in `{stem}.csv` and `{stem}_normal.csv`."]
+    if "seconds" in on_normal[0]:
+        seconds = sum(float(row["seconds"]) for row in on_normal)
+        lines += [f"Time of the last run: {seconds / 60:.0f} minutes of one core."]
+    keys = [key for key in on_normal[0] if key.startswith(("accuracy", "certified"))]
+    lines += ["", "## Accuracy", ""]
     lines += table(
-        ["model", "accuracy", "certified accuracy"],
-        (
-            [r["model"], *(f"{100 * float(r[k]):.1f}" for k in ("accuracy", "certified_accuracy"))]
-            for r in on_normal
-        ),
+        ["model", *keys],
+        ([row["model"], *(f"{100 * float(row[key]):.1f}" for key in keys)] for row in on_normal),
     )
     for norm, label in NORMS.items():
-        lines += [f"## {label}", "", "Mean of ten sets:", "", *means(rows, norm, models)]
+        count = len(unique(row["set"] for row in rows))
+        lines += [f"## {label}", "", f"Mean of {count} sets:", "", *means(rows, norm, models)]
         lines += ["AUROC, clean / adversarial / guaranteed:", "", *by_set(rows, norm, models)]
-    lines += ["![Mean AUROC of every model](distro.png)"]
-    (folder / "distro.md").write_text("\n".join(lines) + "\n")
-    figure(rows, models).savefig(folder / "distro.png", dpi=110, metadata={"Software": None})
+    lines += [f"![Mean AUROC of every model]({stem}.png)"]
+    (folder / f"{stem}.md").write_text("\n".join(lines) + "\n")
+    figure(rows, models).savefig(folder / f"{stem}.png", dpi=110, metadata={"Software": None})
 
 
 def figure(rows: list[Row], models: list[str]) -> Figure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -15,18 +16,24 @@ from gradood.distro.ibp import upper_bound
 from gradood.errors import CheckpointError
 
 
-def discriminator(width: int = 16) -> nn.Sequential:
-    """An untrained discriminator ``[N, 1, 28, 28]`` in [0, 1] -> logit d ``[N, 1]``, high = normal.
+def discriminator(width: int = 16, channels: int = 1, size: int = 28) -> nn.Sequential:
+    """An untrained discriminator, pictures in [0, 1] -> logit d ``[N, 1]``, high = normal.
 
     Two strided convolutions and two linear layers: shallow, since interval bounds widen with depth.
+
+    Args:
+        width: Channels of the first convolution.
+        channels: C of pictures ``[N, C, size, size]``.
+        size: Height and width of them.
     """
+    side = -(-size // 4)  # after two strides of two, rounded up
     return nn.Sequential(
-        nn.Conv2d(1, width, 3, stride=2, padding=1),
+        nn.Conv2d(channels, width, 3, stride=2, padding=1),
         nn.ReLU(),
         nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(2 * width * 49, 4 * width),
+        nn.Linear(2 * width * side**2, 4 * width),
         nn.ReLU(),
         nn.Linear(4 * width, 1),
     )
@@ -47,17 +54,22 @@ def discriminator_loss(
     )
 
 
-def load_discriminator(path: str | Path, width: int = 16) -> nn.Sequential:
+def load_discriminator(path: str | Path) -> nn.Sequential:
     """Read a discriminator that ``benchmarks/train_discriminator.py`` wrote, in eval mode.
+
+    Its width, and the pictures that it takes, follow from the shapes of its weights.
 
     Raises:
         CheckpointError: The file is missing, damaged, or not one of ours.
     """
-    with torch.device("meta"):  # no random weights, nor anybody's default dtype
-        network = discriminator(width)
     try:
-        network.load_state_dict(load_file(path), assign=True)
-    except (OSError, SafetensorError, RuntimeError) as error:
+        weights = {name: tensor.float() for name, tensor in load_file(path).items()}
+        width, channels = weights["0.weight"].shape[:2]
+        side = math.isqrt(weights["5.weight"].shape[1] // (2 * width))
+        with torch.device("meta"):  # no random weights, nor anybody's default dtype
+            network = discriminator(width, channels, 4 * side)
+        network.load_state_dict(weights, assign=True)
+    except (OSError, SafetensorError, KeyError, IndexError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{path} is no discriminator of this package ({error}). Expected a file written by "
             "benchmarks/train_discriminator.py"

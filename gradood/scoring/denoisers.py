@@ -11,6 +11,7 @@ from gradood.scoring.models import find_device
 from gradood.scoring.named import named
 from gradood.smoothing import embedded_denoiser, from_diffusers
 from gradood.smoothing.patched_unet import diffusers
+from gradood.smoothing.patched_unet import load_denoiser as load_trained
 from gradood.smoothing.settings import Denoiser
 
 
@@ -18,8 +19,8 @@ def load_denoiser(name: str | None, device: str = "auto") -> Denoiser | None:
     """A denoiser ``(noisy, sigma) -> clean`` by name.
 
     Args:
-        name: "embedded", a folder of a diffusers pipeline, or ``package.module:function``; None
-            for none.
+        name: "embedded", a folder of a diffusers pipeline, a file that
+            ``benchmarks/train_denoiser.py`` wrote, or ``package.module:function``; None for none.
         device: Where a module goes; see ``load_model``.
 
     Raises:
@@ -36,7 +37,10 @@ def _make(name: str) -> Denoiser:
         return embedded_denoiser()
     if Path(name).is_dir():
         return _of_diffusers(name)
-    found = named("--denoiser", name, 'module:function, "embedded" or a folder of diffusers')
+    if Path(name).is_file():
+        return load_trained(name)
+    expected = 'module:function, "embedded", a file or a folder of diffusers'
+    found = named("--denoiser", name, expected)
     if not callable(found):
         raise InputError(f"--denoiser {name} is {type(found).__name__}, expected a function")
     denoiser: Denoiser = found

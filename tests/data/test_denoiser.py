@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from gradood.data import embedded_classifier, embedded_images, embedded_labels
 from gradood.errors import CheckpointError, InputError
+from gradood.scoring.denoisers import load_denoiser as by_name
 from gradood.smoothing import embedded_denoiser
 from gradood.smoothing.patched_unet import load_denoiser
 
@@ -66,6 +68,12 @@ def test_other_files_are_refused(tmp_path):
             load_denoiser(path)
 
 
+def test_a_file_is_a_denoiser_by_name():
+    x = embedded_images("fashion-mnist")[:2]
+    found = by_name(str(ASSET), "cpu")
+    assert torch.equal(found(x, 0.25), embedded_denoiser()(x, 0.25))
+
+
 def test_without_diffusers_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(InputError, match=r"pip install gradood\[diffusion\]"):
@@ -91,14 +99,41 @@ def test_training_writes_a_denoiser_whose_error_falls(
     x = embedded_images("fashion-mnist")[:50]
     for steps in (1, 25):
         output = tmp_path / f"{steps}.safetensors"
-        script.main(output, steps=steps, root=root)
+        script.main(output, steps=steps, data=root)
         with torch.no_grad():
             noisy = x + 0.5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
             errors.append((load_denoiser(output)(noisy, 0.5) - x).square().mean())
     torch.set_num_threads(threads)
     assert errors[1] < 0.7 * errors[0]
     with safe_open(output, framework="pt") as file:
-        assert file.metadata()["command"].endswith("train_denoiser.py --output where.safetensors")
+        assert file.metadata()["command"].endswith("train_denoiser --output where.safetensors")
+
+
+def test_interrupted_training_ends_where_it_would_have_ended(
+    script, tmp_path, small_fashion_mnist, monkeypatch
+):
+    root, threads = small_fashion_mnist(tmp_path / "data", False), torch.get_num_threads()
+    monkeypatch.setattr(script, "EVERY", 2)
+    whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
+    script.main(whole, steps=4, data=root)
+    done = script.Training._step
+
+    def interrupted(training):
+        if training.done == 3:
+            raise KeyboardInterrupt
+        return done(training)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(script.Training, "_step", interrupted)
+        script.main(parts, steps=4, data=root)
+    assert parts.with_suffix(".state").exists()
+    with safe_open(parts, framework="pt") as file:
+        assert file.metadata()["steps"] == "2"  # usable as it is
+    script.main(parts, steps=4, data=root)
+    torch.set_num_threads(threads)
+    assert not parts.with_suffix(".state").exists()
+    expected, found = load_file(whole), load_file(parts)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
 @pytest.mark.slow
@@ -109,7 +144,7 @@ def test_tuning_goes_on_where_the_first_part_ended(
     root, threads = small_fashion_mnist(tmp_path / "data", False), torch.get_num_threads()
     output = tmp_path / "tuned.safetensors"
     try:
-        script.main(output, steps=2, tune=ASSET, root=root)
+        script.main(output, steps=2, tune=ASSET, data=root)
     except InputError as error:
         pytest.skip(str(error))  # the fonts that outliers are drawn with
     torch.set_num_threads(threads)

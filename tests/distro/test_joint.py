@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from gradood import Smoothing, certify_mean
 from gradood.data import embedded_classifier, embedded_images, embedded_labels
 from gradood.distro import (
     JointModel,
+    discriminator,
     embedded_discriminator,
     guaranteed_confidence,
     joint_confidence,
@@ -134,9 +136,18 @@ def test_errors(change, message):
         guaranteed_confidence(torch.rand(2, 1, 28, 28), nn.Flatten(), 10, **options)
 
 
+@pytest.mark.parametrize("width, channels, size", [(4, 3, 32), (3, 1, 28), (2, 3, 17)])
+def test_a_file_tells_which_pictures_its_discriminator_takes(tmp_path, width, channels, size):
+    network = discriminator(width, channels, size)
+    save_file(network.state_dict(), tmp_path / "file")
+    x = torch.rand(2, channels, size, size)
+    assert torch.equal(load_discriminator(tmp_path / "file")(x), network(x).detach())
+
+
 def test_another_file_is_no_discriminator(tmp_path):
     (tmp_path / "file").write_bytes(b"nothing")
-    for path in (tmp_path / "file", tmp_path / "missing"):
+    save_file({"0.weight": torch.ones(3)}, tmp_path / "other")
+    for path in (tmp_path / "file", tmp_path / "other", tmp_path / "missing"):
         with pytest.raises(CheckpointError, match="train_discriminator"):
             load_discriminator(path)
 
