@@ -118,9 +118,9 @@ def smoothed_confidence(
     model: Model, x: Tensor, first: int, state: Path | None, smoothing: gradood.Smoothing
 ) -> Confidence:
     """Mean under noise, and bounds within each radius; ``first`` numbers the noise of x."""
-    radii = [0.0, *(smoothing_radius(x, norm, r) for norm, r in RADII.items())]  # type: ignore[arg-type]
+    radii = [0.0, *(smoothing_radius(x, norm=norm, radius=r) for norm, r in RADII.items())]  # type: ignore[arg-type]
     made = gradood.certify_mean(
-        max_softmax(model.classifier), x, smoothing,
+        max_softmax(model.classifier), x, settings=smoothing,
         radius=radii, ids=range(first, first + len(x)), state=state,
     )  # fmt: skip
     means = [histogram.rounded_up(r["counts"], r["edges"]).mean for r in made.evidence.rows]
@@ -236,8 +236,8 @@ def rows_of(table: Table, model: Model, name: str) -> list[dict[str, object]]:
         smoothed = None if anomalous.upper is None else anomalous.upper[norm]
         upper = guaranteed_confidence(
             x,
-            model.discriminator,
-            CLASSES,
+            discriminator=model.discriminator,
+            classes=CLASSES,
             norm=norm,
             radius=radius,
             smoothed=smoothed,  # type: ignore[arg-type]
@@ -272,12 +272,12 @@ def accuracies(table: Table, model: Model, x: Tensor, labels: Tensor) -> dict[st
     else:
         state = table.state("votes", model.classified_by)
         predicted = gradood.certify_class(
-            model.classifier, x, table.settings(model, 1), state=state
+            model.classifier, x, settings=table.settings(model, 1), state=state
         ).label
         state, known = table.state("certified", model.classified_by), table.inputs["normal"]
         smoothing = table.settings(model, 2 * table.size.samples)
         made = gradood.certify_class(
-            model.classifier, known, smoothing, radius=RADII["l2"], state=state
+            model.classifier, known, settings=smoothing, radius=RADII["l2"], state=state
         )
         right = ~made.abstained & (made.label == labels[: len(known)])
         certified = right.double().mean().item()

@@ -21,8 +21,8 @@ LOSSES = ("cross_entropy", "margin", "probability")
 def apgd(
     model: nn.Module,
     x: Tensor,
-    labels: Tensor,
     *,
+    labels: Tensor,
     epsilon: float | Tensor = 8 / 255,
     norm: Norm = "linf",
     loss: Literal["cross_entropy", "margin", "probability"] = "cross_entropy",

@@ -37,7 +37,7 @@ class Adversarial(Result):
 
 
 def fgsm(
-    model: nn.Module, x: Tensor, labels: Tensor, *, epsilon: float = 8 / 255, batch_size: int = 256
+    model: nn.Module, x: Tensor, *, labels: Tensor, epsilon: float = 8 / 255, batch_size: int = 256
 ) -> Adversarial:
     """Fast gradient sign method: ``clip(x + epsilon sign(∇ₓ CE(model(x), label)), 0, 1)``.
 
@@ -45,14 +45,14 @@ def fgsm(
     results and errors as in ``pgd``, of which it is one step of size epsilon from x itself.
     """
     options: dict[str, Any] = {"steps": 1, "step_size": epsilon, "random_start": False}
-    return pgd(model, x, labels, epsilon=epsilon, batch_size=batch_size, **options)
+    return pgd(model, x, labels=labels, epsilon=epsilon, batch_size=batch_size, **options)
 
 
 def bim(
     model: nn.Module,
     x: Tensor,
-    labels: Tensor,
     *,
+    labels: Tensor,
     epsilon: float = 8 / 255,
     norm: Norm = "linf",
     steps: int = 10,
@@ -62,14 +62,14 @@ def bim(
     """Basic iterative method: ``pgd`` from x itself. Source: Kurakin et al., 2017."""
     options: dict[str, Any] = {"epsilon": epsilon, "norm": norm, "steps": steps}
     options |= {"step_size": step_size, "batch_size": batch_size, "random_start": False}
-    return pgd(model, x, labels, **options)
+    return pgd(model, x, labels=labels, **options)
 
 
 def least_likely(
     model: nn.Module,
     x: Tensor,
-    labels: Tensor,
     *,
+    labels: Tensor,
     epsilon: float = 8 / 255,
     norm: Norm = "linf",
     steps: int = 10,
@@ -88,7 +88,7 @@ def least_likely(
     return outcome(model, images, labels, batch_size)
 
 
-def negation(model: nn.Module, x: Tensor, labels: Tensor, *, batch_size: int = 256) -> Adversarial:
+def negation(model: nn.Module, x: Tensor, *, labels: Tensor, batch_size: int = 256) -> Adversarial:
     """The negative ``1 - x``: the same shapes to a human eye, and far away in every norm.
 
     The semantic attack of Hosseini et al., "On the Limitation of Convolutional Neural Networks in
@@ -102,8 +102,8 @@ def negation(model: nn.Module, x: Tensor, labels: Tensor, *, batch_size: int = 2
 def pgd(
     model: nn.Module,
     x: Tensor,
-    labels: Tensor,
     *,
+    labels: Tensor,
     epsilon: float = 8 / 255,
     norm: Norm = "linf",
     steps: int = 10,

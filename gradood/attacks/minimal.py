@@ -22,8 +22,8 @@ from gradood.errors import InputError
 def carlini_wagner(
     model: nn.Module,
     x: Tensor,
-    labels: Tensor,
     *,
+    labels: Tensor,
     steps: int = 200,
     search_steps: int = 6,
     step_size: float = 0.01,
@@ -65,8 +65,8 @@ def carlini_wagner(
 def deepfool(
     model: nn.Module,
     x: Tensor,
-    labels: Tensor,
     *,
+    labels: Tensor,
     steps: int = 50,
     overshoot: float = 0.02,
     batch_size: int = 128,

@@ -80,8 +80,8 @@ class GradientDetector(NormDetector, name="gradient"):
     def __init__(
         self,
         model: nn.Module,
-        preset: str | None = "fast",
         *,
+        preset: str | None = "fast",
         parts: Sequence[str | Part] | None = None,
         weighting: str = "agreement",
         parameters: Selection = None,

@@ -43,11 +43,11 @@ def discriminator_loss(
     """
     return (
         F.softplus(-network(normal)).mean()
-        + F.softplus(upper_bound(network, outliers, epsilon)).mean()
+        + F.softplus(upper_bound(network, outliers, epsilon=epsilon)).mean()
     )
 
 
-def load_discriminator(path: str | Path, width: int = 16) -> nn.Sequential:
+def load_discriminator(path: str | Path, *, width: int = 16) -> nn.Sequential:
     """Read a discriminator that ``benchmarks/train_discriminator.py`` wrote, in eval mode.
 
     Raises:

@@ -40,7 +40,7 @@ class GradientGrams:
     features: Tensor | None = None
 
     def norms(
-        self, label: Label | Sequence[Label] = "all_hot", loss: str | Sequence[str] = "bce"
+        self, label: Label | Sequence[Label] = "all_hot", *, loss: str | Sequence[str] = "bce"
     ) -> GradientNorms:
         """What ``gradient_norms`` gives for ``label`` and ``loss``: ``δᵀ K δ``.
 
@@ -95,7 +95,7 @@ def gradient_grams(
 
     Example:
         >>> grams = gradient_grams(torch.nn.Linear(3, 2), torch.ones(5, 3))
-        >>> grams.values.shape, grams.norms("uniform", "ce").values.shape
+        >>> grams.values.shape, grams.norms("uniform", loss="ce").values.shape
         (torch.Size([5, 2, 2, 2]), torch.Size([5, 2]))
     """
     with prepared(model, x, parameters, method, micro_batch, nan_policy) as call:

@@ -54,8 +54,8 @@ class ClassCertificates:
 def certify_class(
     model: nn.Module,
     x: Tensor,
-    settings: Smoothing,
     *,
+    settings: Smoothing,
     radius: float | Sequence[float] | Tensor | None = None,
     ids: Sequence[int] | Tensor | None = None,
     state: str | Path | None = None,

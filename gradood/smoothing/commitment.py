@@ -53,8 +53,8 @@ def commit(
     kind: str,
     model: Any,
     x: Tensor,
-    settings: Smoothing,
     *,
+    settings: Smoothing,
     ids: Sequence[int] | Tensor | None = None,
     **target: Any,
 ) -> Commitment:

@@ -52,8 +52,8 @@ class DecisionCertificates:
 def certify_decision(
     score: Score,
     x: Tensor,
-    settings: Smoothing,
     *,
+    settings: Smoothing,
     threshold: float | None = None,
     radius: float | Sequence[float] | Tensor | None = None,
     q: float = 0.5,

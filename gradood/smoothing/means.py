@@ -42,8 +42,8 @@ class MeanCertificates:
 def certify_mean(
     score: Score,
     x: Tensor,
-    settings: Smoothing,
     *,
+    settings: Smoothing,
     radius: float | Sequence[float] | Tensor = 0.0,
     ids: Sequence[int] | Tensor | None = None,
     state: str | Path | None = None,

@@ -55,8 +55,8 @@ class QuantileCertificates:
 def certify_quantile(
     score: Score,
     x: Tensor,
-    settings: Smoothing,
     *,
+    settings: Smoothing,
     radius: float | Sequence[float] | Tensor = 0.0,
     q: float = 0.5,
     ids: Sequence[int] | Tensor | None = None,

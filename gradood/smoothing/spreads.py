@@ -49,8 +49,8 @@ class SpreadCertificates:
 def certify_spread(
     score: Score,
     x: Tensor,
-    settings: Smoothing,
     *,
+    settings: Smoothing,
     radius: float | Sequence[float] | Tensor = 0.0,
     weight: float = 1.0,
     ids: Sequence[int] | Tensor | None = None,

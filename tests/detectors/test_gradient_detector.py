@@ -126,7 +126,7 @@ def test_a_loss_for_each_label(model, pictures):
     ],
 )
 def test_presets_score_save_and_load(preset, parts, model, pictures, tmp_path):
-    detector = GradientDetector(model, preset).fit(pictures.fit)
+    detector = GradientDetector(model, preset=preset).fit(pictures.fit)
     scores = [detector.score(images) for images in (pictures.normal, pictures.anomalous)]
     assert evaluate(*scores).auroc > 0.85
     assert [part.name for part in detector.parts] == parts
@@ -139,7 +139,7 @@ def test_presets_score_save_and_load(preset, parts, model, pictures, tmp_path):
 
 @pytest.mark.parametrize("preset, passes", [("forward", 0), ("fast", 1), ("adversarial", 0)])
 def test_presets_take_so_many_backward_passes(preset, passes, model, pictures):
-    detector = GradientDetector(model, preset)
+    detector = GradientDetector(model, preset=preset)
     assert detector.norms(pictures.normal[:3]).values.shape == (3, passes, 29)
 
 
@@ -263,7 +263,7 @@ class Headless(nn.Module):
 )
 def test_what_a_model_lacks_is_left_out_and_said(preset, left, pictures, caplog):
     torch.manual_seed(0)
-    detector = GradientDetector(Headless().eval(), preset).fit(pictures.fit)
+    detector = GradientDetector(Headless().eval(), preset=preset).fit(pictures.fit)
     assert [part.name for part in detector.parts] == left
     assert caplog.text.count("no penultimate features") == 2
     assert detector.score(pictures.anomalous).isfinite().all()
@@ -278,9 +278,9 @@ def test_parts_that_want_more_inputs_a_class_are_left_out(model, pictures, caplo
 
 def test_what_is_not_there_is_an_error(model, pictures):
     with pytest.raises(InputError, match="forward, fast, adversarial$"):
-        GradientDetector(model, "slow")
+        GradientDetector(model, preset="slow")
     with pytest.raises(InputError, match='in its place take "forward"'):
-        GradientDetector(model, "best")
+        GradientDetector(model, preset="best")
     with pytest.raises(InputError, match="layers, directions"):
         GradientDetector(model, parts=["layer"])
     with pytest.raises(InputError, match="no part is left"):
