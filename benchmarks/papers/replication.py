@@ -13,8 +13,7 @@ from torch import Tensor
 import gradood
 from benchmarks.cifar.network import load_network
 from benchmarks.datasets import picture_set
-from benchmarks.experiments.attacked import ATTACKS as EVERY_ATTACK
-from benchmarks.experiments.attacked import Attacked, attacked_halves
+from benchmarks.experiments.attacked import ATTACKS as EVERY_ATTACK, Attacked, attacked_halves
 from benchmarks.experiments.observations import VERSION, Observer, digest
 from benchmarks.experiments.protocols import PAPER, Study, Supervised, paper_detector
 from benchmarks.experiments.rows import Row, kept

@@ -1,7 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from gradood.data import ImageSet, embedded_set, halve_by_group, without_duplicates
 from gradood.errors import InputError

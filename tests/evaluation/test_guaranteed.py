@@ -5,8 +5,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from gradood import evaluate_guaranteed
 from gradood.errors import InputError

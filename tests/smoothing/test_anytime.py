@@ -11,8 +11,7 @@ from scipy.special import ndtr, ndtri
 
 import gradood
 from gradood.errors import CheckpointError, InputError
-from gradood.smoothing import classes as class_certificates
-from gradood.smoothing import decisions, verify, verify_with_model
+from gradood.smoothing import classes as class_certificates, decisions, verify, verify_with_model
 from gradood.smoothing.bounds import anytime, binomial, mean, quantile, sequential
 
 SMOOTHING = gradood.Smoothing(sigma=0.5, n=100, seed=2)
