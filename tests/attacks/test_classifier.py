@@ -176,7 +176,7 @@ def test_bad_input(model, known):
         with pytest.raises(InputError, match="int64"):
             attack(model, x, labels=labels.float())
         with pytest.raises(ModelError, match="eval"):
-            attack(embedded_classifier().train(), x, labels)
+            attack(embedded_classifier().train(), x, labels=labels)
         empty = attack(model, x[:0], labels=labels[:0])
         assert empty.images.shape == x[:0].shape and empty.success.shape == (0,)
     with pytest.raises(InputError, match="loss"):
