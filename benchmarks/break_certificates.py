@@ -90,7 +90,7 @@ def part_class(budget: Budget, first: int, work: Path) -> Iterator[Row]:
     smoothing = Smoothing(sigma=budget.sigma, n=budget.samples, alpha=ALPHA, **fast)
     ids = range(first, first + budget.chunk)
     model, x = embedded_classifier(), embedded_images("fashion-mnist")[ids.start : ids.stop]
-    certificates = certify_class(model, x, smoothing, ids=ids)
+    certificates = certify_class(model, x, settings=smoothing, ids=ids)
     kept = (~certificates.abstained).nonzero().flatten()
     fresh = Smoothing(**{**vars(smoothing), "seed": 1})
     run = AsCertified(prepared(model, smoothing)).eval()
@@ -99,7 +99,7 @@ def part_class(budget: Budget, first: int, work: Path) -> Iterator[Row]:
         moved = apgd(
             run,
             x[rows],
-            labels,
+            labels=labels,
             epsilon=radii * reach,
             norm="l2",
             loss="probability",
@@ -111,7 +111,7 @@ def part_class(budget: Budget, first: int, work: Path) -> Iterator[Row]:
             batch_size=budget.batch_size,
             state=work / f"class-{first}-{reach:g}.safetensors",
         ).images
-        again = certify_class(model, moved, fresh, ids=(rows + first).tolist())
+        again = certify_class(model, moved, settings=fresh, ids=(rows + first).tolist())
         votes = [r["counts"] for r in again.evidence.rows]
         for row, label, radius, count in zip(rows, labels, radii, votes, strict=True):
             own, other = count[label], max(n for c, n in enumerate(count) if c != label)
@@ -150,11 +150,11 @@ def _claims(
     smoothing = Smoothing(sigma=budget.sigma, n=budget.samples, alpha=ALPHA)
     radius = budget.sigma
     own = Smoothing(**{**vars(smoothing), "n": 101, "alpha": 0.1, "seed": 7})
-    calibration = certify_quantile(score, normal[-40:], own).upper[:, 0]
+    calibration = certify_quantile(score, normal[-40:], settings=own).upper[:, 0]
     threshold = conservative_threshold(calibration, 0.1)
-    quantile = certify_quantile(score, x, smoothing, radius=radius, ids=ids)
-    decision = certify_decision(score, x, smoothing, threshold=threshold, ids=ids)
-    mean = certify_mean(score, x, smoothing, radius=radius, ids=ids) if bounded else None
+    quantile = certify_quantile(score, x, settings=smoothing, radius=radius, ids=ids)
+    decision = certify_decision(score, x, settings=smoothing, threshold=threshold, ids=ids)
+    mean = certify_mean(score, x, settings=smoothing, radius=radius, ids=ids) if bounded else None
     evaluate = score if callable(score) else score.score
     for reach, rows, restarts in _reaches(torch.arange(len(x)), budget):
         state = work / f"{part}-{first}"

@@ -88,7 +88,7 @@ def main(
     scorer = Scorer(detector)
     with tempfile.TemporaryDirectory() as folder:
         detector.save(f"{folder}/detector")
-        of_ray = RayScorer(f"{folder}/detector", {"device": "cpu"})
+        of_ray = RayScorer(f"{folder}/detector", model={"device": "cpu"})
 
     def bare() -> None:
         for batch in batches:
@@ -96,7 +96,7 @@ def main(
             detector.score(torch.from_numpy(np.stack(pictures) / 255)).tolist()
 
     def stream() -> None:
-        source = IterableSource(contents, lambda c: picture_from(io.BytesIO(c)))
+        source = IterableSource(contents, read=lambda c: picture_from(io.BytesIO(c)))
         for part in Stream(scorer, loaded, batch_size=BATCH).run(source):
             scorer.lines(part)
 

@@ -20,7 +20,7 @@ NAMED = {
     ("benchmarking/gpu/selftest.py", "gradood.benchmarking.gpu.selftest"),
     ("cli/info.py", "gradood.ops.triton_backend"),
     ("benchmarking/arithmetic.py", "gradood.benchmarking.arithmetic"),
-    ("benchmarking/job.py", "gradood.benchmarking.worker"),
+    ("benchmarking/job.py", "benchmarks.measuring.worker"),
 }
 
 

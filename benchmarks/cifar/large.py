@@ -71,7 +71,9 @@ def rows(data: Path, cache: Path, seeds: int, without: Collection[str] = ()) -> 
         head = observer.model.linear
         assert isinstance(head, nn.Linear)
         fitted: dict[str, Any] = {
-            'GradientDetector "forward"': GradientDetector(observer.model, "forward").fit(fit),
+            'GradientDetector "forward"': GradientDetector(observer.model, preset="forward").fit(
+                fit
+            ),
             "Energy": Energy(observer.model),
         }
         study.failed |= NOT_TRIED

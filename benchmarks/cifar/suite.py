@@ -98,7 +98,7 @@ class Network:
     def curves(self) -> Curves:
         """Scores of the first fit, of some detectors on every set."""
         study = Study(self._observer, self.name, 0)
-        chosen = self._train.sample(self._protocol.fits[0], 0)
+        chosen = self._train.sample(self._protocol.fits[0], seed=0)
         detectors = study.unsupervised(chosen, self._protocol.peers, KINDS, pictures=False)
         found: Curves = {}
         for name, pixels in self._sets.items():
@@ -120,7 +120,7 @@ class Network:
 
     def _fitted_rows(self, count: int, seed: int) -> list[Row]:
         study = Study(self._observer, self.name, seed)
-        chosen = self._train.sample(count, seed)
+        chosen = self._train.sample(count, seed=seed)
         # Other fits and numbers have little to say to the peers that read pictures, and cost hours.
         once = count == self._protocol.fits[0] and not seed
         pictures = once and (self._protocol.pictures or self.name == ATTACKED)

@@ -57,10 +57,10 @@ class Case(NamedTuple):
 
 #: By the name in tables.
 UNSUPERVISED = {
-    'GradientDetector "forward"': Case((), lambda m, s: GradientDetector(m, "forward")),
+    'GradientDetector "forward"': Case((), lambda m, s: GradientDetector(m, preset="forward")),
     'GradientDetector "fast"': Case(("all-hot",), lambda m, s: GradientDetector(m)),
     'GradientDetector "adversarial"': Case(
-        (COPIES,), lambda m, s: GradientDetector(m, "adversarial")
+        (COPIES,), lambda m, s: GradientDetector(m, preset="adversarial")
     ),
     "GradientKNN": Case(("all-hot",), lambda m, s: GradientKNN(m)),
     "GradientMahalanobis": Case(("all-hot",), lambda m, s: GradientMahalanobis(m)),

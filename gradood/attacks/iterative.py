@@ -45,7 +45,7 @@ def fgsm(
     results and errors as in ``pgd``, of which it is one step of size epsilon from x itself.
     """
     options: dict[str, Any] = {"steps": 1, "step_size": epsilon, "random_start": False}
-    return pgd(model, x, labels, epsilon=epsilon, batch_size=batch_size, **options)
+    return pgd(model, x, labels=labels, epsilon=epsilon, batch_size=batch_size, **options)
 
 
 def bim(
@@ -62,7 +62,7 @@ def bim(
     """Basic iterative method: ``pgd`` from x itself. Source: Kurakin et al., 2017."""
     options: dict[str, Any] = {"epsilon": epsilon, "norm": norm, "steps": steps}
     options |= {"step_size": step_size, "batch_size": batch_size, "random_start": False}
-    return pgd(model, x, labels, **options)
+    return pgd(model, x, labels=labels, **options)
 
 
 def least_likely(

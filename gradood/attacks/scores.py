@@ -32,7 +32,7 @@ def energy(model: nn.Module) -> DifferentiableScore:
     return Energy(model).differentiable_score
 
 
-def through_softplus(detector: Detector, beta: float = 30.0) -> DifferentiableScore:
+def through_softplus(detector: Detector, *, beta: float = 30.0) -> DifferentiableScore:
     """A detector's score whose slope is that of the same network with softplus for ReLU.
 
     Where a ReLU switches, gradient norms jump, and the slope in between does not know of it.

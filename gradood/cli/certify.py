@@ -186,7 +186,7 @@ def _verify(path: Path, source: _Source | None, denoiser: Denoiser | None) -> No
         if records and denoiser is not None:
             recorded = {**records[0]["settings"], "tile": records[0]["tile"]}
             settings = Smoothing(**recorded | {"denoiser": denoiser})
-        problems = verify_with_model(records, certified, x, settings)
+        problems = verify_with_model(records, certified, x, settings=settings)
         labels = zip(problems, records, source.names, strict=True)
         problems = [old or source.mislabelled(record, name) for old, record, name in labels]
     console = Console()
@@ -321,7 +321,7 @@ def _certify(
         Kind.QUANTILE: smoothing.certify_quantile,
         Kind.SPREAD: smoothing.certify_spread,
     }
-    evidence: Evidence = functions[kind](certified, x, settings, **target).evidence  # type: ignore[operator]
+    evidence: Evidence = functions[kind](certified, x, settings=settings, **target).evidence  # type: ignore[operator]
     return evidence
 
 

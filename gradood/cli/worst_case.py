@@ -108,11 +108,11 @@ class WorstCase:
         # Small enough for the largest set: the normal inputs' bounds then serve all of them.
         point_alpha = _ALPHA / (len(normal) + max(map(len, sets.values())))
         smoothing = Smoothing(sigma=self._sigma(text), n=self.samples, alpha=point_alpha)
-        upper = certify_quantile(detector, normal, smoothing).upper[:, 0]
+        upper = certify_quantile(detector, normal, settings=smoothing).upper[:, 0]
         for name, anomalous in sets.items():
             ids = range(len(normal), len(normal) + len(anomalous))  # noise of their own
             x = anomalous.to(normal.device)
-            lower = certify_quantile(detector, x, smoothing, radius=radii, ids=ids).lower
+            lower = certify_quantile(detector, x, settings=smoothing, radius=radii, ids=ids).lower
             found = evaluate_guaranteed(upper, lower, radii, point_alpha=point_alpha, alpha=_ALPHA)
             yield name, found
 

@@ -57,7 +57,7 @@ class ImageSet:
         labels = None if self.labels is None else self.labels[rows]
         return replace(self, pixels=self.pixels[rows], groups=self.groups[rows], labels=labels)
 
-    def sample(self, count: int, seed: int = 0) -> "ImageSet":
+    def sample(self, count: int, *, seed: int = 0) -> "ImageSet":
         """``count`` different pictures drawn at random, or all of them if there are fewer."""
         generator = torch.Generator().manual_seed(seed)
         return self.select(
@@ -100,7 +100,7 @@ def without_duplicates(image_set: ImageSet) -> ImageSet:
     return image_set.select(torch.from_numpy(np.sort(first)))
 
 
-def halve_by_group(image_set: ImageSet, seed: int = 0) -> tuple[ImageSet, ImageSet]:
+def halve_by_group(image_set: ImageSet, *, seed: int = 0) -> tuple[ImageSet, ImageSet]:
     """Split into two disjoint sets such that no group has pictures in both.
 
     Groups are shuffled and cut in the middle of the list of groups (the first half gets the odd

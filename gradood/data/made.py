@@ -19,7 +19,7 @@ def _noise(name: str, pixels: Tensor) -> ImageSet:
     )
 
 
-def uniform_noise(count: int = 2000, seed: int = 0) -> ImageSet:
+def uniform_noise(count: int = 2000, *, seed: int = 0) -> ImageSet:
     """Independent pixels, uniform on 0 … 255."""
     generator = torch.Generator().manual_seed(seed)
     size = (count, 1, 28, 28)
@@ -29,7 +29,7 @@ def uniform_noise(count: int = 2000, seed: int = 0) -> ImageSet:
     )
 
 
-def gaussian_noise(count: int = 2000, seed: int = 0) -> ImageSet:
+def gaussian_noise(count: int = 2000, *, seed: int = 0) -> ImageSet:
     """Independent pixels, normal with mean 127.5 and standard deviation 64, clipped to 0 … 255."""
     generator = torch.Generator().manual_seed(seed)
     values = 127.5 + 64 * torch.randn(
@@ -38,7 +38,7 @@ def gaussian_noise(count: int = 2000, seed: int = 0) -> ImageSet:
     return _noise("gaussian-noise", values.round().clamp(0, 255).byte())
 
 
-def pixel_shuffled(normal: ImageSet, seed: int = 0) -> ImageSet:
+def pixel_shuffled(normal: ImageSet, *, seed: int = 0) -> ImageSet:
     """Every picture with its pixels in a random order of its own: same histogram, no shape."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.rand(
@@ -53,7 +53,7 @@ def inverted(normal: ImageSet) -> ImageSet:
     return replace(normal, name=f"{normal.name}-inverted", pixels=255 - normal.pixels)
 
 
-def rotated(normal: ImageSet, degrees: int = 90) -> ImageSet:
+def rotated(normal: ImageSet, *, degrees: int = 90) -> ImageSet:
     """Every picture turned counter-clockwise by a multiple of 90 degrees.
 
     Raises:

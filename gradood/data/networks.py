@@ -75,6 +75,7 @@ class ResNet(nn.Module):
     def __init__(
         self,
         depth: int = 8,
+        *,
         width: int = 16,
         classes: int = 10,
         mean: float = FASHION_MNIST_MEAN,

@@ -206,7 +206,7 @@ class Detector(ABC):
             f"{type(self).__name__} cannot be differentiated; overload differentiable_score"
         )
 
-    def calibrate(self, normal: Source, fpr: float = 0.05) -> Self:
+    def calibrate(self, normal: Source, *, fpr: float = 0.05) -> Self:
         """Set the threshold so that a new normal input is called anomalous with rate ``<= fpr``.
 
         Args:
@@ -218,9 +218,9 @@ class Detector(ABC):
             InputError: ``fpr`` is outside (0, 1), or there are too few inputs for it.
             NotFittedError: Before ``fit``.
         """
-        return self.calibrate_by(self.score(normal), fpr)
+        return self.calibrate_by(self.score(normal), fpr=fpr)
 
-    def calibrate_by(self, scores: Tensor, fpr: float = 0.05) -> Self:
+    def calibrate_by(self, scores: Tensor, *, fpr: float = 0.05) -> Self:
         """``calibrate`` by scores ``[N]`` of normal inputs that ``fit`` has not seen."""
         self._threshold = conservative_threshold(scores, fpr)
         self._calibration = Calibration(fpr, len(scores))

@@ -16,7 +16,7 @@ from gradood.distro.ibp import upper_bound
 from gradood.errors import CheckpointError
 
 
-def discriminator(width: int = 16, channels: int = 1, size: int = 28) -> nn.Sequential:
+def discriminator(width: int = 16, *, channels: int = 1, size: int = 28) -> nn.Sequential:
     """An untrained discriminator, pictures in [0, 1] -> logit d ``[N, 1]``, high = normal.
 
     Two strided convolutions and two linear layers: shallow, since interval bounds widen with depth.
@@ -50,7 +50,7 @@ def discriminator_loss(
     """
     return (
         F.softplus(-network(normal)).mean()
-        + F.softplus(upper_bound(network, outliers, epsilon)).mean()
+        + F.softplus(upper_bound(network, outliers, epsilon=epsilon)).mean()
     )
 
 
@@ -67,7 +67,7 @@ def load_discriminator(path: str | Path) -> nn.Sequential:
         width, channels = weights["0.weight"].shape[:2]
         side = math.isqrt(weights["5.weight"].shape[1] // (2 * width))
         with torch.device("meta"):  # no random weights, nor anybody's default dtype
-            network = discriminator(width, channels, 4 * side)
+            network = discriminator(width, channels=channels, size=4 * side)
         network.load_state_dict(weights, assign=True)
     except (OSError, SafetensorError, KeyError, IndexError, ValueError, RuntimeError) as error:
         raise CheckpointError(

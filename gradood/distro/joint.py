@@ -100,9 +100,9 @@ class GuaranteedConfidence(Result):
 
 def guaranteed_confidence(
     x: Tensor,
+    *,
     discriminator: nn.Module | None,
     classes: int,
-    *,
     norm: Norm,
     radius: float,
     smoothed: Tensor | None = None,
@@ -139,7 +139,7 @@ def guaranteed_confidence(
         return GuaranteedConfidence(confidence, norm, radius, None, classifier)
     with torch.no_grad():
         exact = copy.deepcopy(discriminator).double()
-        d = upper_bound(exact, x.double(), radius, FLOAT32)
+        d = upper_bound(exact, x.double(), epsilon=radius, unit=FLOAT32)
     # The largest joint probability is at least 1 / K, so its logarithm and the terms of it that
     # matter are at most log K: eight operations on them in float32, each off by 2^-23 of that.
     room = 2.0**-20 * (1 + math.log(classes))
@@ -147,6 +147,6 @@ def guaranteed_confidence(
     return GuaranteedConfidence(upper, norm, radius, d.reshape(-1).sigmoid(), classifier)
 
 
-def smoothing_radius(x: Tensor, norm: Norm, radius: float) -> float:
+def smoothing_radius(x: Tensor, *, norm: Norm, radius: float) -> float:
     """The l2 radius that holds a ball: itself, or ``sqrt(dimensions) radius`` for l-infinity."""
     return radius if norm == "l2" else radius * float(x[0].numel()) ** 0.5

@@ -38,6 +38,7 @@ def evaluate_adversarial(
     scores_anomalous: Scores,
     radius: npt.ArrayLike,
     attacked_anomalous: Mapping[str, Scores],
+    *,
     attacked_normal: Mapping[str, Scores] | None = None,
 ) -> AdversarialMetrics:
     """Metrics when every anomalous input is replaced by the attack that hides it best.

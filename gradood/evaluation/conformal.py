@@ -21,6 +21,7 @@ Bools = npt.NDArray[np.bool_]
 
 def control_fdr(
     p: npt.ArrayLike | Tensor,
+    *,
     level: float = 0.1,
     method: Literal["bh", "storey", "by"] = "bh",
     share: float = 0.5,
@@ -76,7 +77,7 @@ def control_fdr(
 
 
 def bound_false_discoveries(
-    p: npt.ArrayLike | Tensor, calibration: int, delta: float = 0.05
+    p: npt.ArrayLike | Tensor, calibration: int, *, delta: float = 0.05
 ) -> Ints:
     r"""For each input, how many of those with p-values up to its own are normal, at most.
 

@@ -12,6 +12,7 @@ from torch.nn import Parameter
 
 from gradood import ops
 from gradood.errors import InputError
+from gradood.gradients.norms import Norms
 from gradood.gradients.rules import Call
 from gradood.gradients.scorer import Scorer, locked
 from gradood.gradients.validation import (
@@ -137,7 +138,8 @@ def explain(
     with torch.inference_mode(False), torch.enable_grad(), locked(model) as known:
         chosen.update(select_parameters(model, parameters, known))
         x = x.clone() if x.is_inference() else x.detach()
-        scorer = Scorer(model, known, chosen, ["all_hot"], ["bce"], method, observe)
+        norms = Norms(["all_hot"], ["bce"], observer=observe)
+        scorer = Scorer(model, known, chosen, norms, method)
         scorer.score(x[:2], None)
         plan = scorer.plan(x[:2])
     rows = []

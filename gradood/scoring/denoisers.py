@@ -10,8 +10,7 @@ from gradood.errors import InputError
 from gradood.scoring.models import find_device
 from gradood.scoring.named import named
 from gradood.smoothing import embedded_denoiser, from_diffusers
-from gradood.smoothing.patched_unet import diffusers
-from gradood.smoothing.patched_unet import load_denoiser as load_trained
+from gradood.smoothing.patched_unet import diffusers, load_denoiser as load_trained
 from gradood.smoothing.settings import Denoiser
 
 

@@ -133,7 +133,7 @@ def calibrate(
     if not scores:
         raise InputError("no input to calibrate with could be scored")
     found = torch.cat(scores)
-    detector.calibrate_by(found, fpr)
+    detector.calibrate_by(found, fpr=fpr)
     return len(found)
 
 

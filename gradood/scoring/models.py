@@ -146,10 +146,10 @@ def _family(
     if kind == "timm":
         from gradood.integrations.timm import timm_model
 
-        return timm_model(name, weights, classes)
+        return timm_model(name, weights=weights, classes=classes)
     from gradood.integrations.transformers import transformers_model
 
-    return transformers_model(name, weights, classes)
+    return transformers_model(name, weights=weights, classes=classes)
 
 
 def _embedded(

@@ -40,6 +40,7 @@ class RayScorer:
     def __init__(
         self,
         detector: str,
+        *,
         model: Mapping[str, Any] | None = None,
         column: str | Sequence[str] = "image",
         layers: int = 3,

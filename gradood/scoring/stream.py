@@ -93,7 +93,7 @@ class Stream:
         waiting: list[Decoded] = []
         kind: tuple[object, ...] = ()
         usable = 0
-        for item in decoded(source.placed(start), self._loaded.transform, self._workers):
+        for item in decoded(source.placed(start), self._loaded.transform, workers=self._workers):
             if item.tensor is None:
                 self._report(item.id, item.error)
             elif usable and _kind(item.tensor) != kind:

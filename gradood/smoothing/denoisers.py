@@ -85,6 +85,7 @@ class EpsDenoiser(nn.Module):
         self,
         net: nn.Module,
         alphas_cumprod: Tensor,
+        *,
         prediction_type: Prediction = "epsilon",
         input_range: tuple[float, float] = (-1.0, 1.0),
         timestep_scale: float = 1.0,
@@ -158,7 +159,7 @@ class EpsDenoiser(nn.Module):
 
 
 def from_diffusers(
-    unet: nn.Module, scheduler: Any, input_range: tuple[float, float] = (-1.0, 1.0)
+    unet: nn.Module, scheduler: Any, *, input_range: tuple[float, float] = (-1.0, 1.0)
 ) -> EpsDenoiser:
     """A denoiser from objects of the package diffusers: ``pred_original_sample`` of its step.
 
@@ -183,12 +184,13 @@ def from_diffusers(
             "steps such as diffusers.DDPMScheduler or DDIMScheduler"
         )
     predicted: Prediction = getattr(scheduler.config, "prediction_type", "epsilon")
-    return EpsDenoiser(unet, schedule, predicted, input_range)
+    return EpsDenoiser(unet, schedule, prediction_type=predicted, input_range=input_range)
 
 
 def from_openai(
     net: nn.Module,
     state: Mapping[str, Tensor],
+    *,
     steps: int = 4000,
     schedule: Literal["cosine", "linear"] = "cosine",
     rescale_timesteps: bool = True,

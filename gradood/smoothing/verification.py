@@ -163,7 +163,7 @@ def _again(
     if isinstance(settings, str):
         return [settings] * len(records)
     try:
-        new = certify(model, x, settings, ids=ids, more=more, **target).evidence.records()
+        new = certify(model, x, settings=settings, ids=ids, more=more, **target).evidence.records()
     except (InputError, TypeError) as error:
         return [f"it cannot be drawn again: {error}"] * len(records)
     return [_difference(*pair) for pair in zip(records, new, strict=True)]
@@ -190,7 +190,7 @@ def _uncommitted(
     settings = _settings(first, given)
     assert isinstance(settings, Smoothing)
     ids = [record["id"] for record in records]
-    commitment = commit(first["kind"], model, x, settings, ids=ids, **first["target"])
+    commitment = commit(first["kind"], model, x, settings=settings, ids=ids, **first["target"])
     opened = commitment.open(challenge).seed
     if settings.seed != opened:
         return f"its seed is {settings.seed}; the challenge opens its commitment to {opened}"

@@ -96,7 +96,7 @@ def test_p_values_are_shown_and_what_can_be_called_from_them(data, tmp_path, suf
     html = page_in(report)
     p = np.array([row["p_value"] for row in read_rows(out, ("id", "score", "error", "p_value"))])
     for level in (0.05, 0.2):
-        calls = [control_fdr(p, level, method).sum() for method in ("bh", "storey")]
+        calls = [control_fdr(p, level=level, method=method).sum() for method in ("bh", "storey")]
         cells = [f"{level:g}", (p <= level).sum(), f"{level * len(p):,.0f}", *calls]
         assert " ".join(map(str, cells)) in re.sub(r"(<[^>]*>)+", " ", html)
     assert f"(p = {p.min():.3g})" in html

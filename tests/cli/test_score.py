@@ -56,7 +56,7 @@ def test_fit_is_that_of_the_library(data):
     model = embedded_classifier()
     x = (embedded_images("fashion-mnist-train")[:150] * 255).round() / 255
     held_out = torch.arange(150) % 5 == 0
-    expected = gradood.GradientDetector(model).fit(x[~held_out]).calibrate(x[held_out], 0.05)
+    expected = gradood.GradientDetector(model).fit(x[~held_out]).calibrate(x[held_out], fpr=0.05)
     found = gradood.load(data / "detector", model)
     probe = embedded_images("mnist")[:5]
     torch.testing.assert_close(found.score(probe), expected.score(probe))

@@ -16,8 +16,7 @@ from gradood.detectors import (
     GradientMahalanobis,
     MaxSoftmax,
 )
-from gradood.detectors.relative import RELATIVE
-from gradood.detectors.relative import SHRINKAGE as RELATIVE_SHRINKAGE
+from gradood.detectors.relative import RELATIVE, SHRINKAGE as RELATIVE_SHRINKAGE
 from gradood.detectors.whitening import SHRINKAGE
 
 

@@ -115,7 +115,7 @@ def test_a_preset_uses_the_parts_that_exist(case, preset, caplog):
     build, make, lacks = CASES[case]
     torch.manual_seed(0)
     model = build().eval()
-    detector = GradientDetector(model, preset, progress=False).fit(make(NORMAL, False))
+    detector = GradientDetector(model, preset=preset, progress=False).fit(make(NORMAL, False))
     wanted, used = set(PRESETS[preset]), {part.name for part in detector.parts}
     assert used <= wanted and not used & lacks
     assert {"layers", "class energy"} <= used

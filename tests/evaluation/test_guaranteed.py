@@ -5,8 +5,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from gradood import evaluate_guaranteed
 from gradood.errors import InputError
@@ -134,7 +133,7 @@ def test_binomial_refuses_inputs_that_shared_their_noise() -> None:
         settings = gradood.Smoothing(sigma=1.0, n=100, alpha=0.01, seed=seed)
         x = torch.zeros(3, 1, 2, 2)
         return gradood.certify_quantile(
-            lambda z: z.flatten(1).sum(1), x, settings, ids=ids
+            lambda z: z.flatten(1).sum(1), x, settings=settings, ids=ids
         ).evidence
 
     bounds, options = ([0.0] * 3, [1.0] * 3), {"point_alpha": 0.01, "composition": "binomial"}

@@ -1,8 +1,7 @@
 """Random small models, composed of operators that move the batch about and share parameters."""
 
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from torch import nn
 from torch.nn import functional
 

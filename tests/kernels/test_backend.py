@@ -180,9 +180,9 @@ def test_a_certificate_equals_that_of_cpp(monkeypatch):
         model, x = model.to(DEVICE), x.to(DEVICE)
     monkeypatch.setenv("GRADOOD_BACKEND", "triton")
     with ops.tracing() as served:
-        triton = gradood.certify_class(model, x, settings)
+        triton = gradood.certify_class(model, x, settings=settings)
     assert {s.backend for s in served if s.operator in ("noisy_batch", "vote_count")} == {"triton"}
     monkeypatch.setenv("GRADOOD_BACKEND", "cpp")
-    cpp = gradood.certify_class(model.cpu(), x.cpu(), settings)
+    cpp = gradood.certify_class(model.cpu(), x.cpu(), settings=settings)
     assert torch.equal(triton.label.cpu(), cpp.label)
     torch.testing.assert_close(triton.radius.cpu(), cpp.radius, rtol=0, atol=0)

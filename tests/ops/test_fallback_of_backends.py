@@ -13,8 +13,7 @@ from torch import nn
 import gradood
 from gradood import ops
 from gradood.errors import BackendError, InputError
-from gradood.ops import dispatch as dispatch_function
-from gradood.ops import gpu_state, triton_backend
+from gradood.ops import dispatch as dispatch_function, gpu_state, triton_backend
 
 dispatch = sys.modules["gradood.ops.dispatch"]
 

@@ -50,7 +50,7 @@ class Decoded:
 
 
 def decoded(
-    items: Iterable[tuple[Item, Position]], transform: Transform, workers: int | None = None
+    items: Iterable[tuple[Item, Position]], transform: Transform, *, workers: int | None = None
 ) -> Iterator[Decoded]:
     """Read and transform ``items`` in threads, a few ahead, and yield them in their order.
 

@@ -116,7 +116,9 @@ class IterableSource(Source):
         read: What makes one of these of an element.
     """
 
-    def __init__(self, iterable: Iterable[Any], read: Callable[[Any], Any] | None = None) -> None:
+    def __init__(
+        self, iterable: Iterable[Any], *, read: Callable[[Any], Any] | None = None
+    ) -> None:
         self._iterable, self._read = iterable, read or _itself
 
     def items(self, start: int = 0) -> Iterator[Item]:

@@ -36,7 +36,9 @@ def p_value_parts(page: Page, found: Counter[float]) -> list[Html]:
     for level in _LEVELS:
         small = int(counts[values <= level].sum())
         calls = [
-            "–" if every is None else f"{np.count_nonzero(control_fdr(every, level, method)):,}"
+            "–"
+            if every is None
+            else f"{np.count_nonzero(control_fdr(every, level=level, method=method)):,}"
             for method in ("bh", "storey")
         ]
         rows.append((f"{level:g}", f"{small:,}", f"{level * total:,.0f}", *calls))
