@@ -13,8 +13,9 @@ from torch import Tensor
 
 from benchmarks.datasets import Suite
 from benchmarks.experiments.attacked import Attacked
+from benchmarks.experiments.fitted import Fitted, Scores
 from benchmarks.experiments.picture_sets import DEVELOPMENT
-from benchmarks.experiments.protocols import Fitted, Scores, Study, Supervised, paper_detector
+from benchmarks.experiments.protocols import Study, Supervised, paper_detector
 from benchmarks.experiments.rows import Row
 from gradood.data import ImageSet
 from gradood.detectors import PARTS, Part, vector_part
