@@ -1,9 +1,8 @@
 """What certificates and p-values cost and give on CIFAR-10, with a public ResNet-20.
 
-    GRADOOD_DATA=FOLDER python benchmarks/cifar_certificates.py [floats] [fdr] [spread] [embedded]
+    GRADOOD_DATA=FOLDER python -m benchmarks.cifar_certificates [PART ...]
 
-FOLDER holds picture sets (``cifar10-test.zip``, ``cifar100-test.zip``, ``svhn-test.zip``), their
-``read.py``, and ``weights/cifar10-resnet20.safetensors``. Appends to
+Parts: floats, fdr, spread, embedded, gradient. FOLDER as for ``benchmarks.cifar``. Appends to
 ``benchmarks/results/cifar_certificates.csv``. Times are processor time of one thread, the ways
 taking turns.
 """
@@ -18,21 +17,24 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from functools import partial
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import gradood
+from benchmarks.cifar.network import load_network
+from benchmarks.datasets import picture_set
+from benchmarks.distro import CHECKPOINTS
 from gradood import ops
 from gradood.data import embedded_classifier, embedded_images
 from gradood.detectors.conformal import conformal_p_values
+from gradood.detectors.threshold import conservative_threshold
 from gradood.evaluation import bound_false_discoveries, control_fdr, evaluate, evaluate_guaranteed
 from gradood.smoothing import Evidence, quantiles, spreads
+from gradood.smoothing.patched_unet import load_denoiser
+from gradood.smoothing.settings import Denoiser
 
 OUT = Path(__file__).parent / "results" / "cifar_certificates.csv"
 DATA = Path(os.environ.get("GRADOOD_DATA", ""))
@@ -43,63 +45,18 @@ Bounded = tuple[list[float], list[float], list[float]]
 Reader = Callable[[Evidence], Bounded]
 
 
-class Block(nn.Module):
-    """Two convolutions, and a shortcut of every second pixel between zero channels."""
-
-    def __init__(self, before: int, after: int) -> None:
-        super().__init__()
-        stride = 1 if before == after else 2
-        self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=False)
-        self.bn1, self.bn2 = nn.BatchNorm2d(after), nn.BatchNorm2d(after)
-        self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
-        self.stride, self.pad = stride, (after - before) // 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        short = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.pad, self.pad))
-        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + short)
-
-
-class ResNet20(nn.Module):
-    """He et al. 2016 for CIFAR, of pixels in [0, 1]."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
-        widths = (16, 16, 32, 64)
-        for stage in (1, 2, 3):
-            wide = widths[stage]
-            blocks = [Block(widths[stage - 1], wide), Block(wide, wide), Block(wide, wide)]
-            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
-        self.linear = nn.Linear(64, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        mean = x.new_tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
-        std = x.new_tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-        x = F.relu(self.bn1(self.conv1((x - mean) / std)))
-        return self.linear(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
-
-
 def network() -> nn.Module:
-    model = ResNet20()
-    model.load_state_dict(load_file(DATA / "weights" / "cifar10-resnet20.safetensors"))
-    return model.eval().requires_grad_(False)
+    return load_network(DATA / "weights" / "cifar10-resnet20.safetensors").requires_grad_(False)
 
 
-def pictures(name: str, count: int) -> tuple[Tensor, Tensor | None]:
-    """Pictures of a set in [0, 1] and their labels, shuffled: files are ordered by class."""
-    spec = spec_from_file_location("read", DATA / "read.py")
-    assert spec is not None and spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    images, labels, _ = module.read(name, DATA)
-    order = np.random.default_rng(0).permutation(len(images))[:count]
-    x = torch.from_numpy(images[order]).permute(0, 3, 1, 2).float() / 255
-    return x, None if labels is None else torch.from_numpy(labels[order]).long()
+def pictures(name: str, count: int) -> Tensor:
+    """Pictures of a set in [0, 1], drawn at random."""
+    return picture_set(name, DATA).sample(count).images
 
 
 def floats(n: int = 512, rounds: int = 7) -> Iterator[tuple[str, str, float]]:
     """Grid noise in float64 against float32 noise: time, and radius with and without slack."""
-    model, (x, _) = network(), pictures("cifar10-test", 20)
+    model, x = network(), pictures("cifar10-test", 20)
     settings = gradood.Smoothing(sigma=0.12, n=n)
     grid = ops.grid_batch
 
@@ -137,7 +94,7 @@ def floats(n: int = 512, rounds: int = 7) -> Iterator[tuple[str, str, float]]:
 def fdr(count: int = 3000) -> Iterator[tuple[str, str, float]]:
     """Realised share of false calls over random splits: 2000 calibrate, 200 and 200 are tested."""
     energy = gradood.Energy(network(), progress=False)
-    scores = {n: energy.score(pictures(n, count)[0]).double() for n in
+    scores = {n: energy.score(pictures(n, count)).double() for n in
               ("cifar10-test", "svhn-test", "cifar100-test")}  # fmt: skip
     normal = scores.pop("cifar10-test")
     rng = np.random.default_rng(1)
@@ -169,8 +126,8 @@ QUANTILES, WEIGHTS = (0.5, 0.6, 0.75, 0.9), (0.5, 1.0, 2.0)
 def spread(count: int = 60) -> Iterator[tuple[str, str, float]]:
     """On CIFAR-10, by the energy of the ResNet."""
     names = ("svhn-test", "cifar100-test")
-    strange = {name: pictures(name, count)[0] for name in names}
-    normal = pictures("cifar10-test", count)[0]
+    strange = {name: pictures(name, count) for name in names}
+    normal = pictures("cifar10-test", count)
     for metric, value in compared(network(), normal, strange, sigma=0.05, radius=0.025):
         yield "spread", metric, value
 
@@ -240,10 +197,78 @@ def _weighted(evidence: Evidence, weight: float) -> Bounded:
     )
 
 
+#: Of the gradient detector's certificates.
+SIGMA, RADIUS, SAMPLES, FPR, WRONG = 0.12, 0.06, 200, 0.1, 1e-3
+
+
+def gradient(count: int = 30, fit: int = 500) -> Iterator[tuple[str, str, float]]:
+    """Medians and decisions of the default gradient detector, with the denoiser and without."""
+    ours = load_denoiser(CHECKPOINTS / "cifar10-denoiser.safetensors").bfloat16()
+    for kind, denoiser in (("denoised", ours), ("noisy", None)):
+        for metric, value in gradient_claims(denoiser, count, fit):
+            yield "gradient", f"{kind}, {metric}", value
+
+
+def fitted_under_noise(denoiser: Denoiser | None, fit: int, sigma: float) -> gradood.Detector:
+    """The default detector, fitted on what it sees when it is smoothed."""
+    train = pictures("cifar10-train", fit)
+    seen = train + sigma * torch.randn(train.shape, generator=torch.Generator().manual_seed(0))
+    if denoiser is not None:
+        with torch.no_grad():
+            seen = torch.cat([denoiser(part, sigma) for part in seen.split(100)])
+    return gradood.GradientDetector(network(), progress=False).fit(seen)
+
+
+def gradient_claims(denoiser: Denoiser | None, count: int, fit: int) -> Iterator[tuple[str, float]]:
+    """AUROC of medians, clean and guaranteed, and shares of decisions certified at the radius."""
+    detector = fitted_under_noise(denoiser, fit, SIGMA)
+    point = WRONG / (2 * count)
+    settings = gradood.Smoothing(
+        sigma=SIGMA, n=SAMPLES, alpha=point, denoiser=denoiser, seed=1, progress=False
+    )
+    normal = pictures("cifar10-test", 3 * count)
+    calibration, tested = normal[: 2 * count], normal[2 * count :]
+    loose = gradood.Smoothing(**{**vars(settings), "n": 50, "alpha": 0.1, "seed": 2})
+    highest = gradood.certify_quantile(detector, calibration, loose).upper[:, 0]
+    threshold = conservative_threshold(highest, FPR)
+    usual = gradood.certify_quantile(detector, tested, settings)
+    yield from _decided("normal", detector, tested, settings, threshold, -1, range(count))
+    for number, name in enumerate(("svhn-test", "cifar100-test"), 1):
+        strange, ids = pictures(name, count), range(number * count, (number + 1) * count)
+        found = gradood.certify_quantile(detector, strange, settings, radius=[0, RADIUS], ids=ids)
+        clean = evaluate(_quantile(usual.evidence, 0.5)[0], _quantile(found.evidence, 0.5)[0])
+        yield f"{name}: AUROC of medians", clean.auroc
+        bound = evaluate_guaranteed(
+            usual.upper[:, 0], found.lower[:, 1], RADIUS, point_alpha=point, alpha=WRONG
+        )
+        yield f"{name}: guaranteed at {RADIUS}", float(bound.clean_normals.auroc[0])
+        yield from _decided(name, detector, strange, settings, threshold, 1, ids)
+
+
+def _decided(
+    name: str,
+    detector: gradood.Detector,
+    x: Tensor,
+    settings: gradood.Smoothing,
+    threshold: float,
+    right: int,
+    ids: range,
+) -> Iterator[tuple[str, float]]:
+    """Shares of inputs that are decided rightly, at all and within the radius."""
+    made = gradood.certify_decision(
+        detector, x, settings, threshold=threshold, radius=RADIUS, ids=ids
+    )
+    decided = made.decision == right
+    yield f"{name}: decided rightly", float(decided.double().mean())
+    certified = decided & (made.radius >= RADIUS)
+    yield f"{name}: rightly within {RADIUS}", float(certified.double().mean())
+
+
 def main() -> None:
     parts = {"floats": floats, "fdr": fdr, "spread": spread, "embedded": embedded}
+    parts |= {"gradient": gradient}
     wanted = sys.argv[1:] or list(parts)
-    if wanted != ["embedded"] and not (DATA / "read.py").is_file():
+    if wanted != ["embedded"] and "GRADOOD_DATA" not in os.environ:
         sys.exit("GRADOOD_DATA names no folder of picture sets")
     for name in wanted:
         for part, metric, value in parts[name]():

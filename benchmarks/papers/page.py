@@ -6,9 +6,14 @@ from collections.abc import Mapping, Sequence
 
 from benchmarks.experiments.results import Results, by_set, table
 from benchmarks.experiments.rows import Row
-from benchmarks.papers.replication import MAIN, RADII, TARGETS, Sizes
+from benchmarks.papers.replication import FEW, MAIN, RADII, TARGETS, Sizes
 
 PAPER = "all-hot"
+LIMITS = (
+    "One thing changed at a time: how many pictures it trains on, and what is trained. *linear* is "
+    "a logistic regression on the same standardised log norms; C is the inverse weight of its "
+    "penalty."
+)
 
 
 def markdown(
@@ -131,6 +136,13 @@ def _of_network(network: str, rows: Sequence[Row]) -> list[str]:
             "The paper's network on norms under other labels; sets, then attacks.",
             by_set(Results(rows, "labels, sets"), "auroc"),
             by_set(Results(rows, "labels, attacks"), "auroc"),
+            "### What limits the paper's detector",
+            LIMITS,
+            by_set(Results(rows, "limits, sets"), "auroc"),
+            by_set(Results(rows, "limits, attacks"), "auroc"),
+            "A norm for every filter instead of one for every tensor, on "
+            f"{FEW[0]} normal pictures and at most {FEW[1]} of every set:",
+            by_set(Results(rows, "filters, sets"), "auroc"),
             *_adaptive(Results(rows, "adaptive")),
         ]
     return parts

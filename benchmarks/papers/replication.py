@@ -17,6 +17,7 @@ from benchmarks.experiments.attacked import ATTACKS as EVERY_ATTACK, Attacked, a
 from benchmarks.experiments.observations import VERSION, Observer, digest
 from benchmarks.experiments.protocols import PAPER, Study, Supervised, paper_detector
 from benchmarks.experiments.rows import Row, kept
+from benchmarks.papers.variants import BETTER, BY_FILTER, LIMITS, by_filter, linear
 from gradood.attacks import evade, pgd
 from gradood.data import ImageSet
 from gradood.detectors import ConfoundingDetector, Detector, Energy, GradientDetector
@@ -36,6 +37,10 @@ LABELS = {
     "2 labels: all-hot, CE-uniform": ("all-hot", "CE-uniform"),
     "10 labels: every one-hot": ("every one-hot",),
 }
+#: What is trained on anomalies in the tables of every network.
+SUPERVISED = {**PAPER, **BETTER}
+#: Normal pictures, and anomalous ones a set, that norms by filter are taken of.
+FEW = (500, 150)
 #: The network on which labels are compared and the detectors are attacked.
 MAIN = "resnet20"
 
@@ -87,10 +92,12 @@ class Replication:
         study = self._study
         parts: dict[str, Callable[[], list[Row]]] = {
             "supervised": lambda: study.paper(
-                "supervised", self._normal, *self._anomalous, variants=PAPER
+                "supervised", self._normal, *self._anomalous, variants=SUPERVISED
             ),
             "sets": lambda: study.rows("sets", self._detectors, self._normal[1], self._scored),
-            "supervised attacks": lambda: self._supervised_attacks("supervised attacks", PAPER),
+            "supervised attacks": lambda: self._supervised_attacks(
+                "supervised attacks", SUPERVISED
+            ),
             "attacks": self._attacks,
         }
         if self.name != MAIN:
@@ -100,6 +107,11 @@ class Replication:
             "labels, sets", self._normal, *self._anomalous, variants=labels
         )
         parts["labels, attacks"] = lambda: self._supervised_attacks("labels, attacks", labels)
+        parts["limits, sets"] = lambda: study.paper(
+            "limits, sets", self._normal, *self._anomalous, variants=LIMITS
+        )
+        parts["limits, attacks"] = lambda: self._supervised_attacks("limits, attacks", LIMITS)
+        parts["filters, sets"] = self._filters
         for what in TARGETS:
             for radius in RADII:
                 parts[f"adaptive, {what}, {radius}"] = partial(self._adaptive, what, radius)
@@ -148,6 +160,16 @@ class Replication:
         scored = {name: one.scored for name, one in self._attacked.items()}
         originals = {name: one.originals for name, one in self._attacked.items()}
         return self._study.paper(part, self._normal, known, scored, variants, originals)
+
+    def _filters(self) -> list[Row]:
+        """A norm a filter against a norm a tensor, on the same few pictures."""
+        count, each = FEW
+        normal = (self._normal[0][:count], self._normal[1][:count])
+        sets = [{name: x[:each] for name, x in half.items()} for half in self._anomalous]
+        usual = {"linear, a norm a tensor": linear("norms")}
+        part = "filters, sets"
+        rows = self._study.paper(part, normal, *sets, variants=usual)
+        return rows + by_filter(self._study).paper(part, normal, *sets, variants=BY_FILTER)
 
     def _attacks(self) -> list[Row]:
         images = {name: one.scored for name, one in self._attacked.items()}
@@ -199,6 +221,7 @@ class Replication:
         """Under a hash of the part, the weights, the sizes and the code."""
         package, here = Path(gradood.__file__).parent, Path(__file__).parents[1]
         code = [Path(__file__), here / "experiments/attacked.py", here / "experiments/protocols.py"]
+        code.append(here / "papers/variants.py")
         code += sorted([*package.glob("detectors/*.py"), *package.glob("attacks/*.py")])
         content = [path.read_bytes() for path in code]
         content += [t.numpy().tobytes() for t in self._observer.model.state_dict().values()]
