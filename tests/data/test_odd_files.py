@@ -6,8 +6,6 @@ import io
 import logging
 import lzma
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -18,6 +16,7 @@ from gradood.data.files import as_source, decoded, open_source
 from gradood.data.files.pictures import _FORMATS, SUFFIXES, Room
 from gradood.data.preprocessing import Preprocessing
 from tests.data.test_files import PLAIN, npy, png, tar_of
+from tests.processes import python
 
 RANDOM = np.random.default_rng(0)
 
@@ -331,14 +330,12 @@ def shapes(folder):
 
 def test_tensors_of_ray_and_of_arrow_with_and_without_ray(tmp_path):
     pytest.importorskip("ray")
-    done = subprocess.run(
-        [sys.executable, "-c", RAY, str(tmp_path)], capture_output=True, text=True
-    )
+    done = python("-c", RAY, tmp_path)
     expected = [[[1, 28, 28]] * 4, [[1, 28, 28], [1, 20, 28]], [[1, 28, 28]] * 4]
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(expected)
     code = f"from tests.data.test_odd_files import shapes; print(shapes({str(tmp_path)!r}))"
-    without = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    without = python("-c", code)
     assert without.stdout.strip() == str(expected), without.stderr
 
 
@@ -367,7 +364,7 @@ for name in "ab":
     (found,) = read({str(tmp_path)!r} + f"/{{name}}.png", Preprocessing(input_size=(3, 224, 224)))
     print(found.error or list(found.tensor.shape))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = python("-c", code)
     assert done.stdout.split("\n")[:2] == ["[3, 224, 224]"] * 2, done.stderr
 
 

@@ -1,8 +1,6 @@
 """Who gets the Triton backend, what the others are told, and that whole models agree with C++."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,6 +11,7 @@ from benchmarks.kernel_calls import DEVICE
 from gradood import ops
 from gradood.kernels.launch import INTERPRETING
 from gradood.ops import cpp_backend, triton_backend
+from tests.processes import python
 
 
 class Mixed(nn.Module):
@@ -109,10 +108,8 @@ def sentence(code, **environment):
     """What a fresh process says about the backend."""
     kept = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "GRADOOD_BACKEND")}
     code += "\nfrom gradood.ops.dispatch import load\nprint(load('triton')[1])"
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(
-        command, env=kept | environment, capture_output=True, text=True, check=True
-    )
+    done = python("-c", code, environment=kept | environment)
+    assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
@@ -156,9 +153,8 @@ def test_next_backend_serves_and_the_reason_is_logged(tmp_path):
     )
     kept = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     kept["GRADOOD_BACKEND"] = "triton"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=kept, capture_output=True, text=True, check=True
-    )
+    done = python("-c", code, environment=kept)
+    assert done.returncode == 0, done.stderr
     if not torch.cuda.is_available():
         assert done.stderr.count("backend triton is not used: no GPU") == 1
 

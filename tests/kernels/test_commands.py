@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,6 +9,7 @@ from typer.testing import CliRunner
 
 from gradood.cli import app
 from gradood.kernels.launch import INTERPRETING
+from tests.processes import python
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
 
@@ -18,8 +17,7 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
 def command(*arguments):
     """The command in a process of its own, where Triton compiles."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    line = [sys.executable, "-m", "gradood", *map(str, arguments)]
-    return subprocess.run(line, env=environment, capture_output=True, text=True)
+    return python("-m", "gradood", *arguments, environment=environment)
 
 
 @pytest.mark.slow
@@ -71,8 +69,6 @@ def test_info_says_that_no_figure_was_measured():
 def test_info_tells_apart_what_is_missing(preparation, words):
     code = f"import torch\n{preparation}\nfrom gradood.cli import app\napp(['info', '--json'])"
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
-    )
+    done = python("-c", code, environment=environment)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["backends"]["triton"]["problem"] == words

@@ -19,6 +19,7 @@ from benchmarks.gpu.resources import SMALL, TENSOR_CORE
 from gradood.benchmarking.gpu.launch_cases import launch_cases
 from gradood.errors import BackendError, InputError
 from gradood.kernels.launch import INTERPRETING
+from tests.processes import python
 
 CASES = launch_cases()
 GOLDEN = json.loads(Path(__file__).with_name("resources.json").read_text())
@@ -120,8 +121,7 @@ def test_nothing_is_compiled_in_the_interpreter():
 
 
 def test_limits_of_the_grid_are_checked(tmp_path):
-    script = tmp_path / "launch.py"
-    script.write_text(
+    code = (
         "import torch\n"
         "from benchmarks.gpu.dry_driver import dry\n"
         "from gradood.kernels import reduction\n"
@@ -130,9 +130,7 @@ def test_limits_of_the_grid_are_checked(tmp_path):
         "    reduction._sum_kernel[(1, 70000)](row, row.long(), row, 1, 1, BLOCK=32)\n"
     )
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, str(script)], env=environment, capture_output=True, text=True
-    )
+    done = python("-c", code, environment=environment)
     assert done.returncode == 1 and "70000" in done.stderr and "65535" in done.stderr
 
 

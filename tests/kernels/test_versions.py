@@ -2,21 +2,18 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 from benchmarks.gpu import matrix
 from gradood.benchmarking.gpu.launch_cases import launch_cases
+from tests.processes import python
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
 def process(code):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
-    )
+    done = python("-c", code, environment=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
