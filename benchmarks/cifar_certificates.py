@@ -189,7 +189,7 @@ def _quantile(evidence: Evidence, q: float) -> Bounded:
 def _weighted(evidence: Evidence, weight: float) -> Bounded:
     """Scores, lower and upper bounds of the same samples with another weight."""
     common = {**evidence.common, "target": {**evidence.common["target"], "weight": weight}}
-    found = [spreads.evaluate(common, row) for row in evidence.rows]
+    found = [spreads.certificate_from(common, row) for row in evidence.rows]
     return (
         [one["score"] for one in found],
         [one["lower"][0] for one in found],

@@ -12,6 +12,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from gradood.cli.report import say
+
 if TYPE_CHECKING:
     from gradood.benchmarking.bench import Row
 
@@ -82,7 +84,7 @@ def bench(
         write(rows, out / "bench.csv")
         console.print(_table([row for row in rows if row.threads == count]))
     console.print(_EXPLANATION, highlight=False)
-    console.print(f"Results: {(out / 'bench.csv').resolve()}", highlight=False, soft_wrap=True)
+    say(f"Results: {(out / 'bench.csv').resolve()}")
 
 
 def _table(rows: Sequence[Row]) -> Table:

@@ -34,15 +34,9 @@ class Moved(NamedTuple):
 
 @dataclass(frozen=True)
 class WorstCase:
-    """Which radii to attack and to guarantee, and how hard.
+    """Which radii to attack and to guarantee, ``NORM:RADIUS``, and how hard.
 
-    Args:
-        attacks: ``NORM:RADIUS``, norm linf or l2, in units of the input.
-        guarantees: ``l2:RADIUS``.
-        steps: Of APGD.
-        restarts: Of APGD.
-        sigma: Of the noise of the smoothed detector; None for the radius.
-        samples: Of the smoothed detector.
+    Without ``sigma`` the noise of the smoothed detector is the radius.
     """
 
     attacks: Sequence[str]

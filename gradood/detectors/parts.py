@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from gradood.arguments import checked
 from gradood.detectors import class_energy, layers
 from gradood.detectors.class_gaussians import CLASS_GAUSSIANS, FEWEST
 from gradood.detectors.copies import margin_drop
@@ -102,6 +103,7 @@ def part_named(name: str) -> Part:
     return PARTS[name]
 
 
+@checked
 def vector_part(
     name: str,
     reads: Callable[[GradientNorms], Tensor],

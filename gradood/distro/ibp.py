@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradood.arguments import checked
 from gradood.errors import InputError, ModelError
 from gradood.results import Result
 
@@ -31,6 +32,7 @@ class Interval(Result):
         return (self.upper - self.lower) / 2
 
 
+@checked
 def box(x: Tensor, *, epsilon: float) -> Interval:
     """All inputs in [0, 1] within ``epsilon`` of x in every pixel, ``|x' - x|_inf <= epsilon``.
 
@@ -48,6 +50,7 @@ def box(x: Tensor, *, epsilon: float) -> Interval:
 FLOAT32 = 2.0**-24
 
 
+@checked
 def propagate(network: nn.Module, interval: Interval, *, unit: float = 0.0) -> Interval:
     """Bounds of ``network(x)`` for every x of an interval ``[N, ...]``.
 
@@ -165,6 +168,7 @@ _RULES: tuple[tuple[type | tuple[type, ...], Callable[..., Interval]], ...] = (
 )
 
 
+@checked
 def upper_bound(network: nn.Module, x: Tensor, *, epsilon: float, unit: float = 0.0) -> Tensor:
     """``max network(x')`` over ``|x' - x|_inf <= epsilon``, x' in [0, 1], bounded from above.
 
@@ -178,6 +182,7 @@ def upper_bound(network: nn.Module, x: Tensor, *, epsilon: float, unit: float = 
     return bound
 
 
+@checked
 def confidence_bound(logits: Interval) -> Tensor:
     r"""The largest softmax of any class, for logits in a box: ``[N, C]`` twice -> ``[N]``.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from gradood.arguments import checked
 from gradood.errors import InputError
 from gradood.evaluation.curves import Floats, Scores, as_scores
 from gradood.evaluation.guaranteed import GuaranteedMetrics, as_bounds, radii, stacked, worst
@@ -33,6 +34,7 @@ class AdversarialMetrics(Result):
     count_anomalous: int
 
 
+@checked
 def evaluate_adversarial(
     scores_normal: Scores,
     scores_anomalous: Scores,

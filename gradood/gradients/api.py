@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from gradood.arguments import checked
 from gradood.gradients.cuda_graph import score as cuda_graph_score
 from gradood.gradients.labels import Label
 from gradood.gradients.norms import Norms
@@ -105,6 +106,7 @@ class GradientNorms:
         )
 
 
+@checked
 def gradient_norms(
     model: nn.Module,
     x: Batch,
@@ -198,6 +200,7 @@ def gradient_norms(
     return replace(_gathered(values, call, scores), precision=precision)
 
 
+@checked
 def forward_norms(
     model: nn.Module, x: Batch, *, parameters: Selection = None, nan_policy: str = "raise"
 ) -> GradientNorms:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from gradood.arguments import checked
 from gradood.gradients.activations import Activations
 from gradood.gradients.api import GradientNorms
 from gradood.gradients.engine import Recorder
@@ -36,6 +37,7 @@ from gradood.gradients.validation import (
 _LOG = logging.getLogger("gradood")
 
 
+@checked
 def differentiable_norms(
     model: nn.Module,
     x: Tensor,

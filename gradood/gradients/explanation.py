@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from gradood import ops
+from gradood.arguments import checked
 from gradood.errors import InputError
 from gradood.gradients.norms import Norms
 from gradood.gradients.rules import Call
@@ -97,6 +98,7 @@ class Explanation(Sequence[Row]):
         )
 
 
+@checked
 def explain(
     model: nn.Module, x: Batch, *, parameters: Selection = None, method: str = "auto"
 ) -> Explanation:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradood.arguments import checked
 from gradood.gradients.api import GradientNorms, prepared
 from gradood.gradients.engine import GRADIENT_BYTES, Recorder, full_precision
 from gradood.gradients.labels import Label, loss_gradient
@@ -64,6 +65,7 @@ class GradientGrams:
         return GradientNorms(values, self.names, self.logits, self.features)
 
 
+@checked
 def gradient_grams(
     model: nn.Module,
     x: Batch,

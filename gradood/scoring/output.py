@@ -26,11 +26,8 @@ def open_scores(
 ) -> ScoreFile | ScorePipe:
     """Where scores go: a file in the making, or a pipe.
 
-    Args:
-        path: Of the file: JSON lines, or Parquet by the end of its name.
-        settings: What scores depend on. A run goes on only under the settings it was begun with.
-        inputs: Paths of the inputs, as they were given.
-        resume: Go on with what is there; without it, what a killed run left is an error.
+    Scores depend on the settings; a run goes on only under those it was begun with. Without
+    ``resume`` what a killed run left is an error.
 
     Raises:
         InputError: The path cannot be written to, or another process writes to it; an unfinished

@@ -14,7 +14,7 @@ from gradood.errors import InputError, NotFittedError
 from gradood.scoring.stream import Batch
 
 
-class Scorer:
+class RowScorer:
     """Turns batches of inputs into tensors, and those into rows to be written.
 
     Args:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from gradood.arguments import checked
 from gradood.errors import CheckpointError, InputError, ModelError
 from gradood.results import Result
 
@@ -39,6 +40,7 @@ class NoiseLevel(Result):
     mismatch: float
 
 
+@checked
 class EpsDenoiser(nn.Module):
     r"""A diffusion network as ``denoiser(noisy, sigma)``, one step, in units of the input.
 
@@ -158,6 +160,7 @@ class EpsDenoiser(nn.Module):
         )
 
 
+@checked
 def from_diffusers(
     unet: nn.Module, scheduler: Any, *, input_range: tuple[float, float] = (-1.0, 1.0)
 ) -> EpsDenoiser:
@@ -187,6 +190,7 @@ def from_diffusers(
     return EpsDenoiser(unet, schedule, prediction_type=predicted, input_range=input_range)
 
 
+@checked
 def from_openai(
     net: nn.Module,
     state: Mapping[str, Tensor],

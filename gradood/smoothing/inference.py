@@ -27,7 +27,7 @@ from gradood.smoothing.settings import DTYPES, Smoothing
 _LOG = logging.getLogger("gradood")
 
 #: A detector, or anything that maps inputs ``[N, ...]`` to scores ``[N]``.
-Score: TypeAlias = "Detector | Callable[[Tensor], Tensor]"
+Score: TypeAlias = Detector | Callable[[Tensor], Tensor]
 
 #: What has been found to have independent rows, and in which circumstances.
 _INDEPENDENT: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()

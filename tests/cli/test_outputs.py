@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import gradood
 from gradood.cli import _OneSentenceErrors, app
+from tests.commands import run
 from tests.pictures import write_pictures
 
 ROOT = str(Path(gradood.__file__).parents[1])
@@ -24,10 +25,6 @@ def data(tmp_path_factory):
     done = CliRunner().invoke(app, ["score", str(root / "in"), "--out", str(root / "s.jsonl")])
     assert done.exit_code == 0, done.output
     return root
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, list(map(str, arguments)))
 
 
 def shell(text, cwd, limit="true"):

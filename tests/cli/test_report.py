@@ -9,23 +9,17 @@ import tarfile
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 import gradood
-from gradood.cli import app
 from gradood.data import embedded_classifier, embedded_images
 from gradood.detectors.uncertainty import GradUncertainty
 from gradood.evaluation import control_fdr
 from gradood.scoring.rows import read_rows
+from tests.commands import run
 from tests.pictures import pixels, write_pictures
 
-RUNNER = CliRunner()
 #: A folder and a file in it: together the name that a careless page would run.
 SCRIPT = ("<script>alert(1)<", "script>.png")
-
-
-def run(*arguments):
-    return RUNNER.invoke(app, list(map(str, arguments)))
 
 
 @pytest.fixture(scope="module")

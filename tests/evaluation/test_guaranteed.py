@@ -161,7 +161,10 @@ BAD = {
     "no radius 0": (dict(upper_normal=[[0.1]]), "radius must hold 0"),
     "alpha": (dict(alpha=1.0), r"alpha must be in \(0, 1\)"),
     "point alpha": (dict(point_alpha=0.0), r"point_alpha must be in \(0, 1\)"),
-    "composition": (dict(composition="max"), "composition must be"),
+    "composition": (
+        dict(composition="max"),
+        r"composition = .max.; expected .bonferroni. or .binomial.",
+    ),
 }
 
 

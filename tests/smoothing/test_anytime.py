@@ -153,7 +153,7 @@ def test_a_class_is_certified_falsely_at_most_alpha_by_an_exact_calculation(pilo
         for count in counts.tolist():
             votes = [count, here - count] + [0] * (len(pilot) - 2)
             row = {"counts": votes, "pilot": pilot, "samples": here, "slack": 0.0}
-            made = class_certificates.evaluate(shared, row)
+            made = class_certificates.certificate_from(shared, row)
             found.append(made["radius"] >= 0.3 or made["lower"] > p + 1e-9)
         return np.array(found)
 
@@ -169,7 +169,7 @@ def test_a_decision_is_false_at_most_half_of_alpha_by_an_exact_calculation(radii
 
     def wrong(counts, here):
         rows = [{"counts": [c, 0], "samples": here, "slack": 0.0} for c in counts.tolist()]
-        found = [decisions.evaluate(shared, row) for row in rows]
+        found = [decisions.certificate_from(shared, row) for row in rows]
         return np.array([one["radius"] >= 0.3 and one["decision"] == side for one in found])
 
     failed = exact_failures(wrong, schedule(120, 16), p)

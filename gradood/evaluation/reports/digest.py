@@ -46,11 +46,7 @@ class ScoredSet(NamedTuple):
 
 
 class Digest:
-    """Counts, extremes and a random sample of scored rows.
-
-    Args:
-        keep: How many of the highest and of the lowest scores are kept.
-        seed: Of the sample.
+    """Counts, a random sample, and the ``keep`` highest and lowest of scored rows.
 
     Attributes:
         scored: Rows with a score.

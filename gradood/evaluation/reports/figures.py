@@ -18,8 +18,7 @@ from matplotlib.figure import Figure
 
 from gradood.evaluation.curves import Floats
 from gradood.evaluation.reports.axis import Squash
-from gradood.evaluation.reports.html import Html
-from gradood.evaluation.reports.style import ANOMALOUS, COLOURS, NORMAL
+from gradood.evaluation.reports.html import ANOMALOUS, COLOURS, NORMAL, Html
 from gradood.text import printable
 
 _INK, _SOFT, _LINE = (COLOURS[name][0] for name in ("ink", "soft", "line"))
@@ -103,13 +102,7 @@ def histogram(
 ) -> Plot:
     """Shares of the scores of one or two kinds of inputs in bins, and the threshold.
 
-    Args:
-        counts: By kind, ``[B]``.
-        edges: ``[B + 1]``.
-        squash: The axis.
-        title: Above the panel.
-        threshold: Scores above it are anomalous.
-        kind: Of the figure.
+    ``counts`` are ``[B]`` by kind, ``edges`` ``[B + 1]``.
     """
     figure, panel = _panel(title, "score (more anomalous →)", "share of inputs")
     places = squash.forward(edges)
