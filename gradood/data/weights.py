@@ -72,12 +72,10 @@ def load_network(
         with torch.device("meta"):  # no random weights, nor anybody's default dtype
             network = make(metadata, tensors)
         network.load_state_dict(tensors, assign=True)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"Cannot read the {what} {path}: {error}") from error
-    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
-            f"{path} is no {what} of this package ({error}); expected a file written by "
-            f"benchmarks/train_{what}.py"
+            f"Cannot read {path}: it is no {what} of this package ({error}). Expected a file that "
+            f"benchmarks/train_{what}.py wrote"
         ) from error
     return network.eval()
 
