@@ -149,7 +149,7 @@ class Scoring:
     def worst_case(
         self, worst: WorstCase, normal: list[Path], anomalous: list[Path]
     ) -> dict[str, Moved]:
-        """What is left of the metrics of every anomalous set."""
+        """The metrics of every anomalous set after its inputs have moved."""
         import torch
 
         from gradood.scoring.units import detector_in_pixels

@@ -1,4 +1,4 @@
-"""What ``gradood evaluate`` says of inputs that somebody moves: by an attack, or by any means."""
+"""Metrics of ``gradood evaluate`` for moved inputs: attacked, or with a guarantee."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _RADII = 10
 
 
 class Moved(NamedTuple):
-    """What moving the anomalous inputs leaves of the metrics.
+    """Metrics after the anomalous inputs have moved.
 
     Attributes:
         metrics: By what was done, ``"attacked linf:0.03"`` or ``"guaranteed l2:0.25"``.
@@ -64,7 +64,7 @@ class WorstCase:
     def of(
         self, detector: Detector, normal: Tensor, sets: Mapping[str, Tensor]
     ) -> dict[str, Moved]:
-        """What is left of the metrics of every anomalous set; one at a time is on the device."""
+        """The metrics of every anomalous set after moving; one set at a time is on the device."""
         moved = {name: Moved({}, {}) for name in sets}
         for text in self.attacks:
             for name, metrics in self._attacked(detector, normal, sets, text):

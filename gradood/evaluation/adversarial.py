@@ -1,4 +1,4 @@
-"""How well scores separate anomalous from normal inputs that attacks have moved."""
+"""Detection metrics of attacked inputs."""
 
 from __future__ import annotations
 

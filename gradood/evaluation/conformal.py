@@ -1,4 +1,4 @@
-"""From p-values to decisions about many inputs: how many detections are false?"""
+"""From p-values to decisions about many inputs, with few false detections."""
 
 from __future__ import annotations
 

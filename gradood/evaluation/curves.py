@@ -1,4 +1,4 @@
-"""Scores in, operating points out: what the metrics are computed from and the plots draw."""
+"""From scores to operating points, for metrics and plots."""
 
 from dataclasses import dataclass
 

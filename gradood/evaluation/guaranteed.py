@@ -1,4 +1,4 @@
-"""How well scores separate anomalous from normal inputs when every input moves its worst way."""
+"""Bounds of detection metrics over all perturbations of the inputs."""
 
 from __future__ import annotations
 

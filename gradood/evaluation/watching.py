@@ -1,4 +1,4 @@
-"""Has the rate of alarms risen? A test that may be looked at after every score."""
+"""A sequential test of whether the rate of alarms has risen, valid after every score."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which inputs a run that was interrupted has not scored yet, whatever became of the others."""
+"""Which inputs an interrupted run has not scored yet."""
 
 from __future__ import annotations
 

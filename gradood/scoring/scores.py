@@ -1,4 +1,4 @@
-"""A fitted detector as what a stream computes: scores, decisions and the layers that reacted."""
+"""From batches to rows: scores, decisions and the layers that reacted."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class RowScorer:
 
 
 def require_finite(values: Tensor) -> Tensor:
-    """``values`` ``[n, …]``; a stream blames the inputs of which they are not finite.
+    """``values`` ``[n, …]``; a stream then reports the inputs whose values are not finite.
 
     Raises:
         InputError: There are some.

@@ -1,4 +1,4 @@
-"""Fix what is certified before the noise is drawn, so that nobody can fit one to the other."""
+"""Commit to what is certified before its noise is drawn."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ log = logging.getLogger("gradood")
 Prediction = Literal["epsilon", "sample", "v_prediction"]
 _PREDICTIONS = ("epsilon", "sample", "v_prediction")
 
-#: Beyond this share of sigma, the network is told of a noise that is not there: worth a warning.
+#: Share of sigma by which the noise that the network expects may be off without a warning.
 _MISMATCH = 0.02
 
 

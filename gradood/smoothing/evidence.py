@@ -1,4 +1,4 @@
-"""What a certificate rests on: enough numbers to compute it again, and nothing else."""
+"""Evidence of certificates: the numbers from which they can be computed again."""
 
 from __future__ import annotations
 

@@ -220,7 +220,7 @@ def _difference(record: JsonObject, new: JsonObject) -> str | None:
 
 
 def _impossible(record: JsonObject) -> str | None:
-    """What counts alone show to be wrong."""
+    """Errors that the counts alone show."""
     counts, samples = record["counts"], record["samples"]
     settings = record["settings"]
     if any(count < 0 for count in counts):

@@ -173,7 +173,7 @@ def _decode_one(item: Item, after: Position, transform: Transform) -> Decoded:
         return Decoded(item.id, None, printable(reason), after)
 
 
-#: What PyTorch knows no arithmetic for, and what holds the same numbers.
+#: Dtypes without arithmetic in PyTorch -> wider ones that hold the same numbers.
 _WIDER = {"u2": np.int32, "u4": np.int64, "f16": np.float64, "f12": np.float64}
 
 

@@ -22,7 +22,7 @@ class Several(Source):
         return next(iter(self._columns.values())).file()
 
     def items(self, start: int = 0) -> Iterator[Item]:
-        before = max(start - 1, 0)  # if the columns parted there, it has been said
+        before = max(start - 1, 0)  # a mismatch there was reported before
         rows = itertools.zip_longest(*(column.items(before) for column in self._columns.values()))
         for number, row in enumerate(rows, before):
             together = None not in row and len({item.id for item in row}) == 1
@@ -41,7 +41,7 @@ class Several(Source):
         return {name: item.load() for name, item in zip(self._columns, row, strict=True)}
 
     def _apart(self, row: tuple[Item | None, ...]) -> Item:
-        """What says that the columns do not go together from here on."""
+        """An item that reports that the columns do not match from here on."""
         ends = ", ".join(
             f"{name} has {_described(item)}" for name, item in zip(self._columns, row, strict=True)
         )

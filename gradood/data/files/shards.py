@@ -112,7 +112,7 @@ class ShardSource(Source):
                 )
 
     def _members(self) -> Iterator[Member]:
-        """All members, and after them, so that none is lost for it, what is wrong with the file."""
+        """All readable members, and after them an error of the file."""
         try:
             yield from self._sound_members()
         except _DAMAGES as error:

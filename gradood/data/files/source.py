@@ -1,4 +1,4 @@
-"""What a source of inputs is, and sources made of others or of any Python iterable."""
+"""Sources of inputs: the interface, and sources made of others or of a Python iterable."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gradood.text import printable
 
 _LOG = logging.getLogger("gradood")
 
-#: No single input in a file may be larger: what says it is, is damaged or hostile.
+#: Bytes of the largest single input in a file; a larger size is taken for damage.
 LARGEST = 1 << 28
 
 
@@ -35,8 +35,8 @@ class Item:
 
     Attributes:
         id: Unique within its source.
-        load: Reads it, in a thread of its own: a picture of Pillow, an array or a tensor.
-            Whatever it raises is said of this input.
+        load: Reads it in another thread: a picture of Pillow, an array or a tensor. An exception
+            becomes the error of this input.
         size: Bytes that it holds until then.
     """
 
@@ -46,7 +46,7 @@ class Item:
 
 
 class LeftOut:
-    """What was found ``where`` inputs are and is none: counted by kind, and named."""
+    """Files that are no inputs: counted by kind, the first of each kind named."""
 
     def __init__(self, where: str) -> None:
         self._where = where
@@ -60,7 +60,7 @@ class LeftOut:
             self._names.setdefault(kind, []).append(printable(name))
 
     def log(self) -> None:
-        """Say what it was, if there was any."""
+        """Write a warning, if there was any."""
         if not self._counts:
             return
         kinds = []
@@ -78,9 +78,9 @@ class Source(ABC):
 
     @abstractmethod
     def items(self, start: int = 0) -> Iterator[Item]:
-        """The inputs from number ``start`` on; what cannot be read is an item that says so.
+        """The inputs from number ``start`` on; an unreadable input is an item whose load raises.
 
-        An item that says that all after it is lost comes once, and not from any later start.
+        An item that reports that the rest of a file is lost comes once, not from a later start.
         """
 
     def parts(self) -> Sequence[Source]:

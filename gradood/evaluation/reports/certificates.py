@@ -1,4 +1,4 @@
-"""The page of ``gradood certify``: what is certified, against the radius."""
+"""The page of ``gradood certify``: guarantees against the radius."""
 
 from __future__ import annotations
 

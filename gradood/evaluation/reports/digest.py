@@ -1,4 +1,4 @@
-"""What a report says of scores, gathered in one pass and in constant memory."""
+"""Statistics of scores for reports, in one pass and in constant memory."""
 
 from __future__ import annotations
 

@@ -246,7 +246,7 @@ def _label(text: str, most: int = 40) -> str:
 
 
 def _thinned(places: npt.ArrayLike, values: npt.ArrayLike) -> tuple[Floats, Floats]:
-    """A line without the points that nobody could see: first and last stay."""
+    """At most ``_MOST_POINTS`` points of a line, the first and the last among them."""
     x, y = np.asarray(places, np.float64), np.asarray(values, np.float64)
     x, y = x[np.isfinite(y)], y[np.isfinite(y)]
     if len(x) <= _MOST_POINTS:
