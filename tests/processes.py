@@ -25,7 +25,7 @@ def python(
     folder: Path | str | None = None,
     timeout: float = 240,
 ) -> subprocess.CompletedProcess[str]:
-    """``python -c CODE …`` or ``python -m MODULE …``; the environment is this process's own if none.
+    """``python -c CODE …`` or ``python -m MODULE …``, in this environment if none is given.
 
     Raises:
         subprocess.TimeoutExpired: It takes longer.

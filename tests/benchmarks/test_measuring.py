@@ -54,6 +54,7 @@ def read(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_command_prints_tables_and_appends_rows(results):
     run, out = results
     assert run.exit_code == 0, run.stderr
@@ -65,6 +66,7 @@ def test_command_prints_tables_and_appends_rows(results):
     assert len((out / "norms.csv").read_text().splitlines()) == 1 + len(names)
 
 
+@pytest.mark.slow
 def test_rows_say_what_was_measured_and_on_what(results):
     _, *found = read(results[1] / "norms.csv")
     for row in found:
@@ -82,6 +84,7 @@ def test_rows_say_what_was_measured_and_on_what(results):
     assert 0 < float(ours["peak_mb"]) < float(reference["peak_mb"])
 
 
+@pytest.mark.slow
 def test_plot_is_drawn(results):
     drawing = (results[1] / "norms.svg").read_text()
     assert drawing.startswith("<?xml") and "gradood cpp" in drawing and "mlp, 4" in drawing
@@ -102,6 +105,7 @@ def test_a_model_without_a_series_is_refused_with_what_there_is():
         list(scaling.series("depthwise"))
 
 
+@pytest.mark.slow
 def test_methods_of_a_module_are_measured_in_the_process_that_measures():
     job = Job(
         "time", TINY["mlp"], ("loop", "BackPACK"), rounds=1, methods_from=("benchmarks.peers",)
@@ -197,6 +201,7 @@ def test_what_rounding_alone_does_is_not_wrong():
     assert compare({"a": 2 * right["a"]}, right, useless).wrong == ("a",)
 
 
+@pytest.mark.slow
 def test_a_peer_that_is_not_installed_is_a_row(monkeypatch):
     module = "opacus.grad_sample.grad_sample_module_fast_gradient_clipping"
     monkeypatch.setitem(sys.modules, module, None)  # cannot be imported
@@ -232,6 +237,7 @@ def test_a_dead_process_is_trouble_and_not_an_end():
     assert outcome.seconds == [] and outcome.peak is None
 
 
+@pytest.mark.slow
 def test_jobs_together_are_answered_in_order():
     first = Job("time", TINY["mlp"], ("forward",), rounds=2)
     second = Job("time", TINY["vit"], ("activation-only", "forward"), rounds=1)
