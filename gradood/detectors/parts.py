@@ -186,6 +186,12 @@ def _too_few_to_neighbour(norms: GradientNorms) -> str | None:
     return None if int(counts.max()) >= FEWEST else "no two normal inputs are of one class"
 
 
+def _of_one_class(norms: GradientNorms) -> str | None:
+    # The nearest class is then all there is: a difference of equals.
+    alike = len(torch.unique(predicted(norms.logits))) == 1
+    return "all normal inputs are predicted to be of one class" if alike else None
+
+
 def _too_few_for_covariances(
     read: Callable[[GradientNorms], Tensor], every_class: bool, norms: GradientNorms
 ) -> str | None:
@@ -228,7 +234,8 @@ _registered(
         vector_part(
             *("relative", read_features, RELATIVE),
             lacks=_without(
-                _without_features, partial(_too_few_for_covariances, read_features, False)
+                *(_without_features, _of_one_class),
+                partial(_too_few_for_covariances, read_features, False),
             ),
         ),
         #: Energy, less what is usual of the predicted class, see ``class_energy``.
@@ -239,7 +246,7 @@ _registered(
         #: Relative Mahalanobis distance of the logits, see ``RELATIVE``.
         vector_part(
             *("relative logits", read_logits, RELATIVE),
-            lacks=partial(_too_few_for_covariances, read_logits, False),
+            lacks=_without(_of_one_class, partial(_too_few_for_covariances, read_logits, False)),
         ),
         #: ``−log Σ_c exp(z_c)``, see ``class_energy``.
         Part("energy", (), lambda norms: {}, lambda norms, learned: class_energy.energy(norms)),

@@ -266,6 +266,15 @@ def test_what_a_model_lacks_is_left_out_and_said(pictures, caplog):
     assert detector.score(pictures.anomalous).isfinite().all()
 
 
+@pytest.mark.parametrize("part", ["relative", "relative logits"])
+def test_one_predicted_class_has_no_relative_distance(part, model, norms, caplog):
+    classes = norms["fit"].logits.argmax(1)
+    one = norms["fit"].select(classes == classes.mode().values)
+    detector = GradientDetector(model, parts=["class energy", part]).fit(one)
+    assert [kept.name for kept in detector.parts] == ["class energy"]
+    assert f"{part} (all normal inputs are predicted to be of one class)" in caplog.text
+
+
 def test_parts_that_want_more_inputs_a_class_are_left_out(model, pictures, caplog):
     parts = ["directions", "relative", "class energy", "relative logits", "norms"]
     detector = GradientDetector(model, parts=parts).fit(pictures.fit[:60])
