@@ -27,12 +27,12 @@ FIT, SCORED_A_CLASS, ANOMALOUS = 2000, 50, 350
 
 def equal_classes(image_set: ImageSet, count: int, seed: int) -> ImageSet:
     """``count`` pictures of every class, in random order."""
-    shuffled = image_set.sample(len(image_set), seed)
+    shuffled = image_set.sample(len(image_set), seed=seed)
     assert shuffled.labels is not None
     rows = [
         (shuffled.labels == label).nonzero()[:count, 0] for label in torch.unique(shuffled.labels)
     ]
-    return shuffled.select(torch.cat(rows)).sample(count * len(rows), seed)
+    return shuffled.select(torch.cat(rows)).sample(count * len(rows), seed=seed)
 
 
 def write(image_set: ImageSet, folder: Path) -> None:
@@ -61,10 +61,10 @@ def main(
     train = fashion_mnist("train", root)
     # The second half of the test set is the one that every benchmark scores.
     test = fashion_mnist("test", root).select(slice(5000, None))
-    write(replace(train.sample(FIT, seed), name="fashion-mnist-train"), output)
+    write(replace(train.sample(FIT, seed=seed), name="fashion-mnist-train"), output)
     write(equal_classes(test, SCORED_A_CLASS, seed), output)
     for image_set in (mnist(), animals(), glyphs(fonts), photo_patches(), digits()):
-        write(image_set.sample(ANOMALOUS, seed), output)
+        write(image_set.sample(ANOMALOUS, seed=seed), output)
 
 
 if __name__ == "__main__":

@@ -66,13 +66,13 @@ def sequential(inputs: int, n: int, sigma: float, exact: bool) -> None:
     certified = {key: [0, 0] for key in fractions}
     samples = dict.fromkeys(fractions, 0)
     for i, row in enumerate(rows.tolist()):
-        common = (model, x[i : i + 1], settings)
-        whole, spent = timed(lambda c=common, r=row: gradood.certify_class(*c, ids=[r]))
+        common = {"model": model, "x": x[i : i + 1], "settings": settings}
+        whole, spent = timed(lambda c=common, r=row: gradood.certify_class(**c, ids=[r]))
         seconds["fixed"] += spent
         for fraction in fractions:
             radius = fraction * sigma
             found, spent = timed(
-                lambda c=common, r=row, t=radius: gradood.certify_class(*c, radius=t, ids=[r])
+                lambda c=common, r=row, t=radius: gradood.certify_class(**c, radius=t, ids=[r])
             )
             seconds[fraction] += spent
             samples[fraction] += int(found.samples[0])
@@ -125,13 +125,15 @@ def detectors(inputs: int, n: int) -> None:
     x = embedded_images("fashion-mnist")[:inputs]
     found = gradood.GradientMahalanobis(model, progress=False).fit(train[:300])
     settings = gradood.Smoothing(sigma=0.02, n=n, n0=32)
-    smoothed = gradood.certify_quantile(found, x, settings)
+    smoothed = gradood.certify_quantile(found, x, settings=settings)
     threshold = float(smoothed.upper.max())
     found_decisions, spent = timed(
-        lambda: gradood.certify_decision(found, x, settings, threshold=threshold, radius=0.01)
+        lambda: gradood.certify_decision(
+            found, x, settings=settings, threshold=threshold, radius=0.01
+        )
     )
     fixed, fixed_spent = timed(
-        lambda: gradood.certify_decision(found, x, settings, threshold=threshold)
+        lambda: gradood.certify_decision(found, x, settings=settings, threshold=threshold)
     )
     noisy = x[:1] + 0.02 * torch.randn(32, *x.shape[1:])
     names = {"rules": [], "vmap": [], "loop": []}
@@ -178,11 +180,11 @@ def peak(kind: str, n: int) -> None:
     model, x = peers.small_network(), embedded_images("fashion-mnist")[:1]
     settings = gradood.Smoothing(sigma=0.05, n=n)
     if kind == "class":
-        gradood.certify_class(model, x, settings)
+        gradood.certify_class(model, x, settings=settings)
     elif kind == "quantile":
-        gradood.certify_quantile(gradood.Energy(model), x, settings, radius=0.05)
+        gradood.certify_quantile(gradood.Energy(model), x, settings=settings, radius=0.05)
     else:
-        gradood.certify_mean(gradood.MaxSoftmax(model), x, settings, radius=0.05)
+        gradood.certify_mean(gradood.MaxSoftmax(model), x, settings=settings, radius=0.05)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 

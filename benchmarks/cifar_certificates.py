@@ -70,7 +70,7 @@ def floats(n: int = 512, rounds: int = 7) -> Iterator[tuple[str, str, float]]:
         for name, draw in (("float64 grid", grid), ("float32", float32)):
             ops.grid_batch = draw
             begin = time.process_time()
-            gradood.certify_class(model, x[turn : turn + 1], settings)
+            gradood.certify_class(model, x[turn : turn + 1], settings=settings)
             if turn:
                 spent[name].append(time.process_time() - begin)
     ops.grid_batch = grid
@@ -82,7 +82,7 @@ def floats(n: int = 512, rounds: int = 7) -> Iterator[tuple[str, str, float]]:
 
     from gradood.smoothing.bounds import binomial
 
-    slack = float(gradood.certify_class(model, x[:1], settings).evidence.rows[0]["slack"])
+    slack = float(gradood.certify_class(model, x[:1], settings=settings).evidence.rows[0]["slack"])
     yield "floats", "slack", slack
     for count in (1_000, 100_000):
         for share in (0.9, 0.99, 1.0):
@@ -106,11 +106,11 @@ def fdr(count: int = 3000) -> Iterator[tuple[str, str, float]]:
             tested = torch.cat([normal[order[2000:2200]], strange[rng.permutation(count)[:200]]])
             p = conformal_p_values(normal[order[:2000]], tested).numpy()
             for method, found in shares.items():
-                called = control_fdr(p, LEVEL, method)
+                called = control_fdr(p, level=LEVEL, method=method)
                 false = called[:200].sum() / max(called.sum(), 1)
                 found.append((false, called[200:].mean()))
             true = np.searchsorted(np.sort(p[:200]), p, side="right")
-            broken += bool((true > bound_false_discoveries(p, 2000, LEVEL)).any())
+            broken += bool((true > bound_false_discoveries(p, 2000, delta=LEVEL)).any())
         for method, found in shares.items():
             false, power = np.array(found).T
             yield "fdr", f"{name}, {method}: share of false calls, nominal {LEVEL}", false.mean()
@@ -152,7 +152,7 @@ def compared(
     energy, count = gradood.Energy(model, progress=False), len(normal)
     point = 1e-3 / (2 * count)
     settings = gradood.Smoothing(sigma=sigma, n=500, alpha=point, progress=False, seed=1)
-    of_normal = gradood.certify_spread(energy, normal, settings).evidence
+    of_normal = gradood.certify_spread(energy, normal, settings=settings).evidence
     detectors: dict[str, Reader] = {
         **{f"quantile {q:g}": partial(_quantile, q=q) for q in QUANTILES},
         **{f"median + {w:g} spread": partial(_weighted, weight=w) for w in WEIGHTS},
@@ -162,8 +162,10 @@ def compared(
             energy, strange, epsilon=radius, norm="l2", steps=20, restarts=1, progress=False
         ).images
         ids = range(count, 2 * count)
-        found = gradood.certify_spread(energy, strange, settings, radius=radius, ids=ids).evidence
-        attacked = gradood.certify_spread(energy, moved, settings, ids=ids).evidence
+        found = gradood.certify_spread(
+            energy, strange, settings=settings, radius=radius, ids=ids
+        ).evidence
+        attacked = gradood.certify_spread(energy, moved, settings=settings, ids=ids).evidence
         for label, read in detectors.items():
             own, clean, hidden = (read(evidence) for evidence in (of_normal, found, attacked))
             for kind, part in (("clean", clean), ("attacked", hidden)):
@@ -187,7 +189,7 @@ def _quantile(evidence: Evidence, q: float) -> Bounded:
 def _weighted(evidence: Evidence, weight: float) -> Bounded:
     """Scores, lower and upper bounds of the same samples with another weight."""
     common = {**evidence.common, "target": {**evidence.common["target"], "weight": weight}}
-    found = [spreads.evaluate(common, row) for row in evidence.rows]
+    found = [spreads.certificate_from(common, row) for row in evidence.rows]
     return (
         [one["score"] for one in found],
         [one["lower"][0] for one in found],

@@ -52,7 +52,7 @@ def certified(x: Tensor, labels: Tensor, sigma: float, denoise: bool) -> Row:
     """Share of pictures whose class is right, and certified within ``RADIUS``."""
     denoiser = embedded_denoiser().bfloat16() if denoise else None
     settings = gradood.Smoothing(sigma=sigma, n=SAMPLES, alpha=ALPHA, denoiser=denoiser)
-    made = gradood.certify_class(embedded_classifier(), x, settings, radius=RADIUS)
+    made = gradood.certify_class(embedded_classifier(), x, settings=settings, radius=RADIUS)
     right = ~made.abstained & (made.label == labels)
     return {
         "certified_accuracy": f"{right.double().mean():.3f}",

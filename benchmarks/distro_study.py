@@ -114,7 +114,7 @@ def smoothed_confidence(
     model: Model, x: Tensor, first: int, state: Path | None, smoothing: gradood.Smoothing
 ) -> Confidence:
     """Mean under noise, and bounds within each radius; ``first`` numbers the noise of x."""
-    radii = [0.0, *(smoothing_radius(x, norm, r) for norm, r in RADII.items())]  # type: ignore[arg-type]
+    radii = [0.0, *(smoothing_radius(x, norm=norm, radius=r) for norm, r in RADII.items())]  # type: ignore[arg-type]
     made = gradood.certify_mean(
         max_softmax(model.classifier), x, smoothing,
         radius=radii, ids=range(first, first + len(x)), state=state,
@@ -240,8 +240,8 @@ def rows_of(table: Table, model: Model, name: str) -> list[dict[str, object]]:
         smoothed = None if anomalous.upper is None else anomalous.upper[norm]
         upper = guaranteed_confidence(
             x,
-            model.discriminator,
-            CLASSES,
+            discriminator=model.discriminator,
+            classes=CLASSES,
             norm=norm,
             radius=radius,
             smoothed=smoothed,  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
-"""Measure the committed tables: ``gradood bench`` with peers, into ``benchmarks/results``.
+"""Measure the committed tables: ``benchmarks.measuring`` with peers, into ``benchmarks/results``.
 
-    python benchmarks/norms.py [options of gradood bench]
+    python benchmarks/norms.py [options of benchmarks.measuring]
 
 Then says which of the project's own targets the newest rows reach; ``--targets`` does only that.
 """
@@ -17,8 +17,8 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.measuring.__main__ import app  # noqa: E402
 from gradood.benchmarking.workloads import workload  # noqa: E402
-from gradood.cli import app  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 OURS, ORDINARY = "gradood cpp", "forward+backward"
@@ -100,7 +100,7 @@ if __name__ == "__main__":
     arguments = sys.argv[1:]
     if arguments != ["--targets"]:
         peers = ["--methods-from", "benchmarks.peers"]
-        command = ["bench", "--out", str(RESULTS), *peers, *arguments]
+        command = ["--out", str(RESULTS), *peers, *arguments]
         if status := app(command, standalone_mode=False):
             sys.exit(status)
     if "--help" not in arguments:

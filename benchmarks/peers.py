@@ -1,7 +1,7 @@
 """Other packages that compute per-sample gradient norms, each used as its documentation says.
 
-``gradood bench --methods-from benchmarks.peers`` measures them too. They are optional: ``prepare``
-raises ``ModuleNotFoundError`` for one that is not installed.
+``benchmarks.measuring --methods-from benchmarks.peers`` measures them too. They are optional:
+``prepare`` raises ``ModuleNotFoundError`` for one that is not installed.
 """
 
 from __future__ import annotations

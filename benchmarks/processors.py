@@ -31,11 +31,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from benchmarks.measuring.job import ALLOCATOR
+from benchmarks.measuring.memory import peak_bytes
+from benchmarks.measuring.records import append
 from gradood.benchmarking import machine
-from gradood.benchmarking.job import ALLOCATOR
-from gradood.benchmarking.memory import peak_bytes
 from gradood.benchmarking.methods import activation_only, forward_backward, through_backend
-from gradood.benchmarking.records import append
 from gradood.benchmarking.workloads import MultilayerPerceptron, ResidualNetwork, calibrate
 from gradood.ops import cpp_backend
 

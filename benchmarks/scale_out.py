@@ -29,7 +29,7 @@ from gradood.data.files import IterableSource
 from gradood.data.files.pictures import picture_from
 from gradood.scoring.models import load_model
 from gradood.scoring.ray import RayScorer
-from gradood.scoring.scores import Scorer
+from gradood.scoring.scores import RowScorer
 from gradood.scoring.stream import Stream
 
 RESULTS = Path(__file__).parent / "results"
@@ -85,10 +85,10 @@ def main(
     detector.fit(normal[:800]).calibrate(normal[800:])
     contents = encoded(images)
     batches = [contents[i : i + BATCH] for i in range(0, images, BATCH)]
-    scorer = Scorer(detector)
+    scorer = RowScorer(detector)
     with tempfile.TemporaryDirectory() as folder:
         detector.save(f"{folder}/detector")
-        of_ray = RayScorer(f"{folder}/detector", {"device": "cpu"})
+        of_ray = RayScorer(f"{folder}/detector", model={"device": "cpu"})
 
     def bare() -> None:
         for batch in batches:
@@ -96,7 +96,7 @@ def main(
             detector.score(torch.from_numpy(np.stack(pictures) / 255)).tolist()
 
     def stream() -> None:
-        source = IterableSource(contents, lambda c: picture_from(io.BytesIO(c)))
+        source = IterableSource(contents, read=lambda c: picture_from(io.BytesIO(c)))
         for part in Stream(scorer, loaded, batch_size=BATCH).run(source):
             scorer.lines(part)
 

@@ -17,10 +17,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gradood.benchmarking.records import Row, append, prepare
+from benchmarks.measuring.records import Row, append, prepare
+from benchmarks.measuring.report import empty_table
+from benchmarks.measuring.study import Progress, Settings, measure
 from gradood.benchmarking.registry import ACTIVATION_ONLY, CPP, FORWARD_BACKWARD, TORCH
-from gradood.benchmarking.report import empty_table
-from gradood.benchmarking.study import Progress, Settings, measure
 from gradood.benchmarking.workloads import Workload, workload
 from gradood.errors import InputError
 

@@ -73,11 +73,13 @@ def brightness(x):
 
 
 CERTIFICATES = {
-    "class": lambda x, s: gradood.certify_class(Pixels().eval(), x, s),
-    "class, one radius": lambda x, s: gradood.certify_class(Pixels().eval(), x, s, radius=0.1),
-    "mean": lambda x, s: gradood.certify_mean(brightness, x, s, radius=[0.0, 0.1]),
-    "quantile": lambda x, s: gradood.certify_quantile(brightness, x, s, radius=[0.0, 0.1]),
-    "decision": lambda x, s: gradood.certify_decision(brightness, x, s, threshold=0.5),
+    "class": lambda x, s: gradood.certify_class(Pixels().eval(), x, settings=s),
+    "class, one radius": lambda x, s: gradood.certify_class(
+        Pixels().eval(), x, settings=s, radius=0.1
+    ),
+    "mean": lambda x, s: gradood.certify_mean(brightness, x, settings=s, radius=[0.0, 0.1]),
+    "quantile": lambda x, s: gradood.certify_quantile(brightness, x, settings=s, radius=[0.0, 0.1]),
+    "decision": lambda x, s: gradood.certify_decision(brightness, x, settings=s, threshold=0.5),
 }
 
 

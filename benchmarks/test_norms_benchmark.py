@@ -2,16 +2,17 @@
 
     pytest benchmarks --benchmark-only [--benchmark-autosave] [--benchmark-compare]
 
-``gradood bench`` is the better comparison of methods: there they take turns.
+``benchmarks.measuring`` is the better comparison of methods: there they take turns.
 """
 
 from functools import partial
 
 import pytest
 
-from gradood.benchmarking.check import compare, expected
+from benchmarks.measuring.check import compare, expected
+from benchmarks.measuring.others import include
 from gradood.benchmarking.machine import installed
-from gradood.benchmarking.registry import METHODS, include
+from gradood.benchmarking.registry import METHODS
 from gradood.benchmarking.workloads import STANDARD, workload
 
 include("benchmarks.peers")

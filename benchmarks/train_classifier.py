@@ -117,7 +117,7 @@ def main(
     torch.set_num_threads(threads)
     left_out = [int(c) for c in held_out.split(",") if c]
     data, test = load("train", root, left_out), load("test", root, left_out)
-    network = ResNet(depth, width, classes=10 - len(left_out))
+    network = ResNet(depth, width=width, classes=10 - len(left_out))
     start = time.monotonic()
     train(network, data, test, epochs, seed)
     result = accuracy(network, test)

@@ -116,7 +116,7 @@ def main(
 
 def _untrained(data: TrainingSet) -> nn.Module:
     channels, size = data.pixels.shape[1:3]
-    return discriminator(data.width, channels, size)
+    return discriminator(data.width, channels=channels, size=size)
 
 
 if __name__ == "__main__":

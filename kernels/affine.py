@@ -155,7 +155,7 @@ def _launch(x: Tensor, d: Tensor, statistics: Statistics | None) -> tuple[Tensor
     samples, tokens, channels = d.shape
     block_t, block_c, warps = _blocks(d)
     blocks = triton.cdiv(channels, block_c)
-    partial = reduction.partials(d, blocks, 0 if statistics is None else blocks)
+    partial = reduction.partials(d, blocks if statistics is None else 2 * blocks)
     known = statistics or Statistics(None, partial, PER_CHANNEL)
     _affine_kernel[(samples * blocks,)](
         x,

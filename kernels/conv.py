@@ -139,7 +139,7 @@ def conv_sqnorm(x: Tensor, d: Tensor, geometry: Geometry, bias: bool) -> tuple[T
     tiles_p = triton.cdiv(outputs, block_p)
     tiles_q = triton.cdiv(columns, block_q) * (1 if flat else taps)
     tiles = groups * tiles_p * tiles_q
-    partial = reduction.partials(x, tiles, groups * tiles_p if bias else 0)
+    partial = reduction.partials(x, tiles + (groups * tiles_p if bias else 0))
     _conv_kernel[(x.shape[0] * tiles,)](
         x,
         d,

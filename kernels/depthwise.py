@@ -104,7 +104,7 @@ def depthwise_sqnorm(x: Tensor, d: Tensor, geometry: Geometry, bias: bool) -> tu
     block = min(chosen.inputs, triton.next_power_of_2(channels))
     blocks = triton.cdiv(channels, block)
     tiles = blocks * multiplier * geometry.kernel[0] * geometry.kernel[1]
-    partial = reduction.partials(x, tiles, blocks * multiplier if bias else 0)
+    partial = reduction.partials(x, tiles + (blocks * multiplier if bias else 0))
     _depthwise_kernel[(samples * tiles,)](
         x,
         d,

@@ -173,7 +173,7 @@ def gram_sqnorm(x: Tensor, d: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
     if 2 * room > chosen.tokens:
         return _pairs(x, d, bias, how)
     samples = x.shape[0]
-    weight = reduction.partials(x, 1, 0)[:, 0]
+    weight = reduction.norms(x)
     bias_norm = weight.new_empty(samples if bias else 0)
     _packed_gram_kernel[(triton.cdiv(samples, chosen.tokens // room),)](
         x,
@@ -210,7 +210,7 @@ def _pairs(
     block = min(chosen.tokens, max(16, triton.next_power_of_2(x.shape[1])))
     blocks = triton.cdiv(x.shape[1], block)
     pairs = blocks * (blocks + 1) // 2
-    partial = reduction.partials(d, pairs, pairs if bias else 0)
+    partial = reduction.partials(d, 2 * pairs if bias else pairs)
     _gram_kernel[(d.shape[0] * pairs,)](
         x,
         d,

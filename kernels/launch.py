@@ -1,8 +1,8 @@
 """What every launcher needs: the table of tile sizes, the precision of products, the device.
 
 ``launch_table.json`` holds the tile sizes by family, kind of number and size of the problem, with
-exceptions by GPU; ``benchmarks/tune_triton.py`` measures and rewrites it. Nothing is tuned while a
-program runs: that would break the capture of a CUDA graph and make results depend on timing.
+exceptions by GPU; ``python -m benchmarks.gpu.tune`` measures and rewrites it. Nothing is tuned
+while a program runs: that would break the capture of a CUDA graph and make results depend on time.
 """
 
 from __future__ import annotations

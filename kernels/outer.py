@@ -107,7 +107,7 @@ def outer_sqnorm(x: Tensor, d: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
     chosen = settings("outer", x.dtype, min(inputs, outputs))
     block_p, block_q = fit(chosen.outputs, outputs), fit(chosen.inputs, inputs)
     tiles_p, tiles_q = triton.cdiv(outputs, block_p), triton.cdiv(inputs, block_q)
-    partial = reduction.partials(x, tiles_p * tiles_q, tiles_p if bias else 0)
+    partial = reduction.partials(x, tiles_p * tiles_q + (tiles_p if bias else 0))
     _outer_kernel[(samples * tiles_p * tiles_q,)](
         x,
         d,
@@ -132,7 +132,7 @@ def outer_sqnorm(x: Tensor, d: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
 def rank_one_sqnorm(x: Tensor, d: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
     """Both norms where there is one token: ``x`` ``[N, Q]`` and ``d`` ``[N, P]``."""
     samples = x.shape[0]
-    weight = reduction.partials(x, 1, 0)[:, 0]
+    weight = reduction.norms(x)
     bias_norm = weight.new_empty(samples if bias else 0)
     block = min(1024, max(32, triton.next_power_of_2(max(x.shape[1], d.shape[1]))))
     _rank_one_kernel[(samples,)](

@@ -128,7 +128,7 @@ def shift_gram_sqnorm(
         BT=block, BK=chosen.inputs, PRECISION=how, **chosen.options,
     )  # fmt: skip
     block, blocks, pairs = _tiles(tokens, chosen.tokens)
-    partial = reduction.partials(x, pairs, pairs if bias else 0)
+    partial = reduction.partials(x, 2 * pairs if bias else pairs)
     _shifted_gram_kernel[(samples * pairs,)](
         gram, d, partial, pixels, tokens, height, width, *d.shape[2:4], outputs, blocks, stride,
         **geometry.constants,

@@ -1,10 +1,29 @@
-"""Modules of ``benchmarks`` run as commands, as their pages say."""
+"""The command line, and modules of ``benchmarks`` as commands, as their pages say."""
 
+import json
 import os
 import subprocess
 import sys
 
+from typer.testing import CliRunner
+
+from gradood.cli import app
 from tests.documentation import ROOT
+
+
+def run(*arguments, **options):
+    """``gradood …`` in this process; how it ended and what it said. Options are typer's."""
+    return CliRunner().invoke(app, list(map(str, arguments)), **options)
+
+
+def rows(path):
+    """The rows of a score file of JSON lines."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def events(result):
+    """What a command with --json said."""
+    return [json.loads(line) for line in result.stdout.splitlines()]
 
 
 def run_module(*arguments):

@@ -19,7 +19,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OTHERS = [ROOT / name for name in ("CONTRIBUTING.md", "csrc/README.md", "kernels/README.md")]
 
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
-_MARKER = re.compile(r"<!-- not run: (.+?) -->\s*\Z", re.S)
+_MARKER = re.compile(r"<!-- not run: ((?:(?!-->).)+) -->\s*\Z", re.S)
 _FILE = re.compile(r"# (\S+\.py)\n")
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?")
 

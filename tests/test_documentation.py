@@ -10,6 +10,7 @@ from tests.documentation import OTHERS, PAGES, ROOT, anchors, blocks, links, run
 #: Blocks that do not run here: the page, and what it says of why, right before the block.
 NOT_RUN = {
     ("gpu.md", "needs a CUDA device, which neither the authors nor the tests have had"),
+    ("gpu.md", "minutes"),
     ("researcher.md", "minutes to hours; tests/benchmarks runs the small versions"),
     ("scale-out.md", "needs Spark and a Java machine; the function is tested with data frames"),
 }

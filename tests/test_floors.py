@@ -2,14 +2,13 @@
 
 import ast
 import re
-import subprocess
-import sys
 from importlib.util import find_spec
 
 import pytest
 
 import gradood.data
 from tests.documentation import ROOT
+from tests.processes import python
 
 #: File, module: the table of backends, folders of assets and templates, processes to start.
 NAMED = {
@@ -20,7 +19,7 @@ NAMED = {
     ("benchmarking/gpu/selftest.py", "gradood.benchmarking.gpu.selftest"),
     ("cli/info.py", "gradood.ops.triton_backend"),
     ("benchmarking/arithmetic.py", "gradood.benchmarking.arithmetic"),
-    ("benchmarking/job.py", "gradood.benchmarking.worker"),
+    ("benchmarking/bench.py", "gradood.benchmarking.bench"),
 }
 
 
@@ -28,8 +27,7 @@ def test_no_import_goes_upwards_or_in_a_circle():
     pytest.importorskip("importlinter")
     # A process of its own: it configures logging, which silences every logger that is there.
     code = "import sys; from importlinter import cli; sys.exit(cli.lint_imports(no_cache=True))"
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = python("-c", code, folder=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

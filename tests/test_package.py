@@ -1,11 +1,14 @@
 """What the package promises before anything is computed."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import gradood
+from tests.processes import python
 
 
 def test_every_public_name_is_there():
@@ -23,13 +26,16 @@ def test_import_is_lazy(module):
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_the_kernels_folder_is_no_top_level_module():
+def test_the_kernels_folder_is_no_top_level_module(tmp_path):
     code = "import importlib.util as u, gradood.kernels; assert u.find_spec('kernels') is None"
-    result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    (tmp_path / "gradood").symlink_to(Path(gradood.__file__).parent)  # and nothing beside it
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-P", "-c", code]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
 
 def test_public_packages_need_no_import_of_their_own():
     code = "import gradood; assert gradood.data.EMBEDDED and gradood.smoothing.Smoothing"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    result = python("-c", code)
     assert result.returncode == 0, result.stderr

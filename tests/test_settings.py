@@ -173,16 +173,16 @@ def trained(model, tokens, x):
 
 def certificates(model, tokens, x):
     few, detector = x[:3], gradood.GradientKNN(model, parameters="*.weight").fit(x)
-    by_class = gradood.certify_class(model, few, SMOOTHING)
-    quantile = gradood.certify_quantile(detector, few, SMOOTHING, radius=[0.0, 0.02])
+    by_class = gradood.certify_class(model, few, settings=SMOOTHING)
+    quantile = gradood.certify_quantile(detector, few, settings=SMOOTHING, radius=[0.0, 0.02])
     decision = gradood.certify_decision(gradood.Energy(model).fit(x).calibrate(x, fpr=0.1), few,
-                                        SMOOTHING, radius=0.01)  # fmt: skip
+                                        settings=SMOOTHING, radius=0.01)  # fmt: skip
     return [by_class.radius, by_class.samples, quantile.upper, decision.decision.double()]
 
 
 def attacked(model, tokens, x):
     labels = model(x[:4]).argmax(1)
-    found = attacks.pgd(model, x[:4], labels)
+    found = attacks.pgd(model, x[:4], labels=labels)
     return [found.success.float(), found.images]
 
 

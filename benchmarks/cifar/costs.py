@@ -106,7 +106,8 @@ def vector_costs(forward: float, step: float) -> list[Cost]:
         for what, seconds in (("fit", fitted - begin), ("score", 10 * (scored - fitted))):
             each = 1000 * seconds / VECTORS[0]
             found.append(Cost(f"vectors: {name}, {what}", each, each / forward, each / step))
-    return found
+    together = (sum(values) for values in zip(*(cost[1:] for cost in found), strict=True))
+    return [*found, Cost("vectors: all four together", *together)]
 
 
 def _of_features(model: nn.Module, peer: Peer, images: Tensor) -> Callable[[], object]:

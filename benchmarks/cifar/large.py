@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.datasets import picture_set
-from benchmarks.experiments.observations import Observer
+from benchmarks.experiments.fitted import code_of
+from benchmarks.experiments.observations import Observer, digest
 from benchmarks.experiments.peers import fitted_peers
 from benchmarks.experiments.protocols import Study
-from benchmarks.experiments.rows import Row
+from benchmarks.experiments.rows import Row, kept
 from gradood.data.optional import require
 from gradood.detectors import Energy, GradientDetector
 from gradood.errors import InputError
+from gradood.gradients import GradientNorms
 
 NORMAL, FIT = "imagenet-samples", 700
 #: Sets of pictures of 224 x 224.
@@ -61,27 +64,40 @@ def rows(data: Path, cache: Path, seeds: int, without: Collection[str] = ()) -> 
     sets = {name: picture_set(name, data, 224).pixels for name in SETS}
     if whole.labels is None:
         raise InputError(f"{NORMAL} has no labels, and the peers want them")
-    found: list[Row] = []
     # Once for all pictures: the fits are parts of them.
     norms = {name: observer.norms(x) for name, x in {NORMAL: whole.pixels, **sets}.items()}
-    for seed in range(seeds):
-        order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed))
-        fit, normal = norms[NORMAL].select(order[:FIT]), norms[NORMAL].select(order[FIT:])
-        study = Study(observer, NAME, seed)
+
+    def own(study: Study, fit: GradientNorms, labels: Tensor) -> dict[str, Any]:
+        detector = GradientDetector(observer.model, "forward").fit(fit)
+        return {'GradientDetector "forward"': detector, "Energy": Energy(observer.model)}
+
+    def peers(study: Study, fit: GradientNorms, labels: Tensor) -> dict[str, Any]:
+        study.failed |= NOT_TRIED
         head = observer.model.linear
         assert isinstance(head, nn.Linear)
-        fitted: dict[str, Any] = {
-            'GradientDetector "forward"': GradientDetector(observer.model, "forward").fit(fit),
-            "Energy": Energy(observer.model),
-        }
-        study.failed |= NOT_TRIED
-        fitted |= fitted_peers(
-            *(head, fit, whole.labels[order[:FIT]], {*without, *NOT_TRIED}, study.failed)
-        )
-        for name, detector in fitted.items():
+        return fitted_peers(head, fit, labels, {*without, *NOT_TRIED}, study.failed)
+
+    def scored(fitted: Callable[..., dict[str, Any]], seed: int) -> list[Row]:
+        order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed))
+        fit, normal = norms[NORMAL].select(order[:FIT]), norms[NORMAL].select(order[FIT:])
+        study, found = Study(observer, NAME, seed), []
+        assert whole.labels is not None
+        for name, detector in fitted(study, fit, whole.labels[order[:FIT]]).items():
             usual = detector.score(normal)
             for of in sets:
                 scores = detector.score(norms[of])
                 found.append(study.row("few pictures, many classes", name, of, usual, scores))
-        found += study.failures()
-    return found
+        return found + study.failures()
+
+    def path(part: str) -> Path:
+        kind, seed = part.split()
+        content = [one.read_bytes() for one in (Path(__file__), *code_of(kind == "peers"))]
+        content += [x.numpy().tobytes() for x in (whole.pixels, *sets.values())]
+        told = f"{seed} {sorted(without)} {torch.__version__}".encode()
+        return cache / "rows" / f"large-{kind}-{digest([*content, told])[:12]}.csv"
+
+    makers: dict[str, Callable[[], list[Row]]] = {}
+    for seed in range(seeds):
+        makers[f"ours {seed}"] = partial(scored, own, seed)
+        makers[f"peers {seed}"] = partial(scored, peers, seed)
+    return kept(NAME, makers, path)

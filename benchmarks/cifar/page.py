@@ -60,15 +60,15 @@ def _introduction(
         f"Made by `{command}`. Classifiers are akamaster/pytorch_resnet_cifar10's, not trained by "
         f"us; accuracy on the normal pictures that are scored: {told}. Scored: {normal} normal "
         f"pictures of the test set, and {sizes}, drawn at random. Fits are on random training "
-        f"pictures, with {ATTACKED} {protocol.seeds} of each number but all, with others one; "
+        f"pictures, {protocol.seeds} of each number but all, of other numbers than the first with "
+        f"{ATTACKED} alone; "
         f"peers that read feature maps or pictures were fitted once, on {protocol.fits[0]}{only}. "
         "Anomalous is the positive class; AUROC / FPR95 in percent, mean ± standard deviation over "
         f"the fits. Near: {', '.join(NEAR)}; far: the others. Parts and presets were chosen on "
-        f"{', '.join(DEVELOPMENT)} with ResNet-20 and on the development half of the Fashion-MNIST "
-        "suite; the other sets and ResNet-56 were looked at twice: for earlier parts, and for the "
-        'presets as they are, in which "forward" and "fast" are the same. "adversarial" was '
-        "chosen on FGSM 8/255, PGD 8/255, PGD .5 in L2 and least-likely 4/255 on other test "
-        "pictures, fitted on 800; the attacks below had been seen with what it was before. Peers "
+        f"{', '.join(DEVELOPMENT)} with ResNet-20, on the development half of the Fashion-MNIST "
+        "suite and on the near-anomalous classes of its resnet8-near-0. The other sets, ResNet-56 "
+        "and the attacks below had no part in the choice of these presets; they had been looked at "
+        "for what the presets were before. Peers "
         f"are pytorch-ood's, with default settings.{left_out}"
     )
 

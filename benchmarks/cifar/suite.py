@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -17,9 +17,10 @@ from benchmarks.cifar.sets import CONTROL, anomalous_sets, control
 from benchmarks.datasets import picture_set
 from benchmarks.experiments.attacked import Attack
 from benchmarks.experiments.figures import Curves
-from benchmarks.experiments.observations import Observer
-from benchmarks.experiments.protocols import Fitted, Study
-from benchmarks.experiments.rows import Row
+from benchmarks.experiments.fitted import Fitted, code_of, own_detectors, peer_detectors
+from benchmarks.experiments.observations import Observer, digest
+from benchmarks.experiments.protocols import Study
+from benchmarks.experiments.rows import Row, kept
 from gradood.data import ImageSet
 
 log = logging.getLogger("gradood")
@@ -48,7 +49,7 @@ class Protocol:
 
     Attributes:
         fits: Numbers of normal pictures to fit on; all but the first with ``ATTACKED`` alone.
-        seeds: Random fits of each number, with ``ATTACKED``; one of all, and of other networks.
+        seeds: Random fits of each number; one of all.
         count: Pictures of each anomalous set at most.
         normal: Normal pictures that are scored.
         attacked: Rightly classified pictures that are attacked; 0 for no attacks.
@@ -71,7 +72,7 @@ class Network:
     """One classifier, its observations, and the sets."""
 
     def __init__(self, name: str, data: Path, cache: Path, protocol: Protocol) -> None:
-        self.name, self._data, self._protocol = name, data, protocol
+        self.name, self._data, self._cache, self._protocol = name, data, cache, protocol
         model = load_network(data / f"weights/cifar10-{name}.safetensors")
         self._observer = Observer(model, 10, cache)
 
@@ -98,7 +99,7 @@ class Network:
     def curves(self) -> Curves:
         """Scores of the first fit, of some detectors on every set."""
         study = Study(self._observer, self.name, 0)
-        chosen = self._train.sample(self._protocol.fits[0], 0)
+        chosen = self._train.sample(self._protocol.fits[0], seed=0)
         detectors = study.unsupervised(chosen, self._protocol.peers, KINDS, pictures=False)
         found: Curves = {}
         for name, pixels in self._sets.items():
@@ -110,30 +111,63 @@ class Network:
 
     def rows(self) -> Iterator[list[Row]]:
         """A fit after the other; each is complete in itself."""
-        # Of other numbers and other fits one network tells enough.
-        whole = self.name == ATTACKED
-        for fit in self._protocol.fits if whole else self._protocol.fits[:1]:
-            for seed in range(self._protocol.seeds if whole and fit < len(self._train) else 1):
+        # Of other numbers one network tells enough.
+        for fit in self._protocol.fits if self.name == ATTACKED else self._protocol.fits[:1]:
+            for seed in range(self._protocol.seeds if fit < len(self._train) else 1):
                 start = time.monotonic()
                 yield self._fitted_rows(fit, seed)
                 log.info("%s, %d, fit %d: %.0f s", self.name, fit, seed, time.monotonic() - start)
 
     def _fitted_rows(self, count: int, seed: int) -> list[Row]:
+        chosen = self._train.sample(count, seed=seed)
+        makers = {"ours": partial(self._own_rows, chosen, count, seed)}
+        if self._protocol.peers:
+            makers["peers"] = partial(self._peer_rows, chosen, count, seed)
+
+        def path(part: str) -> Path:
+            code = [Path(__file__), *code_of(part == "peers")]
+            content = [one.read_bytes() for one in code]
+            content += [t.numpy().tobytes() for t in self._observer.model.state_dict().values()]
+            sets = (chosen.pixels, self._normal.pixels, *self._sets.values())
+            content += [t.numpy().tobytes() for t in sets]
+            told = count, seed, self._once(count, seed), self._protocol.attacked
+            content.append(f"{told} {self._reads(count, seed)} {self._protocol.without}".encode())
+            name = f"cifar-{self.name}-{part}-{digest(content)[:12]}.csv"
+            return self._cache / "rows" / name
+
+        return kept(f"{self.name}, {count}, fit {seed}", makers, path)
+
+    def _once(self, count: int, seed: int) -> bool:
+        """Whether this fit is the first one."""
+        return count == self._protocol.fits[0] and not seed
+
+    def _reads(self, count: int, seed: int) -> bool:
+        """Whether peers that read pictures take part.
+
+        Other fits and numbers have little to say to them, and cost hours.
+        """
+        here = self._protocol.pictures or self.name == ATTACKED
+        return self._once(count, seed) and here
+
+    def _own_rows(self, chosen: ImageSet, count: int, seed: int) -> list[Row]:
         study = Study(self._observer, self.name, seed)
-        chosen = self._train.sample(count, seed)
-        # Other fits and numbers have little to say to the peers that read pictures, and cost hours.
-        once = count == self._protocol.fits[0] and not seed
-        pictures = once and (self._protocol.pictures or self.name == ATTACKED)
-        detectors = study.unsupervised(
-            *(chosen, self._protocol.peers, KINDS, pictures, self._protocol.without)
-        )
-        part, normal = f"sets, {count}", self._normal.pixels
-        rows = study.rows(part, detectors, normal, self._sets)
-        if self._protocol.attacked and once and self.name == ATTACKED:
-            rows += self._attacked_rows(study, detectors)
-        return rows + study.failures()
+        detectors = own_detectors(self._observer, chosen, KINDS, seed, self._protocol.without)
+        return self._scored(study, detectors, count)
+
+    def _peer_rows(self, chosen: ImageSet, count: int, seed: int) -> list[Row]:
+        study = Study(self._observer, self.name, seed)
+        reads, without = self._reads(count, seed), self._protocol.without
+        detectors = peer_detectors(self._observer, chosen, reads, without, study.failed)
+        return self._scored(study, detectors, count) + study.failures()
+
+    def _scored(self, study: Study, detectors: Mapping[str, Fitted], count: int) -> list[Row]:
+        rows = study.rows(f"sets, {count}", detectors, self._normal.pixels, self._sets)
+        once = self._once(count, study.seed) and self.name == ATTACKED
+        return rows + (self._attacked_rows(study, detectors) if once else [])
 
     def _attacked_rows(self, study: Study, detectors: Mapping[str, Fitted]) -> list[Row]:
+        if not self._protocol.attacked:
+            return []
         images, originals = {}, {}
         for name, attack in ATTACKS.items():
             made = self._attacked(name, attack)

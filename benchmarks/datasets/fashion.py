@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gradood.data.image_set import ImageSet, from_array
+from benchmarks.datasets.building import from_array
+from gradood.data.image_set import ImageSet
 from gradood.data.optional import require
 from gradood.errors import InputError
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gradood.data.image_set import ImageSet, from_array, without_duplicates
+from benchmarks.datasets.building import from_array
+from gradood.data.image_set import ImageSet, without_duplicates
 from gradood.data.optional import require
 from gradood.errors import InputError
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gradood.data.image_set import ImageSet, from_array, without_duplicates
+from benchmarks.datasets.building import from_array
+from gradood.data.image_set import ImageSet, without_duplicates
 from gradood.data.optional import require
 from gradood.errors import InputError
 

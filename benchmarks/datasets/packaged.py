@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from benchmarks.datasets.building import from_array, package_file
 from benchmarks.datasets.pickled_arrays import load_pickled_array
-from gradood.data.image_set import ImageSet, from_array, without_duplicates
-from gradood.data.optional import package_file, require
+from gradood.data.image_set import ImageSet, without_duplicates
+from gradood.data.optional import require
 from gradood.errors import InputError
 
 

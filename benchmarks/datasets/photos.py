@@ -3,8 +3,9 @@
 import numpy as np
 import numpy.typing as npt
 
-from gradood.data.image_set import ImageSet, from_array, without_duplicates
-from gradood.data.optional import package_file, require
+from benchmarks.datasets.building import from_array, package_file
+from gradood.data.image_set import ImageSet, without_duplicates
+from gradood.data.optional import require
 
 PICTURES = (
     "astronaut.png",

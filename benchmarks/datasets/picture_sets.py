@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.datasets.building import from_array
 from benchmarks.datasets.fashion import read_idx
 from benchmarks.datasets.pickled_arrays import load_pickled_arrays
-from gradood.data.image_set import ImageSet, from_array
+from gradood.data.image_set import ImageSet
 from gradood.data.optional import require
 from gradood.errors import InputError
 

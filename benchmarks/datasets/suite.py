@@ -47,13 +47,13 @@ def anomalous_sets(
     Raises:
         InputError: A package or the fonts are missing.
     """
-    sources = [normal.sample(count, seed + draw) for draw in range(3)]
+    sources = [normal.sample(count, seed=seed + draw) for draw in range(3)]
     real = (mnist(), animals(), digits(), glyphs(fonts), photo_patches())
     return (
-        *(one.sample(count, seed) for one in real),
-        uniform_noise(count, seed),
-        gaussian_noise(count, seed),
-        pixel_shuffled(sources[0], seed),
+        *(one.sample(count, seed=seed) for one in real),
+        uniform_noise(count, seed=seed),
+        gaussian_noise(count, seed=seed),
+        pixel_shuffled(sources[0], seed=seed),
         inverted(sources[1]),
         rotated(sources[2]),
     )
@@ -80,10 +80,10 @@ def evaluation_suite(
     """
     test = fashion_mnist("test", root)
     halves = {
-        one.name: halve_by_group(one, seed) for one in anomalous_sets(test, count, seed, fonts)
+        one.name: halve_by_group(one, seed=seed) for one in anomalous_sets(test, count, seed, fonts)
     }
     return Suite(
-        fit=fashion_mnist("train", root).sample(5000, seed),
+        fit=fashion_mnist("train", root).sample(5000, seed=seed),
         normal_known=test.select(slice(None, 5000)),
         normal_scored=test.select(slice(5000, None)),
         anomalous_known={name: known for name, (known, _) in halves.items()},

@@ -23,7 +23,7 @@ class Attack(NamedTuple):
 
     def __call__(self, model: nn.Module, x: Tensor, labels: Tensor) -> Any:
         """What the attack made of ``x``."""
-        return getattr(attacks, self.function)(model, x, labels, **self.options)
+        return getattr(attacks, self.function)(model, x, labels=labels, **self.options)
 
 
 #: By name, in the order of tables. DeepFool goes on until the slowest picture of a batch is done.

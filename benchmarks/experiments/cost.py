@@ -49,7 +49,7 @@ def detector_jobs(model: nn.Module, fit: Tensor, images: Tensor) -> dict[str, Ca
         model.zero_grad(set_to_none=True)
 
     detectors: dict[str, Detector] = {
-        f'GradientDetector "{preset}"': GradientDetector(model, preset).fit(fit)
+        f'GradientDetector "{preset}"': GradientDetector(model, preset=preset).fit(fit)
         for preset in PRESETS
     }
     detectors |= {"GradientKNN": GradientKNN(model).fit(fit), "GradNorm": GradNorm(model)}

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from benchmarks.datasets import Suite
 from benchmarks.experiments.cost import Cost
+from benchmarks.experiments.fitted import UNSUPERVISED
 from benchmarks.experiments.observations import Observer
-from benchmarks.experiments.protocols import UNSUPERVISED
 from benchmarks.experiments.results import Results
 from benchmarks.experiments.rows import Row
 from gradood.detectors.features import Standardiser, log_norms

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
@@ -15,9 +16,10 @@ import gradood
 from benchmarks.datasets import Suite, evaluation_suite
 from benchmarks.experiments.attacked import Attacked, attacked_sets
 from benchmarks.experiments.classifiers import MAIN, Classifier
-from benchmarks.experiments.observations import KNOWN, VERSION, Observer, digest
+from benchmarks.experiments.fitted import Fitted, code_of, own_detectors, peer_detectors
+from benchmarks.experiments.observations import KNOWN, SCORED, VERSION, Observer, digest
 from benchmarks.experiments.picture_sets import embedded_suite, near_suite
-from benchmarks.experiments.protocols import Fitted, Study
+from benchmarks.experiments.protocols import Study
 from benchmarks.experiments.rows import Row, kept
 from benchmarks.experiments.tried import NETWORKS, fused, tried, tried_networks
 from gradood.data import ImageSet
@@ -32,6 +34,8 @@ class Sizes(NamedTuple):
     attacked: int
 
 
+#: Ends the names of parts that do not depend on our detectors.
+PEERS = ", peers"
 #: What the page is meant for, and a quick look at the pictures in the package.
 FULL, SMALL = Sizes(1000, 5000, 5000, 300), Sizes(24, 120, 120, 20)
 
@@ -56,13 +60,26 @@ def suite_of(seed: int, sizes: Sizes) -> Suite:
     )
 
 
-class _Scored:
+class _Scored(ABC):
     """A classifier, and what it observes."""
 
     def __init__(self, one: Classifier, sizes: Sizes, cache: Path) -> None:
         self._one, self._sizes = one, sizes
         self._observer = Observer(one.load(cache), 10 - len(one.held_out), cache)
         self._study = Study(self._observer, one.name, one.seed)
+
+    @property
+    @abstractmethod
+    def _fit(self) -> ImageSet:
+        """Normal pictures, for detectors that need no anomalies."""
+
+    @cached_property
+    def _own(self) -> dict[str, Fitted]:
+        return own_detectors(self._observer, self._fit, SCORED, self._one.seed)
+
+    @cached_property
+    def _peers(self) -> dict[str, Fitted]:
+        return peer_detectors(self._observer, self._fit, True, (), self._study.failed)
 
 
 class _Run(_Scored):
@@ -71,9 +88,11 @@ class _Run(_Scored):
     def parts(self) -> dict[str, Callable[[], list[Row]]]:
         """By name, in the order of the page."""
         common: dict[str, Callable[[], list[Row]]] = {
-            "sets": self._sets,
+            "sets": lambda: self._sets(self._own),
+            f"sets{PEERS}": lambda: self._sets(self._peers),
             "supervised": lambda: self._study.supervised(self._suite),
-            "attacks": self._attacks,
+            "attacks": lambda: self._attacks(self._own),
+            f"attacks{PEERS}": lambda: self._attacks(self._peers),
             "supervised attacks": lambda: self._study.supervised_attacks(
                 self._suite, self._attacked
             ),
@@ -101,9 +120,9 @@ class _Run(_Scored):
         self._observer.observe([images.pixels for images in known], KNOWN)
         return suite
 
-    @cached_property
-    def _detectors(self) -> dict[str, Fitted]:
-        return self._study.unsupervised(self._suite.fit, peers=True)
+    @property
+    def _fit(self) -> ImageSet:
+        return self._suite.fit
 
     @cached_property
     def _attacked(self) -> dict[str, Attacked]:
@@ -113,10 +132,10 @@ class _Run(_Scored):
         self._observer.observe([a.known for a in found.values()], KNOWN)
         return found
 
-    def _sets(self) -> list[Row]:
+    def _sets(self, detectors: dict[str, Fitted]) -> list[Row]:
         scored = {name: images.pixels for name, images in self._suite.anomalous_scored.items()}
         normal = self._suite.normal_scored.pixels
-        return self._study.rows("sets", self._detectors, normal, scored)
+        return self._study.rows("sets", detectors, normal, scored)
 
     def _five_networks(self) -> list[Row]:
         known, scored = (
@@ -127,11 +146,11 @@ class _Run(_Scored):
         name = "all-hot, mean of five networks"
         return self._study.paper("five networks", normal, known, scored, {name: NETWORKS[name]})
 
-    def _attacks(self) -> list[Row]:
+    def _attacks(self, detectors: dict[str, Fitted]) -> list[Row]:
         images = {name: a.scored for name, a in self._attacked.items()}
         originals = {name: a.originals for name, a in self._attacked.items()}
         normal = self._suite.normal_scored.pixels
-        return self._study.rows("attacks", self._detectors, normal, images, originals)
+        return self._study.rows("attacks", detectors, normal, images, originals)
 
 
 class _Near(_Scored):
@@ -139,7 +158,10 @@ class _Near(_Scored):
 
     def parts(self) -> dict[str, Callable[[], list[Row]]]:
         """By name, in the order of the page."""
-        found = {"near": lambda: self._rows("near", self._study.unsupervised(self._fit, True))}
+        found = {
+            "near": lambda: self._rows("near", self._own),
+            f"near{PEERS}": lambda: self._rows("near", self._peers),
+        }
         if self._one.seed == 0:
             found["tried, near"] = lambda: self._rows("tried, near", fused(self._study, self._fit))
         return found
@@ -164,9 +186,9 @@ class _Near(_Scored):
 def _path(part: str, one: Classifier, sizes: Sizes, cache: Path) -> Path:
     """Where rows are kept: under a hash of the part, the weights, the sizes and the code."""
     here, package = Path(__file__).parent, Path(gradood.__file__).parent
-    code = [here / "peers.py", here / "picture_sets.py", here / "protocols.py"]
-    code += [*package.glob("detectors/*.py"), here.parent / "datasets/suite.py"]
-    if part in ("attacks", "supervised attacks", "tried"):
+    code = [here / "picture_sets.py", here / "protocols.py", here.parent / "datasets/suite.py"]
+    code += code_of(part.endswith(PEERS))
+    if part.removesuffix(PEERS) in ("attacks", "supervised attacks", "tried"):
         code += [here / "attacked.py", *package.glob("attacks/*.py")]
     if part.startswith("tried") or part == "five networks":
         code += [here / "tried.py"]

@@ -8,7 +8,8 @@ from anomalies, and GradUncertainty and GradNorm, which are ``gradood``'s own as
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -67,6 +68,14 @@ class Peer:
         return torch.as_tensor(detector.predict_features(norms.features)).detach()
 
 
+@contextmanager
+def seeded() -> Iterator[None]:
+    """The same random numbers whenever a peer is built: Gram draws the pictures it holds back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
 def why(error: Exception) -> str:
     """Kind and first line of an error, as tables name it."""
     said = str(error).splitlines() or [""]
@@ -86,7 +95,8 @@ def fitted_peers(
         if f"pytorch-ood {name}" in without:
             continue
         try:
-            peer = Peer(build(), fit, labels)
+            with seeded():
+                peer = Peer(build(), fit, labels)
             peer.score(fit.select(slice(None, 4)))
         except Exception as error:  # whatever another package raises is a reason, not a failure
             reason = why(error)

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.experiments.observations import Observer
-from benchmarks.experiments.peers import why
+from benchmarks.experiments.peers import seeded, why
 
 log = logging.getLogger("gradood")
 
 BATCH = 128
+#: Other settings, other scores: what is kept counts for these.
+SETTINGS = "seeded; NACUE of every stage"
 #: Before the name of a peer, in place of whose scores there are the bytes of a reason.
 _FAILED = "failed: "
 
@@ -71,7 +73,7 @@ class PicturePeers:
 
     def scores(self, pixels: Tensor) -> dict[str, Tensor]:
         """Every peer's scores of uint8 pictures, one pass for all that read feature maps."""
-        names = " ".join(name for name, _ in self._builders())
+        names = " ".join([SETTINGS, *(name for name, _ in self._builders())])
         key = [names.encode(), *(t.numpy().tobytes() for t in (self._fit, pixels))]
         found = self._observer.kept(key, partial(self._score, pixels))
         for name in [name for name in found if name.startswith(_FAILED)]:
@@ -115,7 +117,8 @@ class PicturePeers:
         maps = _maps(probe, x)
         for name, build in self._builders():
             try:
-                predict = build()
+                with seeded():
+                    predict = build()
                 predict(x, maps, probe.head(maps[-1]).detach())
             except Exception as error:  # whatever another package raises is a reason
                 reason = why(error)
@@ -154,7 +157,8 @@ class PicturePeers:
             )
 
         def nac() -> Any:
-            detector = d.NACUE(model, layers=[pieces.layers[-1]]).fit(self._loader())
+            # Every stage, as its documentation has it.
+            detector = d.NACUE(model, layers=pieces.layers[1:]).fit(self._loader())
             return lambda x, maps, logits: detector.predict(x)
 
         def of_pictures(kind: Any) -> Any:

@@ -5,28 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from functools import cache, partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.datasets import Suite
 from benchmarks.experiments.attacked import Attacked
-from benchmarks.experiments.observations import BF16, COPIES, SCORED, Observer
-from benchmarks.experiments.peers import fitted_peers
-from benchmarks.experiments.picture_peers import PicturePeers
+from benchmarks.experiments.fitted import (
+    UNSUPERVISED,
+    Fitted,
+    Scores,
+    own_detectors,
+    peer_detectors,
+)
+from benchmarks.experiments.observations import BF16, SCORED, Observer
 from benchmarks.experiments.rows import FAILED, Row, measured
 from gradood.data import ImageSet
 from gradood.detectors import (
     ConfoundingDetector,
-    Energy,
-    ExGrad,
-    GradientDetector,
-    GradientGMM,
-    GradientKNN,
-    GradientMahalanobis,
-    GradNorm,
-    MaxSoftmax,
 )
 from gradood.detectors.class_gaussians import CLASS_GAUSSIANS
 from gradood.detectors.features import Standardiser
@@ -36,40 +33,6 @@ from gradood.detectors.relative import RELATIVE
 from gradood.gradients import GradientNorms
 
 NOISE = ("uniform-noise", "gaussian-noise")
-
-
-class Scores(Protocol):
-    """Anything fitted that scores norms, or uint8 pictures."""
-
-    def score(self, x: Any) -> Tensor: ...
-
-
-#: A fitted detector after the kinds of norms that it reads; None where it reads pictures.
-Fitted = tuple[tuple[str, ...] | None, Scores]
-
-
-class Case(NamedTuple):
-    """A detector that needs no anomalies, and the kinds of norms that it reads."""
-
-    kinds: tuple[str, ...]
-    build: Callable[[nn.Module, int], Any]
-
-
-#: By the name in tables.
-UNSUPERVISED = {
-    'GradientDetector "forward"': Case((), lambda m, s: GradientDetector(m, "forward")),
-    'GradientDetector "fast"': Case(("all-hot",), lambda m, s: GradientDetector(m)),
-    'GradientDetector "adversarial"': Case(
-        (COPIES,), lambda m, s: GradientDetector(m, "adversarial")
-    ),
-    "GradientKNN": Case(("all-hot",), lambda m, s: GradientKNN(m)),
-    "GradientMahalanobis": Case(("all-hot",), lambda m, s: GradientMahalanobis(m)),
-    "GradientGMM": Case(("all-hot",), lambda m, s: GradientGMM(m, seed=s)),
-    "MaxSoftmax": Case(("all-hot",), lambda m, s: MaxSoftmax(m)),
-    "Energy": Case(("all-hot",), lambda m, s: Energy(m)),
-    "GradNorm": Case(("all-hot",), lambda m, s: GradNorm(m)),
-    "ExGrad": Case(("all-hot",), lambda m, s: ExGrad(m)),
-}
 
 
 class Supervised(NamedTuple):
@@ -133,22 +96,9 @@ class Study:
 
         ``pictures``: with the peers that read pictures; ``without``: names that are left out.
         """
-        found: dict[str, Fitted] = {}
-        for name, case in UNSUPERVISED.items():
-            if name in without or not set(case.kinds) <= {*kinds, COPIES}:
-                continue
-            detector = case.build(self.observer.model, self.seed)
-            found[name] = case.kinds, detector.fit(self.observer.norms(fit.pixels, *case.kinds))
+        found = own_detectors(self.observer, fit, kinds, self.seed, without)
         if peers:
-            norms, head = self.observer.norms(fit.pixels), self.observer.model.linear
-            assert fit.labels is not None and isinstance(head, nn.Linear)
-            labels = torch.unique(fit.labels, return_inverse=True)[1]
-            for name, peer in fitted_peers(head, norms, labels, without, self.failed).items():
-                found[name] = (), peer
-            if pictures:
-                readers = PicturePeers(self.observer, fit.pixels, labels, without)
-                found |= {name: (None, peer) for name, peer in readers.peers().items()}
-                self.failed |= readers.failed
+            found |= peer_detectors(self.observer, fit, pictures, without, self.failed)
         return found
 
     def supervised(self, suite: Suite) -> list[Row]:

@@ -17,10 +17,17 @@ class Results:
     """The rows of one part."""
 
     def __init__(self, rows: Iterable[Row], part: str) -> None:
-        self.rows = [row for row in rows if row.part == part]
+        self.part, self.rows = part, [row for row in rows if row.part == part]
         self.detectors = list(dict.fromkeys(row.detector for row in self.rows))
         self.sets = list(dict.fromkeys(row.set for row in self.rows))
         self.runs = list(dict.fromkeys((row.classifier, row.seed) for row in self.rows))
+
+    def by_classifier(self) -> dict[str, list[Row]]:
+        """The rows of each classifier."""
+        found: dict[str, list[Row]] = {}
+        for row in self.rows:
+            found.setdefault(row.classifier, []).append(row)
+        return found
 
     def values(self, detector: str, metric: str, sets: Sequence[str]) -> list[float]:
         """For every classifier and seed the mean over those of ``sets`` that it has."""

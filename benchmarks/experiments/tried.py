@@ -13,8 +13,9 @@ from torch import Tensor
 
 from benchmarks.datasets import Suite
 from benchmarks.experiments.attacked import Attacked
+from benchmarks.experiments.fitted import Fitted, Scores
 from benchmarks.experiments.picture_sets import DEVELOPMENT
-from benchmarks.experiments.protocols import Fitted, Scores, Study, Supervised, paper_detector
+from benchmarks.experiments.protocols import Study, Supervised, paper_detector
 from benchmarks.experiments.rows import Row
 from gradood.data import ImageSet
 from gradood.detectors import PARTS, Part, vector_part
@@ -22,33 +23,37 @@ from gradood.detectors.class_gaussians import CLASS_GAUSSIANS
 from gradood.detectors.fusion import agreement_weights, fit_part, score_part
 from gradood.detectors.neighbours import NEIGHBOURS
 from gradood.detectors.parts import read_both, read_log_norms
+from gradood.detectors.presets import PRESETS
 from gradood.detectors.relative import RELATIVE
 from gradood.gradients import GradientNorms
 
-_ALONE = {name: PARTS[name] for name in ("layers", "directions", "relative", "energy")}
+_FORWARD = tuple(PRESETS["forward"])
+#: What "forward" was before near-anomalous classes had a part in the choice.
+_EARLIER = ("layers", "directions", "relative", "energy")
 _NORMS = {
     "neighbours of norms": vector_part("tried neighbours", read_log_norms, NEIGHBOURS),
     "Gaussians of norms": vector_part("tried Gaussians", read_log_norms, CLASS_GAUSSIANS),
     "relative norms": vector_part("tried relative", read_log_norms, RELATIVE),
     "Gaussians of norms and features": vector_part("tried both", read_both, CLASS_GAUSSIANS),
 }
-_FORWARD = ("layers", "directions", "relative", "energy")
 
 #: Parts whose standardised scores are added, by how well they agree, without any norms.
 WITHOUT: dict[str, tuple[Part, ...]] = {
-    " & ".join(names): tuple(_ALONE[name] for name in names)
+    " & ".join(names): tuple(PARTS[name] for name in names)
     for names in (
-        *((name,) for name in _FORWARD),
-        *(_FORWARD, ("layers", "directions", "energy"), ("layers", "relative", "energy")),
-        *(("directions", "relative", "energy"), ("layers", "energy"), ("layers", "relative")),
+        *((name,) for name in dict.fromkeys((*_FORWARD, *_EARLIER))),
+        *(_FORWARD, (*_FORWARD, "directions"), (*_FORWARD, "relative")),
+        *(("layers", "class energy", "relative"), ("layers", "energy", "relative logits")),
+        *(("layers", "class energy"), ("layers", "relative logits"), _FORWARD[1:]),
+        *(_EARLIER, _EARLIER[1:], ("layers", "energy")),
     )
 }
 #: With the norms of each kind.
 FUSIONS: dict[str, tuple[Part, ...]] = {
     **{name: (part,) for name, part in _NORMS.items()},
-    **{f"{name} & layers": (part, _ALONE["layers"]) for name, part in _NORMS.items()},
+    **{f"{name} & layers": (part, PARTS["layers"]) for name, part in _NORMS.items()},
     **{
-        f"{name} & {' & '.join(_FORWARD)}": (part, *_ALONE.values())
+        f"{name} & {' & '.join(_FORWARD)}": (part, *(PARTS[one] for one in _FORWARD))
         for name, part in _NORMS.items()
     },
 }

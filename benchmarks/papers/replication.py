@@ -13,8 +13,7 @@ from torch import Tensor
 import gradood
 from benchmarks.cifar.network import load_network
 from benchmarks.datasets import picture_set
-from benchmarks.experiments.attacked import ATTACKS as EVERY_ATTACK
-from benchmarks.experiments.attacked import Attacked, attacked_halves
+from benchmarks.experiments.attacked import ATTACKS as EVERY_ATTACK, Attacked, attacked_halves
 from benchmarks.experiments.observations import VERSION, Observer, digest
 from benchmarks.experiments.protocols import PAPER, Study, Supervised, paper_detector
 from benchmarks.experiments.rows import Row, kept
@@ -185,12 +184,12 @@ class Replication:
         images = scored.select(rows)
         assert images.labels is not None
         target, epsilon = TARGETS[what](self), radius / 255
-        plain = pgd(self._observer.model, images.images, images.labels, epsilon=epsilon)
+        plain = pgd(self._observer.model, images.images, labels=images.labels, epsilon=epsilon)
         usual = target.score(images.images)
         options: dict[str, Any] = {"epsilon": epsilon, "steps": self._sizes.steps, "restarts": 2}
         options["state"] = self._path(f"{what} {radius}").with_suffix(".attack")
         model = self._observer.model
-        known = evade(model, target, images.images, images.labels, batch_size=50, **options)
+        known = evade(model, target, images.images, labels=images.labels, batch_size=50, **options)
         found = []
         for name, works, scores in (
             ("PGD", plain.success_rounded, target.score(plain.rounded)),
@@ -212,7 +211,7 @@ class Replication:
 
     def gradient(self, preset: str) -> GradientDetector:
         """A detector that sees no anomalies, fitted on pictures."""
-        return GradientDetector(self._observer.model, preset).fit(self._fit.images)
+        return GradientDetector(self._observer.model, preset=preset).fit(self._fit.images)
 
     def energy(self) -> Energy:
         """A control without any gradient."""

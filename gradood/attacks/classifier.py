@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from gradood.arguments import checked
 from gradood.attacks.ball import Limits, Norm, make_ball
 from gradood.attacks.iterative import Adversarial, check_classified, logits_to_follow, outcome
 from gradood.attacks.search import Budget, Expectation, search
@@ -18,6 +19,7 @@ from gradood.smoothing.fingerprint import fingerprint
 LOSSES = ("cross_entropy", "margin", "probability")
 
 
+@checked
 def apgd(
     model: nn.Module,
     x: Tensor,

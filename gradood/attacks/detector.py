@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from gradood.arguments import checked
 from gradood.attacks.ball import Limits, Norm, make_ball
 from gradood.attacks.iterative import rounded_to_levels
 from gradood.attacks.scores import DifferentiableScore, differentiable
@@ -38,6 +39,7 @@ class AttackedScores(Result):
     score_rounded: Tensor
 
 
+@checked
 def attack_score(
     score: Detector | DifferentiableScore,
     x: Tensor,

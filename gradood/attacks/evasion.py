@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradood.arguments import checked
 from gradood.attacks.ball import Norm, make_ball
 from gradood.attacks.iterative import check_classified, logits_to_follow, outcome
 from gradood.attacks.scores import DifferentiableScore, differentiable
@@ -46,6 +47,7 @@ class Evasion(Result):
     score_rounded: Tensor
 
 
+@checked
 def evade(
     model: nn.Module,
     score: Detector | DifferentiableScore,

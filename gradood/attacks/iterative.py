@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from gradood.arguments import checked
 from gradood.attacks.ball import Ball, Norm, make_ball
 from gradood.attacks.search import random_points
 from gradood.errors import InputError, ModelError
@@ -36,6 +37,7 @@ class Adversarial(Result):
     success_rounded: Tensor
 
 
+@checked
 def fgsm(
     model: nn.Module, x: Tensor, labels: Tensor, *, epsilon: float = 8 / 255, batch_size: int = 256
 ) -> Adversarial:
@@ -45,9 +47,10 @@ def fgsm(
     results and errors as in ``pgd``, of which it is one step of size epsilon from x itself.
     """
     options: dict[str, Any] = {"steps": 1, "step_size": epsilon, "random_start": False}
-    return pgd(model, x, labels, epsilon=epsilon, batch_size=batch_size, **options)
+    return pgd(model, x, labels=labels, epsilon=epsilon, batch_size=batch_size, **options)
 
 
+@checked
 def bim(
     model: nn.Module,
     x: Tensor,
@@ -62,9 +65,10 @@ def bim(
     """Basic iterative method: ``pgd`` from x itself. Source: Kurakin et al., 2017."""
     options: dict[str, Any] = {"epsilon": epsilon, "norm": norm, "steps": steps}
     options |= {"step_size": step_size, "batch_size": batch_size, "random_start": False}
-    return pgd(model, x, labels, **options)
+    return pgd(model, x, labels=labels, **options)
 
 
+@checked
 def least_likely(
     model: nn.Module,
     x: Tensor,
@@ -88,6 +92,7 @@ def least_likely(
     return outcome(model, images, labels, batch_size)
 
 
+@checked
 def negation(model: nn.Module, x: Tensor, labels: Tensor, *, batch_size: int = 256) -> Adversarial:
     """The negative ``1 - x``: the same shapes to a human eye, and far away in every norm.
 
@@ -99,6 +104,7 @@ def negation(model: nn.Module, x: Tensor, labels: Tensor, *, batch_size: int = 2
     return outcome(model, 1 - x, labels, batch_size)
 
 
+@checked
 def pgd(
     model: nn.Module,
     x: Tensor,

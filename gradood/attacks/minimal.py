@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradood.arguments import checked
 from gradood.attacks.ball import make_ball
 from gradood.attacks.iterative import Adversarial, check_classified, logits_to_follow, outcome
 from gradood.errors import InputError
 
 
+@checked
 def carlini_wagner(
     model: nn.Module,
     x: Tensor,
@@ -62,6 +64,7 @@ def carlini_wagner(
     return _run(attack, model, x, labels, batch_size)
 
 
+@checked
 def deepfool(
     model: nn.Module,
     x: Tensor,

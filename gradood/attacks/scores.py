@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu, softplus
 from torch.overrides import TorchFunctionMode
 
+from gradood.arguments import checked
 from gradood.detectors import Detector, Energy, MaxSoftmax, NormDetector
 from gradood.errors import InputError, ModelError
 
@@ -17,6 +18,7 @@ from gradood.errors import InputError, ModelError
 DifferentiableScore: TypeAlias = Callable[[Tensor], Tensor]
 
 
+@checked
 def max_confidence(model: nn.Module) -> DifferentiableScore:
     """``max_c softmax(model(x))_c``: what a detector by confidence takes for "normal".
 
@@ -27,12 +29,14 @@ def max_confidence(model: nn.Module) -> DifferentiableScore:
     return lambda x: 1 - left.differentiable_score(x)
 
 
+@checked
 def energy(model: nn.Module) -> DifferentiableScore:
     """``-log Σ_c exp(z_c)``, higher = more anomalous, as ``gradood.Energy``; float64 ``[N]``."""
     return Energy(model).differentiable_score
 
 
-def through_softplus(detector: Detector, beta: float = 30.0) -> DifferentiableScore:
+@checked
+def through_softplus(detector: Detector, *, beta: float = 30.0) -> DifferentiableScore:
     """A detector's score whose slope is that of the same network with softplus for ReLU.
 
     Where a ReLU switches, gradient norms jump, and the slope in between does not know of it.

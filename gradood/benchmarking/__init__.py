@@ -1,6 +1,5 @@
-"""What gradient norms cost beside what they are measured against: ``gradood bench``.
+"""What a user without a checkout measures: ``gradood bench`` and ``gradood selftest``.
 
-``workloads`` are models with a batch; ``methods`` and ``peers`` are ways to their norms; ``check``
-holds each against a float64 loop. A ``worker`` process times them in turns or measures the memory
-of one; a ``study`` starts workers and turns what they say into ``records``.
+``workloads`` are models with a batch, ``methods`` ways to their norms, ``bench`` times them in
+turns. ``arithmetic`` asks whether the machine computes right, ``operators`` whether a backend does.
 """

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 from gradood.benchmarking import methods
 from gradood.benchmarking.methods import Method
 from gradood.errors import InputError
@@ -22,19 +20,6 @@ METHODS = {
     "vmap": Method(methods.vectorised(None), slow=True),
     "loop": Method(methods.one_at_a_time, slow=True),
 }
-
-
-def include(module: str) -> None:
-    """Add the methods of a module that is importable here: its ``METHODS``, by name.
-
-    Raises:
-        InputError: There is no such module, or it has none.
-    """
-    try:
-        found: dict[str, Method] = import_module(module).METHODS
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"--methods-from {module}: {error}; give a module with METHODS") from error
-    METHODS.update(found)
 
 
 def method(name: str) -> Method:

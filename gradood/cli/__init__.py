@@ -44,7 +44,7 @@ class _OneSentenceErrors(TyperGroup):
 
 
 def _is_usage(error: BaseException) -> bool:
-    """Whether it is the command line's own, which says what it has to say."""
+    """Whether it is an error or exit of typer, which prints its own message."""
     return type(error).__module__.split(".")[0] in ("click", "typer")
 
 
@@ -62,7 +62,7 @@ def _said(error: BaseException) -> str:
 
 
 def _give_up_stdout() -> None:
-    """What cannot be written is not tried again at the end of the program."""
+    """Discard output that cannot be written, so that it is not retried at exit."""
     try:
         sys.stdout.flush()
     except OSError:

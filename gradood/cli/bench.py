@@ -1,22 +1,28 @@
-"""``gradood bench``: what gradient norms cost on this machine, beside what else there is."""
+"""``gradood bench``: what gradient norms cost on this machine."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from gradood.cli.report import say
+
 if TYPE_CHECKING:
-    from gradood.benchmarking.records import Row
-    from gradood.benchmarking.study import Settings
+    from gradood.benchmarking.bench import Row
 
 _DEFAULT_OUT = Path("gradood-bench")
+_EXPLANATION = (
+    "Milliseconds a call, and in brackets the time over that of an ordinary forward and backward "
+    "pass: medians over rounds in which methods take turns. activation-only: a forward pass and a "
+    "backward pass that computes no parameter's gradient."
+)
 
 
 def bench(
@@ -38,107 +44,67 @@ def bench(
     large: Annotated[
         bool, typer.Option(help="Also torchvision's ResNet-50 and ViT-B/16, at 224 pixels.")
     ] = False,
-    memory: Annotated[bool, typer.Option(help="Measure peak memory too.")] = True,
-    autocast: Annotated[bool, typer.Option(help="Also under bfloat16 autocast.")] = False,
-    methods_from: Annotated[
-        list[str] | None,
-        typer.Option(help="Module with METHODS to measure too; benchmarks.peers in a checkout."),
-    ] = None,
     cuda: Annotated[
         bool, typer.Option("--cuda", help="Instead: on this machine's GPU, in bfloat16.")
     ] = False,
-    dry: Annotated[
-        str | None, typer.Option(help="With --cuda: only compile, for a GPU not there: sm_90 …")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the CSV files and the plot.")] = (
-        _DEFAULT_OUT
-    ),
+    out: Annotated[Path, typer.Option(help="Folder for the CSV files.")] = _DEFAULT_OUT,
 ) -> None:
-    """Time the norms against forward and backward passes and other ways to them; CSV and plot.
+    """Time the norms beside forward and backward passes, vmap and a loop.
 
-    Other packages are measured from a checkout of the repository, with gradood's extra, bench:
-    --methods-from benchmarks.peers.
+    Other packages, peak memory and bfloat16 autocast: python -m benchmarks.measuring, from a
+    checkout of the repository with gradood's extra, bench.
     """
     # Imported late, so that `gradood --help` does not wait for PyTorch.
-    from gradood.benchmarking.registry import METHODS, include
-    from gradood.benchmarking.study import Settings
+    from gradood.benchmarking.bench import Job, run, with_references, write
+    from gradood.benchmarking.registry import METHODS
     from gradood.benchmarking.workloads import LARGE, STANDARD, workload
 
-    for module in methods_from or ():
-        include(module)
     models = [*(model or STANDARD), *(LARGE if large else ())]
     workloads = [workload(name) for name in dict.fromkeys(models)]
-    if cuda or dry:
+    workloads = [replace(w, batch=batch or w.batch) for w in workloads]
+    if cuda:
         from gradood.cli.bench_cuda import on_gpu
 
-        on_gpu([replace(w, batch=batch or w.batch) for w in workloads], dry, out)
+        on_gpu(workloads, out)
         return
-    settings = Settings(
-        [replace(w, batch=batch) for w in workloads] if batch else workloads,
-        tuple(method or METHODS),
-        tuple(threads or (1, 2)),
-        rounds,
-        slow_rounds,
-        memory,
-        autocast,
-        tuple(methods_from or ()),
-    )
-    _tables(_quick(settings) if quick else settings, out)
-
-
-def _quick(settings: Settings) -> Settings:
-    """A quarter of the samples, one thread count, three rounds, nothing slow."""
-    from gradood.benchmarking.registry import METHODS
-
-    return replace(
-        settings,
-        workloads=[replace(w, batch=max(2, w.batch // 4)) for w in settings.workloads],
-        methods=tuple(n for n, m in METHODS.items() if m.quick)
-        if set(settings.methods) == set(METHODS)
-        else settings.methods,
-        threads=settings.threads[:1],
-        rounds=min(3, settings.rounds),
-        memory=False,
-        autocast=False,
-        together=True,
-    )
-
-
-def _tables(settings: Settings, out: Path) -> None:
-    from gradood.benchmarking import report
-    from gradood.benchmarking.plot import draw
-    from gradood.benchmarking.records import Row, append, prepare
-    from gradood.benchmarking.study import measure
-
-    prepare(out / "norms.csv", Row)
-    begin = time.perf_counter()
-    console = Console()
+    counts = tuple(threads or (1, 2))
+    if quick:
+        workloads = [replace(w, batch=max(2, w.batch // 4)) for w in workloads]
+        method = method or [name for name, one in METHODS.items() if one.quick]
+        counts, rounds = counts[:1], min(3, rounds)
+    names = with_references(tuple(method or METHODS))
     rows: list[Row] = []
-    with Console(stderr=True).status("") as status:
-        for part in measure(settings, lambda text: status.update(f"{text} …")):
-            append(out / "norms.csv", part)
-            rows += part
-            console.print(report.detail(part))
-    draw(rows, out / "norms.svg")
-    for table in _summaries(rows):
-        console.print(table)
-    console.print("*: norms missing or wrong, see above.", highlight=False)
-    console.print(report.EXPLANATION, highlight=False)
-    console.print(report.versions(rows), highlight=False, markup=False)
-    console.print(f"{time.perf_counter() - begin:.0f} s in all.", highlight=False)
-    console.print(f"Results: {(out / 'norms.csv').resolve()}", highlight=False, soft_wrap=True)
-    console.print(f"Plot: {(out / 'norms.svg').resolve()}", highlight=False, soft_wrap=True)
+    console = Console()
+    write(rows, out / "bench.csv")  # before there are results to lose
+    for count in counts:
+        with Console(stderr=True).status("") as status:
+            for one in workloads:
+                status.update(f"{one.model}, {count} threads …")
+                rows += run(Job(one, names, count, rounds, slow_rounds))
+        write(rows, out / "bench.csv")
+        console.print(_table([row for row in rows if row.threads == count]))
+    console.print(_EXPLANATION, highlight=False)
+    say(f"Results: {(out / 'bench.csv').resolve()}")
 
 
-def _summaries(rows: Sequence[Row]) -> list[Table]:
-    """Times under every setting, then memory, which has one."""
-    from gradood.benchmarking.report import setting, summary
+def _table(rows: Sequence[Row]) -> Table:
+    """A method a line, a model a column."""
+    threads = rows[0].threads
+    title = f"{threads} thread{'s' * (threads > 1)}, float32"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("", no_wrap=True)
+    models = list(dict.fromkeys((row.model, row.batch) for row in rows))
+    for name, batch in models:
+        table.add_column(f"{name}, {batch}", justify="right")
+    cells = {(row.method, row.model): row for row in rows}
+    for method in dict.fromkeys(row.method for row in rows):
+        line = [_cell(cells[method, name]) for name, _ in models]
+        table.add_row(method, *line, style="bold" if method.startswith("gradood") else "")
+    return table
 
-    tables = []
-    for name in dict.fromkeys(map(setting, rows)):
-        chosen = [r for r in rows if setting(r) == name]
-        tables.append(summary(chosen, "ratio_forward_backward", f"Time / (b), {name}"))
-    weighed = [r for r in rows if r.peak_mb is not None]
-    if weighed:
-        tables.append(summary(weighed, "peak_mb", "Peak memory above model and input, MB"))
-    return tables
+
+def _cell(row: Row) -> str:
+    if row.median_s is None:
+        return row.note
+    ratio = row.ratio_forward_backward
+    return f"{1e3 * row.median_s:.4g}" + ("" if ratio is None else f" ({ratio:.2f})")

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gradood.cli import options
-from gradood.cli.report import check_folder, describe_detector, made_with, write
+from gradood.cli.report import check_folder, describe_detector, made_with, say, write
 from gradood.errors import InputError
 from gradood.writing import Output
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from gradood.evaluation.reports.page import Page
     from gradood.scoring.models import LoadedModel
-    from gradood.smoothing import Evidence, Smoothing
+    from gradood.smoothing import Evidence
     from gradood.smoothing.settings import Denoiser
 
 
@@ -43,6 +43,7 @@ class Kind(str, Enum):
     SPREAD = "spread"
 
 
+@options.grouped
 def certify(
     inputs: Annotated[
         list[Path] | None,
@@ -58,11 +59,8 @@ def certify(
             help="For all kinds but the class: a file of gradood fit, or the name of a detector."
         ),
     ] = "max-softmax",
-    model: options.Model = None,
-    weights: options.Weights = None,
-    classes: options.Classes = None,
-    preprocess: options.Preprocess = None,
-    trust: options.Trust = False,
+    *,
+    models: options.ModelOptions,
     inputs_too: Annotated[
         list[Path] | None, typer.Option("--inputs", help="The same, as an option.", hidden=True)
     ] = None,
@@ -70,7 +68,6 @@ def certify(
         list[Path] | None, typer.Option(help="Normal inputs that fit a detector given by name.")
     ] = None,
     column: options.Column = None,
-    device: options.Device = "auto",
     count: Annotated[int, typer.Option(min=1, help="Use the first inputs.")] = 20,
     sigma: Annotated[float, typer.Option(help="Of the noise, in pixels from 0 to 1.")] = 0.02,
     units: options.UnitsOption = options.Units.PIXELS,
@@ -113,40 +110,35 @@ def certify(
     # Imported late, so that `gradood --help` does not wait for PyTorch.
     from gradood.scoring.denoisers import load_denoiser
     from gradood.smoothing import Smoothing
+    from gradood.smoothing.verification import CERTIFY
 
-    source = _Source(
-        score,
-        options.ModelOptions(model, weights, classes, preprocess, trust, device),
-        column,
-        [*(inputs or ()), *(inputs_too or ())] or None,
-        fit_inputs,
-        units,
-    )
+    paths = [*(inputs or ()), *(inputs_too or ())] or None
+    source = _Subject(score, models, column, paths, fit_inputs, units)
     if verify is not None:
-        needed = (source, load_denoiser(denoiser, device)) if again else (None, None)
+        needed = (source, load_denoiser(denoiser, models.device)) if again else (None, None)
         _verify(verify, *needed)
         return
     with Output(out) as output:
         check_folder(report)
         settings = Smoothing(
-            sigma=sigma, n=n, alpha=alpha, seed=seed, denoiser=load_denoiser(denoiser, device)
+            sigma=sigma,
+            n=n,
+            alpha=alpha,
+            seed=seed,
+            denoiser=load_denoiser(denoiser, models.device),
         )
         certified, x = source.certified(kind), source.inputs(count)
         begin = time.perf_counter()
         target = _target(kind, radius, threshold, q)
-        made = _labelled(
-            _certify(kind, certified, x, settings, {**target, "state": state}), source.names, units
-        )
+        certificates = CERTIFY[kind.value](certified, x, settings, state=state, **target)
+        made = _labelled(certificates.evidence, source.names, units)
         output.write(made.lines())
     seconds = time.perf_counter() - begin
-    console = Console()
-    console.print(_table(made))
-    samples = int(made.samples.sum())
-    console.print(
-        f"{len(x)} certificates in {seconds:.1f} s, {samples:,} samples in all.", highlight=False
+    Console().print(_table(made))
+    say(
+        f"{len(x)} certificates in {seconds:.1f} s, {int(made.samples.sum()):,} samples in all.\n"
+        f"sigma and radius in {units.words}.\nCertificates: {out.resolve()}"
     )
-    console.print(f"sigma and radius in {units.words}.", highlight=False)
-    console.print(f"Certificates: {out.resolve()}", highlight=False, soft_wrap=True)
     if report is not None:
         write(_page(made, x, seconds, source, out), report)
 
@@ -157,7 +149,7 @@ def _labelled(made: Evidence, names: Sequence[str], units: options.Units) -> Evi
     return replace(made, common={**made.common, "units": units.value}, rows=rows)
 
 
-def _page(made: Evidence, x: Tensor, seconds: float, source: _Source, out: Path) -> Page:
+def _page(made: Evidence, x: Tensor, seconds: float, source: _Subject, out: Path) -> Page:
     from gradood.evaluation.reports.certificates import certificate_page
 
     known = {} if made.common["kind"] == "class" else source.described()
@@ -170,7 +162,7 @@ def _page(made: Evidence, x: Tensor, seconds: float, source: _Source, out: Path)
     return certificate_page(made, x, seconds=seconds, facts_made=facts)
 
 
-def _verify(path: Path, source: _Source | None, denoiser: Denoiser | None) -> None:
+def _verify(path: Path, source: _Subject | None, denoiser: Denoiser | None) -> None:
     from gradood.smoothing import Smoothing, read_records, verify, verify_with_model
 
     records = read_records(path)
@@ -186,21 +178,20 @@ def _verify(path: Path, source: _Source | None, denoiser: Denoiser | None) -> No
         if records and denoiser is not None:
             recorded = {**records[0]["settings"], "tile": records[0]["tile"]}
             settings = Smoothing(**recorded | {"denoiser": denoiser})
-        problems = verify_with_model(records, certified, x, settings)
+        problems = verify_with_model(records, certified, x, settings=settings)
         labels = zip(problems, records, source.names, strict=True)
         problems = [old or source.mislabelled(record, name) for old, record, name in labels]
-    console = Console()
     for record, problem in zip(records, problems, strict=True):
         if problem is not None:
-            console.print(f"id {record.get('id')}: {problem}", style="red", markup=False)
+            say(f"id {record.get('id')}: {problem}", style="red")
     wrong = sum(problem is not None for problem in problems)
-    console.print(f"{len(records) - wrong} of {len(records)} certificates are right.")
+    say(f"{len(records) - wrong} of {len(records)} certificates are right.")
     if wrong:
         raise typer.Exit(1)
 
 
 @dataclass
-class _Source:
+class _Subject:
     """What is certified, and for which inputs."""
 
     score: str
@@ -307,22 +298,6 @@ def _target(
             "--kind quantile gives for normal inputs"
         )
     return one | {"threshold": threshold, "q": q}
-
-
-def _certify(
-    kind: Kind, certified: Any, x: Tensor, settings: Smoothing, target: dict[str, Any]
-) -> Evidence:
-    from gradood import smoothing
-
-    functions = {
-        Kind.CLASS: smoothing.certify_class,
-        Kind.DECISION: smoothing.certify_decision,
-        Kind.MEAN: smoothing.certify_mean,
-        Kind.QUANTILE: smoothing.certify_quantile,
-        Kind.SPREAD: smoothing.certify_spread,
-    }
-    evidence: Evidence = functions[kind](certified, x, settings, **target).evidence  # type: ignore[operator]
-    return evidence
 
 
 def _table(made: Evidence) -> Table:

@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from gradood.cli.report import check_folder, versions
+from gradood.cli.report import check_folder, say, versions
 
 if TYPE_CHECKING:
     from gradood.evaluation.demonstration import Demonstration
@@ -36,7 +36,6 @@ def demo(
     """
     begin = time.perf_counter()
     check_folder(out, "--out")
-    console = Console()
     with Console(stderr=True).status("Scoring normal, anomalous and attacked pictures …"):
         # Imported late, so that `gradood --help` does not wait for PyTorch.
         from gradood.evaluation.demonstration import demonstrate
@@ -44,11 +43,9 @@ def demo(
 
         result = demonstrate(seed, images)
         page = demo_page(result, versions()).write(out)
-    console.print(_table(result))
-    for line in _summary(result):
-        console.print(line, highlight=False)
-    console.print(f"{time.perf_counter() - begin:.1f} s in all.", highlight=False)
-    console.print(f"Page: {page.resolve()}", style="bold", highlight=False, soft_wrap=True)
+    seconds = f"{time.perf_counter() - begin:.1f} s in all."
+    Console().print(_table(result), *_summary(result), seconds, sep="\n", highlight=False)
+    say(f"Page: {page.resolve()}", style="bold")
     if open_page:
         typer.launch(str(page.resolve()))
 

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gradood.cli import options
-from gradood.cli.report import check_folder, describe_detector, made_with, write
+from gradood.cli.report import check_folder, describe_detector, made_with, say, write
 from gradood.cli.worst_case import Moved, WorstCase
 from gradood.errors import InputError
 from gradood.writing import Output
@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     from gradood.evaluation.reports.page import Page
     from gradood.progress import Throughput
     from gradood.scoring.models import LoadedModel
-    from gradood.scoring.scores import Scorer
+    from gradood.scoring.scores import RowScorer
 
 _SHOWN = ("auroc", "aupr_anomalous", "aupr_normal", "fpr95", "detection_error")
 
 
+@options.grouped
 def evaluate(
     normal: Annotated[
         list[Path], typer.Option(help="Score file, or inputs to score with --detector; repeat.")
@@ -60,17 +61,9 @@ def evaluate(
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Of the smoothed detector.")] = 1000,
     units: options.UnitsOption = options.Units.PIXELS,
-    model: options.Model = None,
-    weights: options.Weights = None,
-    classes: options.Classes = None,
-    preprocess: options.Preprocess = None,
-    trust: options.Trust = False,
-    column: options.Column = None,
-    batch_size: options.BatchSize = "auto",
-    on_error: options.OnErrorOption = options.OnError.FAIL,
-    workers: options.Workers = None,
-    device: options.Device = "auto",
-    dtype: options.DtypeOption = options.Dtype.FLOAT32,
+    *,
+    models: options.ScoringModelOptions,
+    streams: options.StreamOptions,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not a table.")] = False,
 ) -> None:
     """Compare scores of normal and anomalous inputs: AUROC, AUPR, FPR at 95 % TPR.
@@ -85,8 +78,6 @@ def evaluate(
 
     with nullcontext() if out is None else Output(out) as output:
         check_folder(report)
-        models = options.ModelOptions(model, weights, classes, preprocess, trust, device, dtype)
-        streams = options.StreamOptions(column, batch_size, on_error, workers)
         scoring = Scoring(detector, models, streams, report is not None, units)
         worst = WorstCase(attack or (), guarantee or (), steps, restarts, sigma, samples)
         worst.check()
@@ -111,24 +102,15 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(content, indent=1))
         return
-    console = Console()
-    console.print(_table(rows))
+    Console().print(_table(rows))
     if scoring.skipped:
-        console.print(f"{scoring.skipped:,} inputs were skipped.", highlight=False)
+        say(f"{scoring.skipped:,} inputs were skipped.")
     if out is not None:
-        console.print(f"Metrics: {out.resolve()}", highlight=False, soft_wrap=True)
+        say(f"Metrics: {out.resolve()}")
 
 
 class Scoring:
-    """Scores by path: read from score files, or computed with a detector that is loaded once.
-
-    Args:
-        detector: As of ``--detector``.
-        models: The model's options.
-        streams: How inputs are read.
-        details: Whether decisions and layers are wanted too, for a report.
-        units: Of what moves inputs.
-    """
+    """Scores by path: read from score files, or computed with a detector that is loaded once."""
 
     def __init__(
         self,
@@ -141,7 +123,7 @@ class Scoring:
         self._units = units
         self.detector, self.models, self._streams = detector, models, streams
         self._details = details
-        self._loaded: tuple[LoadedModel, Scorer] | None = None
+        self._loaded: tuple[LoadedModel, RowScorer] | None = None
         self.skipped = 0
         self.throughput: list[Throughput] = []
 
@@ -167,7 +149,7 @@ class Scoring:
     def worst_case(
         self, worst: WorstCase, normal: list[Path], anomalous: list[Path]
     ) -> dict[str, Moved]:
-        """What is left of the metrics of every anomalous set."""
+        """The metrics of every anomalous set after its inputs have moved."""
         import torch
 
         from gradood.scoring.units import detector_in_pixels
@@ -196,16 +178,16 @@ class Scoring:
         batches = stream.run(self._streams.source([path]))
         return torch.cat([batch.results[0] for batch in batches if batch.results])
 
-    def _detecting(self, path: Path) -> tuple[LoadedModel, Scorer]:
+    def _detecting(self, path: Path) -> tuple[LoadedModel, RowScorer]:
         from gradood.scoring.fitting import ready_detector
-        from gradood.scoring.scores import Scorer
+        from gradood.scoring.scores import RowScorer
 
         if self.detector is None:
             raise InputError(f"{path} is no score file; give --detector to score its inputs")
         if self._loaded is None:
             loaded = self.models.load()
             detector = ready_detector(self.detector, loaded, False)
-            self._loaded = loaded, Scorer(detector, layers=3 if self._details else 0)
+            self._loaded = loaded, RowScorer(detector, layers=3 if self._details else 0)
         return self._loaded
 
     def _computed(self, path: Path, source: Source) -> Iterator[dict[str, Any]]:

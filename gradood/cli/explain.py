@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from gradood.cli import options
-from gradood.cli.report import check_folder, describe_detector, made_with, write
+from gradood.cli.report import check_folder, describe_detector, made_with, say, write
 from gradood.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 _PRINTED = 5
 
 
+@options.grouped
 def explain(
     inputs: options.Inputs,
     normal: Annotated[
@@ -33,17 +33,9 @@ def explain(
     count: Annotated[int, typer.Option(min=1, help="Explain the first inputs.")] = 1,
     most: Annotated[int, typer.Option(min=10, help="Compare with so many normal inputs.")] = 2000,
     report: Annotated[Path, typer.Option(help="Folder for the page.")] = Path("explanation"),
-    model: options.Model = None,
-    weights: options.Weights = None,
-    classes: options.Classes = None,
-    preprocess: options.Preprocess = None,
-    trust: options.Trust = False,
-    column: options.Column = None,
-    batch_size: options.BatchSize = "auto",
-    on_error: options.OnErrorOption = options.OnError.FAIL,
-    workers: options.Workers = None,
-    device: options.Device = "auto",
-    dtype: options.DtypeOption = options.Dtype.FLOAT32,
+    *,
+    models: options.ScoringModelOptions,
+    streams: options.StreamOptions,
 ) -> None:
     """Show which layers reacted to an input, and the ten normal inputs that are nearest to it.
 
@@ -58,8 +50,6 @@ def explain(
     from gradood.scoring.fitting import ready_detector
 
     check_folder(report)
-    models = options.ModelOptions(model, weights, classes, preprocess, trust, device, dtype)
-    streams = options.StreamOptions(column, batch_size, on_error, workers)
     loaded = models.load()
     fitted = ready_detector(detector, loaded)
     if not isinstance(fitted, NormDetector) or not fitted.knows_deviations:
@@ -88,13 +78,10 @@ def explain(
         threshold=threshold,
         made=made_with({"Inputs": inputs, "Normal inputs": normal}, described, models),
     )
-    console = Console()
     for name, score, row in zip(strange.ids, strange.scores, strange.deviations, strict=True):
         places = abs(row).argsort()[::-1][:_PRINTED]
         said = ", ".join(f"{names[place]} {row[place]:+.1f}σ" for place in places)
-        console.print(
-            f"{name}: score {score:.4g}; {said}", highlight=False, markup=False, soft_wrap=True
-        )
+        say(f"{name}: score {score:.4g}; {said}")
     write(page, report)
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from gradood.cli import options
+from gradood.cli.report import say
 from gradood.errors import InputError
 from gradood.writing import Output
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gradood.data.files import Source
 
 
+@options.grouped
 def fit(
     inputs: options.Inputs,
     detector: Annotated[
@@ -36,17 +37,9 @@ def fit(
     out: Annotated[Path, typer.Option(help="File for the detector.")] = Path(
         "detector.safetensors"
     ),
-    model: options.Model = None,
-    weights: options.Weights = None,
-    classes: options.Classes = None,
-    preprocess: options.Preprocess = None,
-    trust: options.Trust = False,
-    column: options.Column = None,
-    batch_size: options.BatchSize = "auto",
-    on_error: options.OnErrorOption = options.OnError.FAIL,
-    workers: options.Workers = None,
-    device: options.Device = "auto",
-    dtype: options.DtypeOption = options.Dtype.FLOAT32,
+    *,
+    models: options.ScoringModelOptions,
+    streams: options.StreamOptions,
     as_json: options.AsJson = False,
 ) -> None:
     """Learn what is normal for a model, and a threshold with few false alarms.
@@ -60,10 +53,7 @@ def fit(
     if not 0 < fpr < 1:
         raise InputError(f"--fpr {fpr}: expected a share in (0, 1)")
     with Output(out) as output:
-        loaded = options.ModelOptions(
-            model, weights, classes, preprocess, trust, device, dtype
-        ).load()
-        streams = options.StreamOptions(column, batch_size, on_error, workers)
+        loaded = models.load()
         made = fitting.make_detector(detector, loaded)
         normal, held_out = _split(streams.source(inputs), calibrate, streams, detector)
         others = streams.source(anomalous) if anomalous else None
@@ -82,11 +72,9 @@ def fit(
             facts = {"fitted": fitted, "calibrated": held, "threshold": made.threshold}
             reporter.done(**facts, out=str(out))
     if not as_json:
-        Console().print(
+        say(
             f"{type(made).__name__} fitted on {fitted:,} inputs; threshold {made.threshold:.6g} "
-            f"for {fpr:.1%} false alarms, by {held:,} others.\nDetector: {out.absolute()}",
-            highlight=False,
-            soft_wrap=True,
+            f"for {fpr:.1%} false alarms, by {held:,} others.\nDetector: {out.absolute()}"
         )
 
 

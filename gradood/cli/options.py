@@ -1,12 +1,14 @@
-"""Options that several commands share, and what they make together."""
+"""Options that several commands share: a dataclass a group, an option a field."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
+from functools import wraps
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_origin, get_type_hints
 
 import typer
 
@@ -60,22 +62,6 @@ Inputs = Annotated[
         show_default=False,
     ),
 ]
-Model = Annotated[
-    str | None,
-    typer.Option(
-        help="package.module:function, timm:NAME, transformers:FOLDER or a file of "
-        "torch.export.save or torch.jit.save; the embedded classifier if none.",
-    ),
-]
-Weights = Annotated[
-    Path | None, typer.Option(help="Safetensors, or a state dict; no pickle can run code.")
-]
-Classes = Annotated[int | None, typer.Option(min=1, help="Of the weights' last layer.")]
-Preprocess = Annotated[
-    str | None,
-    typer.Option(help="JSON, or its file: input_size, crop_pct, interpolation, mean, std."),
-]
-Trust = Annotated[bool, typer.Option("--trust", help="A program file's author is trusted.")]
 Column = Annotated[
     list[str] | None,
     typer.Option(
@@ -83,14 +69,6 @@ Column = Annotated[
         "repeat it, as NAME or ARGUMENT=NAME.",
     ),
 ]
-BatchSize = Annotated[str, typer.Option(help="Inputs a batch, or auto.")]
-OnErrorOption = Annotated[
-    OnError, typer.Option(help="An input that cannot be read or scored stops the run, or not.")
-]
-Workers = Annotated[int | None, typer.Option(min=1, help="Threads that read; one a core.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto for a GPU if there is one.")]
-DtypeOption = Annotated[Dtype, typer.Option(help="Of parameters and inputs.")]
-Compile = Annotated[bool, typer.Option("--compile", help="torch.compile, for scores of logits.")]
 Report = Annotated[
     Path | None, typer.Option(help="Folder for a report: index.html and its figures as PNG.")
 ]
@@ -101,12 +79,27 @@ AsJson = Annotated[bool, typer.Option("--json", help="Log JSON lines to stdout, 
 class ModelOptions:
     """What ``load_model`` is called with."""
 
-    model: str | None
-    weights: Path | None
-    classes: int | None
-    preprocess: str | None
-    trust: bool
-    device: str = "auto"
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="package.module:function, timm:NAME, transformers:FOLDER or a file of "
+            "torch.export.save or torch.jit.save; the embedded classifier if none.",
+        ),
+    ] = None
+    weights: Annotated[
+        Path | None, typer.Option(help="Safetensors, or a state dict; no pickle can run code.")
+    ] = None
+    classes: Annotated[int | None, typer.Option(min=1, help="Of the weights' last layer.")] = None
+    preprocess: Annotated[
+        str | None,
+        typer.Option(help="JSON, or its file: input_size, crop_pct, interpolation, mean, std."),
+    ] = None
+    trust: Annotated[bool, typer.Option("--trust", help="A program file's author is trusted.")] = (
+        False
+    )
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, cuda:1 …; auto for a GPU if there is one.")
+    ] = "auto"
     dtype: Dtype = Dtype.FLOAT32
     compile: bool = False
 
@@ -114,26 +107,38 @@ class ModelOptions:
         """The model."""
         from gradood.scoring.models import load_model
 
-        return load_model(
-            self.model,
-            weights=self.weights,
-            classes=self.classes,
-            preprocess=self.preprocess,
-            trust=self.trust,
-            device=self.device,
-            dtype=self.dtype.value,
-            compile=self.compile,
-        )
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return load_model(given.pop("model"), **given | {"dtype": self.dtype.value})
+
+
+@dataclass(frozen=True)
+class ScoringModelOptions(ModelOptions):
+    """The same, in a precision of its own."""
+
+    dtype: Annotated[Dtype, typer.Option(help="Of parameters and inputs.")] = Dtype.FLOAT32
+
+
+@dataclass(frozen=True)
+class CompiledModelOptions(ScoringModelOptions):
+    """The same, which may be compiled."""
+
+    compile: Annotated[
+        bool, typer.Option("--compile", help="torch.compile, for scores of logits.")
+    ] = False
 
 
 @dataclass(frozen=True)
 class StreamOptions:
     """What a ``Stream`` is made with."""
 
-    column: list[str] | None
-    batch_size: str
-    on_error: OnError
-    workers: int | None
+    column: Column = None
+    batch_size: Annotated[str, typer.Option(help="Inputs a batch, or auto.")] = "auto"
+    on_error: Annotated[
+        OnError, typer.Option(help="An input that cannot be read or scored stops the run, or not.")
+    ] = OnError.FAIL
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads that read; one a core.")] = (
+        None
+    )
 
     def source(self, paths: Sequence[Path], rank: int = 0, world: int = 1) -> Source:
         """The inputs in ``paths``."""
@@ -150,11 +155,41 @@ class StreamOptions:
             if not size.isdecimal():
                 raise InputError(f"--batch-size {size}: expected a number, or auto")
             size = int(size)
+        on_error: Any = self.on_error.value
         return Stream(
-            compute,
-            loaded,
-            batch_size=size,
-            on_error=self.on_error.value,
-            workers=self.workers,
-            limit=limit,
+            compute, loaded, batch_size=size, on_error=on_error, workers=self.workers, limit=limit
         )
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """``command``, whose arguments that are dataclasses are given as one option a field.
+
+    Fields whose types are not ``Annotated`` are no options.
+    """
+    groups: dict[str, tuple[Any, list[str]]] = {}
+    parameters = []
+    for given in signature(command, eval_str=True).parameters.values():
+        group = given.annotation
+        if not is_dataclass(group):
+            parameters.append(given.replace(kind=Parameter.KEYWORD_ONLY))
+            continue
+        types = get_type_hints(group, include_extras=True)
+        own = [
+            Parameter(f.name, Parameter.KEYWORD_ONLY, default=f.default, annotation=types[f.name])
+            for f in fields(group)
+            if get_origin(types[f.name]) is Annotated
+        ]
+        groups[given.name] = group, [parameter.name for parameter in own]
+        parameters += own
+
+    @wraps(command)
+    def call(**given: Any) -> None:
+        made = {
+            name: group(**{key: given.pop(key) for key in keys})
+            for name, (group, keys) in groups.items()
+        }
+        command(**given, **made)
+
+    call.__signature__ = signature(command).replace(parameters=parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {p.name: p.annotation for p in parameters}
+    return call

@@ -1,4 +1,4 @@
-"""What commands tell their reports: where they go, and what they were made with."""
+"""What commands say: on the terminal, and in reports what they were made with."""
 
 from __future__ import annotations
 
@@ -34,11 +34,17 @@ def check_folder(folder: Path | None, option: str = "--report") -> None:
         raise InputError(f"cannot write to {option} {folder}: {error.strerror}") from error
 
 
+def say(text: str, *, err: bool = False, style: str | None = None) -> None:
+    """Print a line as it is, however long it is."""
+    console = Console(stderr=err)
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
 def write(page: Page, folder: Path, quiet: bool = False) -> None:
     """Write a page, and say where it is unless ``quiet``."""
     path = page.write(folder)
     if not quiet:
-        Console().print(f"Report: {path.resolve()}", highlight=False, soft_wrap=True)
+        say(f"Report: {path.resolve()}")
 
 
 def made_with(
@@ -46,13 +52,7 @@ def made_with(
     detector: Mapping[str, Any],
     models: ModelOptions | None,
 ) -> dict[str, Any]:
-    """The facts at the end of a page: inputs, model, detector, machine, versions and time.
-
-    Args:
-        inputs: Paths by what they are.
-        detector: What ``describe_detector`` found.
-        models: Options of the model; None where no model was needed.
-    """
+    """The facts at the end of a page: inputs, model, detector, machine, versions and time."""
     from gradood.benchmarking.machine import cores, processor
 
     found: dict[str, Any] = {name: ", ".join(map(str, paths)) for name, paths in inputs.items()}

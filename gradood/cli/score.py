@@ -5,21 +5,22 @@ from __future__ import annotations
 import hashlib
 import os
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from gradood.cli import options
-from gradood.cli.report import check_folder, describe_detector, made_with, write
+from gradood.cli.report import check_folder, describe_detector, made_with, say, write
 from gradood.errors import InputError
 
 if TYPE_CHECKING:
     from gradood.data.files import Source
-    from gradood.evaluation.reports.page import Page
     from gradood.progress import Throughput
     from gradood.scoring.output import ScoreFile, ScorePipe
+    from gradood.scoring.scores import RowScorer
+    from gradood.scoring.stream import Stream
 
 #: Exit status of a run that finished, but skipped inputs.
 SKIPPED = 3
@@ -29,6 +30,7 @@ INTERRUPTED = 130
 _DETECTOR = typer.Option(help="A file that gradood fit wrote, or max-softmax, or energy.")
 
 
+@options.grouped
 def score(
     inputs: options.Inputs,
     detector: Annotated[str, _DETECTOR] = "max-softmax",
@@ -43,18 +45,9 @@ def score(
         bool, typer.Option("--p-values", help="Conformal p-values, of a calibrated detector.")
     ] = False,
     report: options.Report = None,
-    model: options.Model = None,
-    weights: options.Weights = None,
-    classes: options.Classes = None,
-    preprocess: options.Preprocess = None,
-    trust: options.Trust = False,
-    column: options.Column = None,
-    batch_size: options.BatchSize = "auto",
-    on_error: options.OnErrorOption = options.OnError.FAIL,
-    workers: options.Workers = None,
-    device: options.Device = "auto",
-    dtype: options.DtypeOption = options.Dtype.FLOAT32,
-    compile: options.Compile = False,
+    *,
+    models: options.CompiledModelOptions,
+    streams: options.StreamOptions,
     as_json: options.AsJson = False,
 ) -> None:
     """Score inputs: id, score, decision, the layers that reacted, and what was wrong.
@@ -68,31 +61,31 @@ def score(
     an error if inputs are there by now that it lacks.
     """
     # Imported late, so that `gradood --help` does not wait for PyTorch.
+    from gradood.scoring.fitting import ready_detector
     from gradood.scoring.output import ScorePipe, open_scores
+    from gradood.scoring.rows import COLUMNS, read_rows
+    from gradood.scoring.scores import RowScorer
 
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1:
         out = out.with_name(f"{out.stem}-{rank:05}-of-{world:05}{out.suffix}")
         report = report and report.with_name(f"{report.name}-{rank:05}-of-{world:05}")
-        device = _own_gpu(device)
+        models = replace(models, device=_own_gpu(models.device))
     check_folder(report)
+    column = streams.column or []
     settings = {
-        "column": column[0] if column and len(column) == 1 else column or None,
+        "column": column[0] if len(column) == 1 else column or None,
         "detector": _digest(detector),
-        "model": model,
-        "weights": _digest(str(weights)) if weights else None,
-        "classes": classes,
-        "preprocess": preprocess,
+        "model": models.model,
+        "weights": _digest(str(models.weights)) if models.weights else None,
+        "classes": models.classes,
+        "preprocess": models.preprocess,
         "layers": layers,
         **({"p_values": True} if p_values else {}),
-        "batch_size": batch_size,
-        "dtype": dtype.value,
+        "batch_size": streams.batch_size,
+        "dtype": models.dtype.value,
         "world": world,
     }
-    streams = options.StreamOptions(column, batch_size, on_error, workers)
-    models = options.ModelOptions(
-        model, weights, classes, preprocess, trust, device, dtype, compile
-    )
     source = streams.source(inputs, rank, world)
     with closing(open_scores(out, settings, [str(path) for path in inputs], resume)) as file:
         if isinstance(file, ScorePipe) and (report is not None or (as_json and file.is_stdout)):
@@ -100,37 +93,41 @@ def score(
                 f"{out} is no file: --report cannot read it again, --json needs stdout"
             )
         throughput = None
-        if not file.complete:
-            throughput = _run(file, source, detector, layers, p_values, models, streams, as_json)
-        else:
+        if file.complete:
             file.check_finished(source)
+        else:
+            loaded = models.load()
+            found = ready_detector(detector, loaded, models.compile)
+            scorer = RowScorer(found, layers, p_values)
+            stream = streams.stream(scorer, loaded, file.state["limit"])
+            throughput = _run(file, source, scorer, stream, as_json)
     if not as_json:
-        _summary(file, nothing_to_do=throughput is None)
+        begin = "" if throughput else "Nothing to do, the file is complete: "
+        counts = f"{file.state['scored']:,} inputs scored, {file.state['skipped']:,} skipped."
+        say(f"{begin}{counts}\nScores: {file.path.absolute()}", err=file.is_stdout)
     if report is not None:
-        page = _page(out, source, inputs, detector, p_values, models, throughput)
+        from gradood.evaluation.reports.scores import score_page
+
+        known, threshold = describe_detector(detector)
+        page = score_page(
+            lambda: read_rows(out, (*COLUMNS, "p_value") if p_values else COLUMNS),
+            source,
+            title=f"Scores of {', '.join(path.name or str(path) for path in inputs)}",
+            throughput=throughput,
+            threshold=threshold,
+            made=made_with({"Inputs": inputs, "Scores": [out]}, known, models),
+        )
         write(page, report, quiet=as_json)
     if file.state["skipped"]:
         raise typer.Exit(SKIPPED)
 
 
 def _run(
-    file: ScoreFile | ScorePipe,
-    source: Source,
-    detector: str,
-    layers: int,
-    p_values: bool,
-    models: options.ModelOptions,
-    streams: options.StreamOptions,
-    as_json: bool,
+    file: ScoreFile | ScorePipe, source: Source, scorer: RowScorer, stream: Stream, as_json: bool
 ) -> Throughput:
     from gradood.progress import Reporter
-    from gradood.scoring.fitting import ready_detector
-    from gradood.scoring.scores import Scorer
 
-    loaded = models.load()
-    scorer = Scorer(ready_detector(detector, loaded, models.compile), layers, p_values)
     done = file.state["scored"] + file.state["skipped"]
-    stream = streams.stream(scorer, loaded, file.state["limit"])
     rest, position = file.rest(source)
     with Reporter("scoring", source.count(), done, as_json) as reporter:
         try:
@@ -149,37 +146,6 @@ def _run(
         throughput = reporter.throughput
         reporter.done(**counts, out=str(file.path))
         return throughput
-
-
-def _page(
-    out: Path,
-    source: Source,
-    inputs: list[Path],
-    detector: str,
-    p_values: bool,
-    models: options.ModelOptions,
-    throughput: Throughput | None,
-) -> Page:
-    from gradood.evaluation.reports.scores import score_page
-    from gradood.scoring.rows import COLUMNS, read_rows
-
-    known, threshold = describe_detector(detector)
-    return score_page(
-        lambda: read_rows(out, (*COLUMNS, "p_value") if p_values else COLUMNS),
-        source,
-        title=f"Scores of {', '.join(path.name or str(path) for path in inputs)}",
-        throughput=throughput,
-        threshold=threshold,
-        made=made_with({"Inputs": inputs, "Scores": [out]}, known, models),
-    )
-
-
-def _summary(file: ScoreFile | ScorePipe, nothing_to_do: bool) -> None:
-    console = Console(stderr=file.is_stdout)
-    scored, skipped = file.state["scored"], file.state["skipped"]
-    begin = "Nothing to do, the file is complete: " if nothing_to_do else ""
-    console.print(f"{begin}{scored:,} inputs scored, {skipped:,} skipped.", highlight=False)
-    console.print(f"Scores: {file.path.absolute()}", highlight=False, soft_wrap=True)
 
 
 def _digest(name: str) -> str:

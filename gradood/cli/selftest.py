@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gradood.errors import BackendError, InputError
+from gradood.errors import BackendError
 
 if TYPE_CHECKING:
     from gradood.benchmarking.operators import Check
@@ -20,11 +20,6 @@ _DEFAULT_OUT = Path("gradood-selftest.json")
 
 def selftest(
     cuda: Annotated[bool, typer.Option("--cuda", help="Check the Triton kernels.")] = False,
-    dry: Annotated[
-        str | None,
-        typer.Option(help="Instead compile them for this GPU, which need not be there: sm_90 …"),
-    ] = None,
-    case: Annotated[list[str] | None, typer.Option(help="With --dry: parts of names.")] = None,
     out: Annotated[Path, typer.Option(help="File for the results.")] = _DEFAULT_OUT,
 ) -> None:
     """Check this machine's arithmetic, or a GPU's kernels; writes a file to attach to an issue.
@@ -36,9 +31,7 @@ def selftest(
 
     Exit status: 0 if everything that gradood relies on is right, 1 if not.
     """
-    if dry is not None:
-        _compile(dry, case, out)
-    elif cuda:
+    if cuda:
         _check_gpu(out)
     else:
         _check_machine(out)
@@ -87,7 +80,7 @@ def _check_gpu(out: Path) -> None:
 
     missing = load("triton")[1]
     if missing is not None:
-        raise BackendError(f"selftest --cuda: {missing}; --dry sm_90 compiles without a GPU")
+        raise BackendError(f"selftest --cuda: {missing}")
     from gradood.benchmarking.gpu.selftest import checks, report
 
     console = Console()
@@ -114,27 +107,3 @@ def _table(found: list[Check]) -> Table:
         state = "[green]ok[/green]" if check.passed else "[red]FAILED[/red]"
         table.add_row(check.name, state, check.detail, time, share)
     return table
-
-
-def _compile(target: str, parts: list[str] | None, out: Path) -> None:
-    """Compile every case for a GPU that is not there, and show what the kernels take."""
-    from gradood.benchmarking.gpu.launch_cases import launch_cases
-    from gradood.benchmarking.gpu.resources import compile_case
-
-    names = [n for n in launch_cases() if parts is None or any(part in n for part in parts)]
-    if not names:
-        raise InputError(f"no case has {' or '.join(parts or ())} in its name")
-    found = {}
-    table = Table("case", "kernel", "registers", "spilled", "shared KiB", box=None, pad_edge=False)
-    with Console(stderr=True).status("") as status:
-        for name in names:
-            status.update(f"{name} …")
-            found[name] = compile_case(name, target)
-            for kernel, row in found[name].items():
-                shared = f"{row['shared'] / 1024:.0f}"
-                table.add_row(name, kernel, str(row["registers"]), str(row["spilled"]), shared)
-    out.write_text(json.dumps({"target": target, "compiled, not run": found}, indent=1) + "\n")
-    console = Console()
-    console.print(table)
-    console.print(f"Compiled for {target}; nothing was run on a GPU.", highlight=False)
-    console.print(f"Results: {out.resolve()}", highlight=False, soft_wrap=True)

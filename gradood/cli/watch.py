@@ -91,7 +91,7 @@ def watch(
                 if stop and test.risen:
                     break
         except KeyboardInterrupt:
-            pass  # how one ends following
+            pass  # ends --follow
         if not test.seen:
             raise InputError("there are no scores to watch")
         if kept is not None:
@@ -170,7 +170,7 @@ def _followed(file: IO[str]) -> Iterator[str]:
 
 
 def _is_alarm(row: dict[str, Any], threshold: float | None) -> bool:
-    """What is not a number is never normal."""
+    """Whether an input counts as an alarm; one without a score does."""
     score, decision = row.get("score"), row.get("decision")
     if score is None:
         return True
@@ -182,7 +182,7 @@ def _is_alarm(row: dict[str, Any], threshold: float | None) -> bool:
 
 
 class _Watching:
-    """What is said of the test while it goes on."""
+    """The output of ``gradood watch``: JSON lines and a page."""
 
     def __init__(self, test: AlarmRateTest, page: Path | None) -> None:
         self._test, self._page = test, page
@@ -211,7 +211,7 @@ class _Watching:
         return sum(self._recent) / max(len(self._recent), 1)
 
     def facts(self) -> dict[str, Any]:
-        """How it stands."""
+        """The state of the test."""
         from gradood.evaluation.watching import rate_interval
 
         test = self._test

@@ -1,4 +1,4 @@
-"""What ``gradood evaluate`` says of inputs that somebody moves: by an attack, or by any means."""
+"""Metrics of ``gradood evaluate`` for moved inputs: attacked, or with a guarantee."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _RADII = 10
 
 
 class Moved(NamedTuple):
-    """What moving the anomalous inputs leaves of the metrics.
+    """Metrics after the anomalous inputs have moved.
 
     Attributes:
         metrics: By what was done, ``"attacked linf:0.03"`` or ``"guaranteed l2:0.25"``.
@@ -34,15 +34,9 @@ class Moved(NamedTuple):
 
 @dataclass(frozen=True)
 class WorstCase:
-    """Which radii to attack and to guarantee, and how hard.
+    """Which radii to attack and to guarantee, ``NORM:RADIUS``, and how hard.
 
-    Args:
-        attacks: ``NORM:RADIUS``, norm linf or l2, in units of the input.
-        guarantees: ``l2:RADIUS``.
-        steps: Of APGD.
-        restarts: Of APGD.
-        sigma: Of the noise of the smoothed detector; None for the radius.
-        samples: Of the smoothed detector.
+    Without ``sigma`` the noise of the smoothed detector is the radius.
     """
 
     attacks: Sequence[str]
@@ -70,7 +64,7 @@ class WorstCase:
     def of(
         self, detector: Detector, normal: Tensor, sets: Mapping[str, Tensor]
     ) -> dict[str, Moved]:
-        """What is left of the metrics of every anomalous set; one at a time is on the device."""
+        """The metrics of every anomalous set after moving; one set at a time is on the device."""
         moved = {name: Moved({}, {}) for name in sets}
         for text in self.attacks:
             for name, metrics in self._attacked(detector, normal, sets, text):
@@ -108,11 +102,11 @@ class WorstCase:
         # Small enough for the largest set: the normal inputs' bounds then serve all of them.
         point_alpha = _ALPHA / (len(normal) + max(map(len, sets.values())))
         smoothing = Smoothing(sigma=self._sigma(text), n=self.samples, alpha=point_alpha)
-        upper = certify_quantile(detector, normal, smoothing).upper[:, 0]
+        upper = certify_quantile(detector, normal, settings=smoothing).upper[:, 0]
         for name, anomalous in sets.items():
             ids = range(len(normal), len(normal) + len(anomalous))  # noise of their own
             x = anomalous.to(normal.device)
-            lower = certify_quantile(detector, x, smoothing, radius=radii, ids=ids).lower
+            lower = certify_quantile(detector, x, settings=smoothing, radius=radii, ids=ids).lower
             found = evaluate_guaranteed(upper, lower, radii, point_alpha=point_alpha, alpha=_ALPHA)
             yield name, found
 

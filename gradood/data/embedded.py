@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradood.arguments import checked
 from gradood.data.image_set import ImageSet
 from gradood.data.networks import ResNet, load_classifier
 from gradood.errors import InputError
@@ -58,6 +59,7 @@ def _read(name: str) -> ImageSet:
         )
 
 
+@checked
 def embedded_set(name: str) -> ImageSet:
     """One of the embedded sets with its groups, labels, licence and source.
 
@@ -74,6 +76,7 @@ def embedded_set(name: str) -> ImageSet:
     return stored.select(torch.arange(len(stored), dtype=torch.int64, device="cpu"))
 
 
+@checked
 def embedded_images(name: str) -> Tensor:
     """Pictures of one embedded set, float32 ``[N, 1, 28, 28]`` in [0, 1].
 
@@ -86,6 +89,7 @@ def embedded_images(name: str) -> Tensor:
     return embedded_set(name).images
 
 
+@checked
 def embedded_labels(name: str) -> Tensor:
     """Labels of one embedded set, int64 ``[N]``, in the order of ``embedded_images``.
 

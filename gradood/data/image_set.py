@@ -3,13 +3,14 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from gradood.arguments import checked
 from gradood.errors import InputError
 
 
+@checked
 @dataclass(frozen=True)
 class ImageSet:
     """Pictures of one size with what is needed to split and to cite them.
@@ -57,7 +58,7 @@ class ImageSet:
         labels = None if self.labels is None else self.labels[rows]
         return replace(self, pixels=self.pixels[rows], groups=self.groups[rows], labels=labels)
 
-    def sample(self, count: int, seed: int = 0) -> "ImageSet":
+    def sample(self, count: int, *, seed: int = 0) -> "ImageSet":
         """``count`` different pictures drawn at random, or all of them if there are fewer."""
         generator = torch.Generator().manual_seed(seed)
         return self.select(
@@ -65,34 +66,7 @@ class ImageSet:
         )
 
 
-def from_array(
-    name: str,
-    pixels: npt.NDArray[np.uint8],
-    licence: str,
-    source: str,
-    groups: npt.ArrayLike | None = None,
-    labels: npt.ArrayLike | None = None,
-) -> ImageSet:
-    """An ``ImageSet`` from NumPy pictures ``[N, H, W]``, or ``[N, H, W, 3]``, RGB.
-
-    Without groups, each is its own.
-    """
-    count = len(pixels)
-    pixels = pixels[..., None] if pixels.ndim == 3 else pixels
-    group_ids = np.arange(count) if groups is None else np.asarray(groups)
-    return ImageSet(
-        name=name,
-        # A copy: the array may be a read-only view of a file.
-        pixels=torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy(order="C")),
-        groups=torch.tensor(group_ids, dtype=torch.int64, device="cpu"),
-        licence=licence,
-        source=source,
-        labels=None
-        if labels is None
-        else torch.tensor(np.asarray(labels), dtype=torch.int64, device="cpu"),
-    )
-
-
+@checked
 def without_duplicates(image_set: ImageSet) -> ImageSet:
     """Drop exact copies, pixel for pixel, keeping the first of each in the order given."""
     flat = image_set.pixels.flatten(1).numpy()
@@ -100,7 +74,8 @@ def without_duplicates(image_set: ImageSet) -> ImageSet:
     return image_set.select(torch.from_numpy(np.sort(first)))
 
 
-def halve_by_group(image_set: ImageSet, seed: int = 0) -> tuple[ImageSet, ImageSet]:
+@checked
+def halve_by_group(image_set: ImageSet, *, seed: int = 0) -> tuple[ImageSet, ImageSet]:
     """Split into two disjoint sets such that no group has pictures in both.
 
     Groups are shuffled and cut in the middle of the list of groups (the first half gets the odd

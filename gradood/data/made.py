@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from gradood.arguments import at_least, checked
 from gradood.data.image_set import ImageSet
 from gradood.errors import InputError
 
@@ -19,26 +20,35 @@ def _noise(name: str, pixels: Tensor) -> ImageSet:
     )
 
 
-def uniform_noise(count: int = 2000, seed: int = 0) -> ImageSet:
+@checked
+def uniform_noise(count: int = 2000, *, seed: int = 0) -> ImageSet:
     """Independent pixels, uniform on 0 … 255."""
     generator = torch.Generator().manual_seed(seed)
-    size = (count, 1, 28, 28)
+    size = (at_least("count", count, 0), 1, 28, 28)
     return _noise(
         "uniform-noise",
         torch.randint(256, size, generator=generator, dtype=torch.uint8, device="cpu"),
     )
 
 
-def gaussian_noise(count: int = 2000, seed: int = 0) -> ImageSet:
+@checked
+def gaussian_noise(count: int = 2000, *, seed: int = 0) -> ImageSet:
     """Independent pixels, normal with mean 127.5 and standard deviation 64, clipped to 0 … 255."""
     generator = torch.Generator().manual_seed(seed)
     values = 127.5 + 64 * torch.randn(
-        count, 1, 28, 28, generator=generator, dtype=torch.float32, device="cpu"
+        at_least("count", count, 0),
+        1,
+        28,
+        28,
+        generator=generator,
+        dtype=torch.float32,
+        device="cpu",
     )
     return _noise("gaussian-noise", values.round().clamp(0, 255).byte())
 
 
-def pixel_shuffled(normal: ImageSet, seed: int = 0) -> ImageSet:
+@checked
+def pixel_shuffled(normal: ImageSet, *, seed: int = 0) -> ImageSet:
     """Every picture with its pixels in a random order of its own: same histogram, no shape."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.rand(
@@ -48,12 +58,14 @@ def pixel_shuffled(normal: ImageSet, seed: int = 0) -> ImageSet:
     return replace(normal, name=f"{normal.name}-shuffled", pixels=pixels)
 
 
+@checked
 def inverted(normal: ImageSet) -> ImageSet:
     """The negatives: ``255 - pixel``."""
     return replace(normal, name=f"{normal.name}-inverted", pixels=255 - normal.pixels)
 
 
-def rotated(normal: ImageSet, degrees: int = 90) -> ImageSet:
+@checked
+def rotated(normal: ImageSet, *, degrees: int = 90) -> ImageSet:
     """Every picture turned counter-clockwise by a multiple of 90 degrees.
 
     Raises:

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from gradood.errors import CheckpointError, InputError
+from gradood.arguments import checked
+from gradood.data.weights import load_network
+from gradood.errors import InputError
 
 FASHION_MNIST_MEAN = 0.2860
 FASHION_MNIST_STD = 0.3530
@@ -53,6 +54,7 @@ class ResidualBlock(nn.Module):
         return out
 
 
+@checked
 class ResNet(nn.Module):
     """ResNet-8, -14, -20 … for ``[N, 1, 28, 28]`` grey images in [0, 1]; normalisation is inside.
 
@@ -75,6 +77,7 @@ class ResNet(nn.Module):
     def __init__(
         self,
         depth: int = 8,
+        *,
         width: int = 16,
         classes: int = 10,
         mean: float = FASHION_MNIST_MEAN,
@@ -116,6 +119,7 @@ class ResNet(nn.Module):
         return out
 
 
+@checked
 def load_classifier(path: str | Path) -> ResNet:
     """Read a classifier that ``benchmarks/train_classifier.py`` wrote.
 
@@ -128,19 +132,5 @@ def load_classifier(path: str | Path) -> ResNet:
     Raises:
         CheckpointError: The file is missing, damaged, or not one of ours.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-        sizes = {key: int(metadata[key]) for key in ("depth", "width", "classes")}
-        with torch.device("meta"):  # no random weights, nor anybody's default dtype
-            network = ResNet(**sizes)
-        network.load_state_dict(tensors, assign=True)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"Cannot read the classifier {path}: {error}") from error
-    except (KeyError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{path} is no classifier of this package ({error}). Expected a file written by "
-            "benchmarks/train_classifier.py, with depth, width and classes in its metadata."
-        ) from error
-    return network.eval()
+    keys = ("depth", "width", "classes")
+    return load_network(path, lambda m, _: ResNet(**{k: int(m[k]) for k in keys}), "classifier")

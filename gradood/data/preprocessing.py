@@ -106,7 +106,7 @@ class Preprocessing:
         return image.crop((left, top, left + width, top + height))
 
     def _resized_part(self, image: Image, size: tuple[int, int], height: int, width: int) -> Image:
-        """The same without all that is cropped: a thin picture would be resized to a huge one."""
+        """The same, computed for the crop alone: a thin picture would be resized to a huge one."""
         from PIL.Image import Resampling
 
         begins, boxes = [], []

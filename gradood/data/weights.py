@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from gradood.errors import CheckpointError
+
+Network = TypeVar("Network", bound=nn.Module)
 
 #: Where training scripts put the weights among other things they save.
 _NESTED = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema")
@@ -48,6 +50,34 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             f"{str(error).splitlines()[0] if str(error) else 'empty'})"
         ) from error
     return _tensors(path, loaded)
+
+
+def load_network(
+    path: str | Path, make: Callable[[Mapping[str, str], Mapping[str, Tensor]], Network], what: str
+) -> Network:
+    """A network that ``benchmarks/train_WHAT.py`` wrote: on the CPU, in float32 and eval mode.
+
+    Args:
+        path: Safetensors.
+        make: From the metadata and the tensors to the network.
+        what: For errors.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or not one of ours.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}
+        with torch.device("meta"):  # no random weights, nor anybody's default dtype
+            network = make(metadata, tensors)
+        network.load_state_dict(tensors, assign=True)
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"Cannot read {path}: it is no {what} of this package ({error}). Expected a file that "
+            f"benchmarks/train_{what}.py wrote"
+        ) from error
+    return network.eval()
 
 
 def _tensors(path: str | Path, loaded: Any) -> dict[str, Tensor]:

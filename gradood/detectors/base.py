@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from gradood.arguments import checked
 from gradood.detectors.batches import AnyBatch, InputSource, count_of, iterate_batches
 from gradood.detectors.checkpoint import Contents, pack
 from gradood.detectors.conformal import conformal_p_values
@@ -56,8 +57,12 @@ class Detector(ABC):
         """
         super().__init_subclass__(**keywords)
         refuse_old_names(cls)
+        for method in ("__init__", "fit"):
+            if method in vars(cls):
+                setattr(cls, method, checked(vars(cls)[method]))
         DETECTORS.add(cls, name)
 
+    @checked
     def __init__(
         self,
         model: nn.Module,
@@ -186,6 +191,7 @@ class Detector(ABC):
         """Call ``score``."""
         return self.score(x)
 
+    @checked
     def differentiable_score(self, x: Tensor) -> Tensor:
         """``score`` of one batch, with an autograd graph that leads back to ``x``.
 
@@ -206,7 +212,8 @@ class Detector(ABC):
             f"{type(self).__name__} cannot be differentiated; overload differentiable_score"
         )
 
-    def calibrate(self, normal: Source, fpr: float = 0.05) -> Self:
+    @checked
+    def calibrate(self, normal: Source, *, fpr: float = 0.05) -> Self:
         """Set the threshold so that a new normal input is called anomalous with rate ``<= fpr``.
 
         Args:
@@ -218,9 +225,10 @@ class Detector(ABC):
             InputError: ``fpr`` is outside (0, 1), or there are too few inputs for it.
             NotFittedError: Before ``fit``.
         """
-        return self.calibrate_by(self.score(normal), fpr)
+        return self.calibrate_by(self.score(normal), fpr=fpr)
 
-    def calibrate_by(self, scores: Tensor, fpr: float = 0.05) -> Self:
+    @checked
+    def calibrate_by(self, scores: Tensor, *, fpr: float = 0.05) -> Self:
         """``calibrate`` by scores ``[N]`` of normal inputs that ``fit`` has not seen."""
         self._threshold = conservative_threshold(scores, fpr)
         self._calibration = Calibration(fpr, len(scores))
@@ -238,6 +246,7 @@ class Detector(ABC):
         """
         return self.p_values_of(self.score(x))
 
+    @checked
     def p_values_of(self, scores: Tensor) -> Tensor:
         """``p_values`` of inputs whose scores ``[N]`` are known."""
         known = self._calibration_scores
@@ -258,6 +267,7 @@ class Detector(ABC):
         threshold = self.threshold
         return self.score(x) > threshold
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write the fitted detector, without the model, as safetensors with a JSON header.
 

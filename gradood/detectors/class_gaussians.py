@@ -34,7 +34,13 @@ def class_groups(features: Tensor, classes: Tensor) -> dict[int, Tensor]:
 
 def within_class_covariance(groups: dict[int, Tensor]) -> Tensor:
     """Covariance ``[d, d]`` of the vectors about the means of their classes."""
-    return covariance(torch.cat([group - group.mean(0) for group in groups.values()]))
+    first = next(iter(groups.values()))
+    scatter, count = first.new_zeros(first.shape[1], first.shape[1]), 0
+    for group in groups.values():
+        apart = group - group.mean(0)
+        scatter.addmm_(apart.T, apart)
+        count += len(group)
+    return scatter / (count - 1)
 
 
 def fit_gaussians(features: Tensor, classes: Tensor) -> Learned:

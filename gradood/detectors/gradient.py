@@ -49,11 +49,11 @@ class GradientDetector(NormDetector, name="gradient"):
     part counts from m_i - 2 σ_i on: it may call an input normal, not more than that.
 
     All parts read one pass through the model. A part that the model or the normal inputs do not
-    allow (no penultimate features, too few inputs a class), or that is the same for all normal
-    inputs, up to rounding, is left out; the log says which.
+    allow (inputs that hold no real numbers, too few inputs a class), or that is the same for all
+    normal inputs, up to rounding, is left out; the log says which.
 
     * ``"forward"``: no backward pass. Mean and power of the channels of every normalisation layer,
-      direction and relative Mahalanobis distance of the penultimate features, energy.
+      energy less what is usual of the predicted class, relative Mahalanobis distance of the logits.
     * ``"fast"``: one backward pass; gradient norms under the all-hot label beside these.
     * ``"adversarial"``: four forward passes; by how much small changes of the input lower the
       margin of the predicted class beside these: far better on attacked inputs, a little worse on

@@ -6,11 +6,13 @@ from pathlib import Path
 
 from torch import nn
 
+from gradood.arguments import checked
 from gradood.detectors.base import DETECTORS, Detector
 from gradood.detectors.checkpoint import damage_named, read
 from gradood.errors import CheckpointError
 
 
+@checked
 def load(path: str | Path, model: nn.Module) -> Detector:
     """Read a detector that ``Detector.save`` wrote, for the classifier it was fitted on.
 

@@ -17,7 +17,7 @@ COUNT = 5
 SHRINKAGE = 1e-3
 
 #: Normal vectors kept, evenly spread over those given: more cost time and memory, and tell little.
-BANK = 10_000
+BANK = 4096
 
 #: Squared distances held at once, 256 MB in float32.
 _MAX_DISTANCES = 2**26

@@ -9,7 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from gradood.detectors import layers
+from gradood.arguments import checked
+from gradood.detectors import class_energy, layers
 from gradood.detectors.class_gaussians import CLASS_GAUSSIANS, FEWEST
 from gradood.detectors.copies import margin_drop
 from gradood.detectors.features import Standardiser, log_norms, require_finite
@@ -18,7 +19,7 @@ from gradood.detectors.novelty import Learned, Novelty
 from gradood.detectors.relative import RELATIVE
 from gradood.errors import InputError
 from gradood.gradients import GradientNorms
-from gradood.gradients.decision import as_classes, predicted
+from gradood.gradients.decision import predicted
 
 #: A label and a loss for ``gradient_norms``; ``{half}`` stands for half of the number of classes.
 Label = tuple[str, str]
@@ -102,6 +103,7 @@ def part_named(name: str) -> Part:
     return PARTS[name]
 
 
+@checked
 def vector_part(
     name: str,
     reads: Callable[[GradientNorms], Tensor],
@@ -184,6 +186,12 @@ def _too_few_to_neighbour(norms: GradientNorms) -> str | None:
     return None if int(counts.max()) >= FEWEST else "no two normal inputs are of one class"
 
 
+def _of_one_class(norms: GradientNorms) -> str | None:
+    # The nearest class is then all there is: a difference of equals.
+    alike = len(torch.unique(predicted(norms.logits))) == 1
+    return "all normal inputs are predicted to be of one class" if alike else None
+
+
 def _too_few_for_covariances(
     read: Callable[[GradientNorms], Tensor], every_class: bool, norms: GradientNorms
 ) -> str | None:
@@ -194,10 +202,6 @@ def _too_few_for_covariances(
         return f"{classes} Gaussians of {width} features take too much memory"
     needed = 10 * classes if every_class else max(2 * width, classes) + classes
     return None if count >= needed else f"{count} normal inputs are too few, {needed} would do"
-
-
-def _energy(norms: GradientNorms) -> Tensor:
-    return -torch.logsumexp(as_classes(norms.logits).double(), 1).float()
 
 
 def _gaussians(
@@ -230,11 +234,22 @@ _registered(
         vector_part(
             *("relative", read_features, RELATIVE),
             lacks=_without(
-                _without_features, partial(_too_few_for_covariances, read_features, False)
+                *(_without_features, _of_one_class),
+                partial(_too_few_for_covariances, read_features, False),
             ),
         ),
-        #: ``−log Σ_c exp(z_c)``. Source: Liu et al., "Energy-based Out-of-distribution Detection".
-        Part("energy", (), lambda norms: {}, lambda norms, learned: _energy(norms)),
+        #: Energy, less what is usual of the predicted class, see ``class_energy``.
+        Part(
+            *("class energy", class_energy.LEARNED),
+            *(class_energy.fit_class_energy, class_energy.score_class_energy),
+        ),
+        #: Relative Mahalanobis distance of the logits, see ``RELATIVE``.
+        vector_part(
+            *("relative logits", read_logits, RELATIVE),
+            lacks=_without(_of_one_class, partial(_too_few_for_covariances, read_logits, False)),
+        ),
+        #: ``−log Σ_c exp(z_c)``, see ``class_energy``.
+        Part("energy", (), lambda norms: {}, lambda norms, learned: class_energy.energy(norms)),
         #: By how much small changes of the input lower its margin, see ``margin_drop``.
         Part(
             *("margin drop", (), lambda norms: {}, lambda norms, learned: margin_drop(norms)),
@@ -259,6 +274,5 @@ _registered(
             labels=(EVERY,),
             reads_norms=True,
         ),
-        vector_part("relative logits", read_logits, RELATIVE),
     )
 )

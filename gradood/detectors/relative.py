@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gradood.detectors.class_gaussians import class_groups, within_class_covariance
 from gradood.detectors.novelty import Learned, Novelty
-from gradood.detectors.whitening import covariance, whitening_matrix
+from gradood.detectors.whitening import whitening_matrix
 
 #: Less than elsewhere: what normal data hardly vary in is what tells others apart.
 SHRINKAGE = 1e-3
@@ -15,11 +15,19 @@ SHRINKAGE = 1e-3
 
 def _fit(features: Tensor, classes: Tensor) -> Learned:
     groups = class_groups(features, classes)
+    means, mean = torch.stack([group.mean(0) for group in groups.values()]), features.mean(0)
+    within = within_class_covariance(groups)
+    counts = means.new_tensor([len(group) for group in groups.values()])
+    alone = ~torch.isin(classes, classes.new_tensor(list(groups)))
+    # What deviates from the mean of all does so within its class, or with its class: one product
+    # of all vectors is enough for both covariances.
+    apart = torch.cat([counts.sqrt()[:, None] * (means - mean), features[alone] - mean])
+    overall = ((counts.sum() - 1) * within + apart.T @ apart) / (len(features) - 1)
     return {
-        "means": torch.stack([group.mean(0) for group in groups.values()]),
-        "whitening": whitening_matrix(within_class_covariance(groups), SHRINKAGE),
-        "overall_mean": features.mean(0),
-        "overall_whitening": whitening_matrix(covariance(features), SHRINKAGE),
+        "means": means,
+        "whitening": whitening_matrix(within, SHRINKAGE),
+        "overall_mean": mean,
+        "overall_whitening": whitening_matrix(overall, SHRINKAGE),
     }
 
 

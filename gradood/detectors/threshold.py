@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from gradood.arguments import checked
 from gradood.errors import InputError
 
 
@@ -28,6 +29,7 @@ def fewest_inputs(fpr: float) -> int:
     return math.ceil(1 / fpr - 1)
 
 
+@checked
 def conservative_threshold(scores: Tensor, fpr: float) -> float:
     """The k-th smallest of n normal scores, ``k = ceil((n + 1)(1 - fpr))``.
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from importlib.resources import as_file, files
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradood.arguments import checked
+from gradood.data.weights import load_network
 from gradood.distro.ibp import upper_bound
-from gradood.errors import CheckpointError
 
 
-def discriminator(width: int = 16, channels: int = 1, size: int = 28) -> nn.Sequential:
+@checked
+def discriminator(width: int = 16, *, channels: int = 1, size: int = 28) -> nn.Sequential:
     """An untrained discriminator, pictures in [0, 1] -> logit d ``[N, 1]``, high = normal.
 
     Two strided convolutions and two linear layers: shallow, since interval bounds widen with depth.
@@ -39,6 +39,7 @@ def discriminator(width: int = 16, channels: int = 1, size: int = 28) -> nn.Sequ
     )
 
 
+@checked
 def discriminator_loss(
     network: nn.Module, normal: Tensor, outliers: Tensor, epsilon: float
 ) -> Tensor:
@@ -50,10 +51,11 @@ def discriminator_loss(
     """
     return (
         F.softplus(-network(normal)).mean()
-        + F.softplus(upper_bound(network, outliers, epsilon)).mean()
+        + F.softplus(upper_bound(network, outliers, epsilon=epsilon)).mean()
     )
 
 
+@checked
 def load_discriminator(path: str | Path) -> nn.Sequential:
     """Read a discriminator that ``benchmarks/train_discriminator.py`` wrote, in eval mode.
 
@@ -62,19 +64,13 @@ def load_discriminator(path: str | Path) -> nn.Sequential:
     Raises:
         CheckpointError: The file is missing, damaged, or not one of ours.
     """
-    try:
-        weights = {name: tensor.float() for name, tensor in load_file(path).items()}
+
+    def make(_: Mapping[str, str], weights: Mapping[str, Tensor]) -> nn.Sequential:
         width, channels = weights["0.weight"].shape[:2]
         side = math.isqrt(weights["5.weight"].shape[1] // (2 * width))
-        with torch.device("meta"):  # no random weights, nor anybody's default dtype
-            network = discriminator(width, channels, 4 * side)
-        network.load_state_dict(weights, assign=True)
-    except (OSError, SafetensorError, KeyError, IndexError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{path} is no discriminator of this package ({error}). Expected a file written by "
-            "benchmarks/train_discriminator.py"
-        ) from error
-    return network.eval().requires_grad_(False)
+        return discriminator(width, channels=channels, size=4 * side)
+
+    return load_network(path, make, "discriminator").requires_grad_(False)
 
 
 def embedded_discriminator() -> nn.Sequential:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradood.arguments import checked
 from gradood.errors import InputError, ModelError
 from gradood.results import Result
 
@@ -31,7 +32,8 @@ class Interval(Result):
         return (self.upper - self.lower) / 2
 
 
-def box(x: Tensor, epsilon: float) -> Interval:
+@checked
+def box(x: Tensor, *, epsilon: float) -> Interval:
     """All inputs in [0, 1] within ``epsilon`` of x in every pixel, ``|x' - x|_inf <= epsilon``.
 
     Raises:
@@ -48,7 +50,8 @@ def box(x: Tensor, epsilon: float) -> Interval:
 FLOAT32 = 2.0**-24
 
 
-def propagate(network: nn.Module, interval: Interval, unit: float = 0.0) -> Interval:
+@checked
+def propagate(network: nn.Module, interval: Interval, *, unit: float = 0.0) -> Interval:
     """Bounds of ``network(x)`` for every x of an interval ``[N, ...]``.
 
     For affine layers ``W x + b`` of an interval with middle m and radius r: middle ``W m + b``,
@@ -75,7 +78,7 @@ def propagate(network: nn.Module, interval: Interval, unit: float = 0.0) -> Inte
     """
     if isinstance(network, nn.Sequential):
         for layer in network:
-            interval = propagate(layer, interval, unit)
+            interval = propagate(layer, interval, unit=unit)
         return interval
     for kind, rule in _RULES:
         if isinstance(network, kind):
@@ -165,7 +168,8 @@ _RULES: tuple[tuple[type | tuple[type, ...], Callable[..., Interval]], ...] = (
 )
 
 
-def upper_bound(network: nn.Module, x: Tensor, epsilon: float, unit: float = 0.0) -> Tensor:
+@checked
+def upper_bound(network: nn.Module, x: Tensor, *, epsilon: float, unit: float = 0.0) -> Tensor:
     """``max network(x')`` over ``|x' - x|_inf <= epsilon``, x' in [0, 1], bounded from above.
 
     Args:
@@ -174,10 +178,11 @@ def upper_bound(network: nn.Module, x: Tensor, epsilon: float, unit: float = 0.0
         epsilon: L-infinity radius, in units of the input.
         unit: See ``propagate``.
     """
-    bound: Tensor = propagate(network, box(x, epsilon), unit).upper
+    bound: Tensor = propagate(network, box(x, epsilon=epsilon), unit=unit).upper
     return bound
 
 
+@checked
 def confidence_bound(logits: Interval) -> Tensor:
     r"""The largest softmax of any class, for logits in a box: ``[N, C]`` twice -> ``[N]``.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradood.arguments import checked
 from gradood.distro.ibp import FLOAT32, upper_bound
 from gradood.errors import InputError
 from gradood.results import Result
@@ -18,6 +19,7 @@ from gradood.results import Result
 Norm = Literal["linf", "l2"]
 
 
+@checked
 def joint_log_probabilities(logits: Tensor, d: Tensor) -> Tensor:
     r"""``log p = logaddexp(log s(d) + log softmax f, log s(-d) - log K)``, s the sigmoid.
 
@@ -38,6 +40,7 @@ def joint_log_probabilities(logits: Tensor, d: Tensor) -> Tensor:
     return torch.logaddexp(F.logsigmoid(d) + logits.log_softmax(1), F.logsigmoid(-d) - uniform)
 
 
+@checked
 def joint_confidence(confidence: Tensor, d: Tensor, classes: int) -> Tensor:
     """``p conf + (1 - p) / K`` with p = sigmoid(d): the joint model's largest probability, ``[N]``.
 
@@ -48,6 +51,7 @@ def joint_confidence(confidence: Tensor, d: Tensor, classes: int) -> Tensor:
     return p * confidence.double() + (1 - p) / classes
 
 
+@checked
 class JointModel(nn.Module):
     """Classifier and discriminator as one classifier, whose confidence is low on outliers.
 
@@ -98,11 +102,12 @@ class GuaranteedConfidence(Result):
     classifier: Tensor | None
 
 
+@checked
 def guaranteed_confidence(
     x: Tensor,
+    *,
     discriminator: nn.Module | None,
     classes: int,
-    *,
     norm: Norm,
     radius: float,
     smoothed: Tensor | None = None,
@@ -139,7 +144,7 @@ def guaranteed_confidence(
         return GuaranteedConfidence(confidence, norm, radius, None, classifier)
     with torch.no_grad():
         exact = copy.deepcopy(discriminator).double()
-        d = upper_bound(exact, x.double(), radius, FLOAT32)
+        d = upper_bound(exact, x.double(), epsilon=radius, unit=FLOAT32)
     # The largest joint probability is at least 1 / K, so its logarithm and the terms of it that
     # matter are at most log K: eight operations on them in float32, each off by 2^-23 of that.
     room = 2.0**-20 * (1 + math.log(classes))
@@ -147,6 +152,7 @@ def guaranteed_confidence(
     return GuaranteedConfidence(upper, norm, radius, d.reshape(-1).sigmoid(), classifier)
 
 
-def smoothing_radius(x: Tensor, norm: Norm, radius: float) -> float:
+@checked
+def smoothing_radius(x: Tensor, *, norm: Norm, radius: float) -> float:
     """The l2 radius that holds a ball: itself, or ``sqrt(dimensions) radius`` for l-infinity."""
     return radius if norm == "l2" else radius * float(x[0].numel()) ** 0.5

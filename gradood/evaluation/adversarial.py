@@ -1,4 +1,4 @@
-"""How well scores separate anomalous from normal inputs that attacks have moved."""
+"""Detection metrics of attacked inputs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from gradood.arguments import checked
 from gradood.errors import InputError
 from gradood.evaluation.curves import Floats, Scores, as_scores
 from gradood.evaluation.guaranteed import GuaranteedMetrics, as_bounds, radii, stacked, worst
@@ -33,11 +34,13 @@ class AdversarialMetrics(Result):
     count_anomalous: int
 
 
+@checked
 def evaluate_adversarial(
     scores_normal: Scores,
     scores_anomalous: Scores,
     radius: npt.ArrayLike,
     attacked_anomalous: Mapping[str, Scores],
+    *,
     attacked_normal: Mapping[str, Scores] | None = None,
 ) -> AdversarialMetrics:
     """Metrics when every anomalous input is replaced by the attack that hides it best.

@@ -1,4 +1,4 @@
-"""From p-values to decisions about many inputs: how many detections are false?"""
+"""From p-values to decisions about many inputs, with few false detections."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 from scipy import special
-from torch import Tensor
 
+from gradood.arguments import at_least, checked, number_between
 from gradood.errors import InputError
+from gradood.evaluation.curves import Floats, Scores, as_numbers
 from gradood.evaluation.guaranteed import check_noise
 from gradood.smoothing.quantiles import QuantileCertificates
 
-Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 
+@checked
 def control_fdr(
-    p: npt.ArrayLike | Tensor,
+    p: Scores,
+    *,
     level: float = 0.1,
     method: Literal["bh", "storey", "by"] = "bh",
     share: float = 0.5,
@@ -56,17 +58,13 @@ def control_fdr(
         array([ True, False,  True, False])
     """
     values = _checked(p)
-    for name, value in (("level", level), ("share", share)):
-        if not 0 < value < 1:
-            raise InputError(f"{name} = {value}; expected a number in (0, 1)")
+    level, share = number_between("level", level), number_between("share", share)
     m = len(values)
     if method == "by":
         level = level / float((1 / np.arange(1, m + 1)).sum() or 1)
     elif method == "storey":
         normal = (1 + np.count_nonzero(values > share)) / (max(m, 1) * (1 - share))
         level = level / normal
-    elif method != "bh":
-        raise InputError(f'method = {method!r}; expected "bh", "storey" or "by"')
     ordered = np.sort(values)
     # p-values are fractions of n + 1: equality must not be lost to rounding.
     small = np.flatnonzero(ordered <= level * np.arange(1, m + 1) / max(m, 1) * (1 + 1e-12))
@@ -75,9 +73,8 @@ def control_fdr(
     return called
 
 
-def bound_false_discoveries(
-    p: npt.ArrayLike | Tensor, calibration: int, delta: float = 0.05
-) -> Ints:
+@checked
+def bound_false_discoveries(p: Scores, calibration: int, *, delta: float = 0.05) -> Ints:
     r"""For each input, how many of those with p-values up to its own are normal, at most.
 
     Claim: with probability at least ``1 - delta`` over calibration set and inputs, the bounds hold
@@ -105,10 +102,8 @@ def bound_false_discoveries(
         InputError: An argument is none of that.
     """
     values = _checked(p)
-    if calibration < 1 or not 0 < delta < 1:
-        raise InputError(
-            f"calibration = {calibration}, delta = {delta}; expected at least 1 and a probability"
-        )
+    at_least("calibration", calibration)
+    number_between("delta", delta)
     m = len(values)
     if m == 0:
         return np.zeros(0, np.int64)
@@ -163,6 +158,7 @@ def _stays_below(limits: Ints, m: int) -> float:
     return float(np.exp(np.log(paths.sum()) + scale - all_paths))
 
 
+@checked
 def worst_case_p_values(calibration: QuantileCertificates, inputs: QuantileCertificates) -> Floats:
     r"""p-values of smoothed scores that hold for inputs moved by anyone within the radius.
 
@@ -211,8 +207,8 @@ def worst_case_p_values(calibration: QuantileCertificates, inputs: QuantileCerti
     return p
 
 
-def _checked(p: npt.ArrayLike | Tensor) -> Floats:
-    values = p.detach().cpu().double().numpy() if isinstance(p, Tensor) else np.asarray(p, float)
+def _checked(p: Scores) -> Floats:
+    values = as_numbers(p, "p")
     if values.ndim != 1 or not ((values >= 0) & (values <= 1)).all():
         raise InputError("p-values must be numbers in [0, 1], shape [m]")
     return values

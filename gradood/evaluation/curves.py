@@ -1,4 +1,4 @@
-"""Scores in, operating points out: what the metrics are computed from and the plots draw."""
+"""From scores to operating points, for metrics and plots."""
 
 from dataclasses import dataclass
 
@@ -35,33 +35,45 @@ class RocPoints(Result):
         return self.false_positive_rate, self.true_positive_rate
 
 
+def as_numbers(values: Scores, name: str) -> Floats:
+    """A tensor or array, or nested lists, as float64 of any shape.
+
+    Every smaller float type converts exactly, so that ties stay ties.
+
+    Raises:
+        InputError: They are no real numbers, or lists of several lengths.
+    """
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        # NumPy has no bfloat16.
+        values = (values.double() if values.is_floating_point() else values).numpy()
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise InputError(f"{name} must be one list of numbers: {error}") from error
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"{name} must be real numbers, got {array.dtype}.")
+    return array.astype(np.float64)
+
+
 def as_scores(scores: Scores, name: str) -> Floats:
-    """Scores as float64 ``[N]``. Every smaller float type converts exactly, so ties stay ties.
+    """Scores as float64 ``[N]``.
 
     Raises:
         InputError: Empty, not one-dimensional, not real numbers, or NaN in it.
     """
-    if isinstance(scores, Tensor):
-        scores = scores.detach().cpu()
-        # NumPy has no bfloat16.
-        scores = (scores.double() if scores.is_floating_point() else scores).numpy()
-    try:
-        array = np.asarray(scores)
-    except ValueError as error:
-        raise InputError(f"{name} must be one list of numbers: {error}") from error
+    array = as_numbers(scores, name)
     if array.ndim != 1:
         raise InputError(f"{name} must have shape [N], got {list(array.shape)}.")
     if not array.size:
         raise InputError(f"{name} is empty: there is nothing to evaluate.")
-    if array.dtype.kind not in "fiub":
-        raise InputError(f"{name} must be real numbers, got {array.dtype}.")
     rows = np.flatnonzero(np.isnan(array))
     if rows.size:
         raise InputError(
             f"{name} holds NaN in {rows.size} of {array.size} rows (first: {rows[:5].tolist()}). "
             "Score such inputs +inf, the most anomalous, or leave them out."
         )
-    return array.astype(np.float64)
+    return array
 
 
 def ranked(normal: Floats, anomalous: Floats) -> tuple[npt.NDArray[np.int64], Floats]:

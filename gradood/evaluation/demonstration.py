@@ -42,8 +42,10 @@ from gradood.gradients import GradientNorms, gradient_norms
 
 EPSILON = 8 / 255
 _ATTACKS: dict[str, Callable[[nn.Module, Tensor, Tensor, int], Adversarial]] = {
-    "FGSM 8/255": lambda model, x, labels, seed: fgsm(model, x, labels, epsilon=EPSILON),
-    "PGD 8/255": lambda model, x, labels, seed: pgd(model, x, labels, epsilon=EPSILON, seed=seed),
+    "FGSM 8/255": lambda model, x, labels, seed: fgsm(model, x, labels=labels, epsilon=EPSILON),
+    "PGD 8/255": lambda model, x, labels, seed: pgd(
+        model, x, labels=labels, epsilon=EPSILON, seed=seed
+    ),
 }
 #: Pictures attacked for training and for scoring: ten steps of PGD on more take too long.
 _ATTACKED_TO_FIT, _ATTACKED_TO_SCORE = 150, 200
@@ -199,7 +201,7 @@ def demonstrate(seed: int = 0, images_per_set: int | None = None) -> Demonstrati
 
 def _load(name: str, at_most: int | None, seed: int) -> ImageSet:
     everything = embedded_set(name)
-    return everything.sample(at_most or len(everything), seed)
+    return everything.sample(at_most or len(everything), seed=seed)
 
 
 def _shared_detectors(
@@ -242,7 +244,7 @@ def _embedded_splits(normals: int, at_most: int | None, seed: int) -> list[_Spli
     for name in EMBEDDED:
         if name not in (_KNOWN, _TEST):
             one = _load(name, at_most, seed)
-            fit, score = halve_by_group(one, seed)
+            fit, score = halve_by_group(one, seed=seed)
             about = f"{one.source}. Licence: {one.licence}."
             splits.append(
                 _Split(
@@ -257,11 +259,11 @@ def _embedded_splits(normals: int, at_most: int | None, seed: int) -> list[_Spli
 
 
 def _made_anomalies(fit: ImageSet, seed: int) -> Tensor:
-    normal = fit.sample(_MADE, seed)
+    normal = fit.sample(_MADE, seed=seed)
     kinds = (
-        uniform_noise(_MADE, seed),
-        gaussian_noise(_MADE, seed),
-        pixel_shuffled(normal, seed),
+        uniform_noise(_MADE, seed=seed),
+        gaussian_noise(_MADE, seed=seed),
+        pixel_shuffled(normal, seed=seed),
         inverted(normal),
         rotated(normal),
     )

@@ -1,4 +1,4 @@
-"""How well scores separate anomalous from normal inputs when every input moves its worst way."""
+"""Bounds of detection metrics over all perturbations of the inputs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from gradood.arguments import checked
 from gradood.errors import InputError
-from gradood.evaluation.curves import Floats, Scores
+from gradood.evaluation.curves import Floats, Scores, as_numbers
 from gradood.results import Result
 from gradood.smoothing.bounds import dataset
 from gradood.smoothing.evidence import Evidence
@@ -54,6 +55,7 @@ class Guarantee(Result):
     count_anomalous: int
 
 
+@checked
 def evaluate_guaranteed(
     upper_normal: Scores,
     lower_anomalous: Scores,
@@ -123,7 +125,7 @@ def evaluate_guaranteed(
     if composition == "binomial":
         check_noise(noise, (len(normal), len(anomalous)))
     still, moved = normal[:, 0], None
-    if np.ndim(upper_normal) == 2:
+    if as_numbers(upper_normal, "upper_normal").ndim == 2:
         if 0 not in grid:
             raise InputError("radius must hold 0 when upper_normal has a column for each radius.")
         still = normal[:, grid == 0][:, 0]
@@ -135,7 +137,7 @@ def evaluate_guaranteed(
 
 def radii(radius: npt.ArrayLike) -> Floats:
     """``[R]``, checked."""
-    grid = np.atleast_1d(np.asarray(radius, np.float64))
+    grid = np.atleast_1d(as_numbers(radius, "radius"))
     if grid.ndim != 1 or not grid.size or len(np.unique(grid)) < grid.size or not (grid >= 0).all():
         found = grid.tolist()
         raise InputError(f"radius must be distinct numbers of at least 0, shape [R], got {found}.")
@@ -144,9 +146,7 @@ def radii(radius: npt.ArrayLike) -> Floats:
 
 def as_bounds(bounds: Scores, name: str, missing: float, grid: Floats) -> Floats:
     """``[N, R]``, or ``[N, 1]`` for bounds at one radius; NaN replaced."""
-    if isinstance(bounds, Tensor):
-        bounds = bounds.detach().cpu().double().numpy()
-    array = np.asarray(bounds, np.float64)
+    array = as_numbers(bounds, name)
     if array.ndim == 1 and (name == "upper_normal" or grid.size == 1):
         array = array[:, None]
     elif array.ndim != 2 or array.shape[1] != grid.size:

@@ -1,4 +1,4 @@
-"""How well scores separate anomalous from normal inputs: AUROC, AUPR, FPR at 95 % TPR."""
+"""Detection metrics of scores: AUROC, AUPR, FPR at 95 % TPR."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Has the rate of alarms risen? A test that may be looked at after every score."""
+"""A sequential test of whether the rate of alarms has risen, valid after every score."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from scipy.optimize import brentq
 from scipy.special import betaln
 from scipy.stats import beta
 
+from gradood.arguments import checked, number_between
 from gradood.detectors.threshold import Calibration
 from gradood.errors import InputError
 
@@ -23,6 +24,7 @@ _FACTORS = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0)
 _MOST = 1e280
 
 
+@checked
 class AlarmRateTest:
     """Bets that a rate has risen above ``rate``; a capital of ``1 / alpha`` proves it.
 
@@ -66,10 +68,7 @@ class AlarmRateTest:
     """
 
     def __init__(self, rate: float, alpha: float = 0.01, streams: tuple[int, ...] = ()) -> None:
-        for name, value in (("rate", rate), ("alpha", alpha)):
-            if not 0 < value < 1:
-                raise InputError(f"{name} = {value}; expected a number in (0, 1)")
-        self.rate, self.alpha = float(rate), float(alpha)
+        self.rate, self.alpha = number_between("rate", rate), number_between("alpha", alpha)
         # The largest bets stay below 1: half way there, where a multiple of the rate does not.
         rates = [factor * rate for factor in _FACTORS if factor * rate < (1 + rate) / 2]
         alternatives = np.array([*rates, (1 + rate) / 2])

@@ -12,10 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from gradood.arguments import checked
 from gradood.gradients.cuda_graph import score as cuda_graph_score
 from gradood.gradients.labels import Label
+from gradood.gradients.norms import Norms
 from gradood.gradients.outline import Outline
-from gradood.gradients.scorer import Scorer, Scores, join_known, locked
+from gradood.gradients.scorer import Scorer, locked
+from gradood.gradients.scores import Scores, join_known
 from gradood.gradients.validation import (
     Batch,
     Selection,
@@ -103,6 +106,7 @@ class GradientNorms:
         )
 
 
+@checked
 def gradient_norms(
     model: nn.Module,
     x: Batch,
@@ -186,9 +190,8 @@ def gradient_norms(
         if len(call.x) == 0:
             shape = (0, len(labels), len(call.chosen)) if several else (0, len(call.chosen))
             return _nothing(shape, call)
-        scorer = Scorer(
-            *(call.model, call.known, call.chosen, labels, losses, method), activations=activations
-        )
+        norms = Norms(labels, losses, activations)
+        scorer = Scorer(call.model, call.known, call.chosen, norms, method)
         score = cuda_graph_score if cuda_graph else Scorer.score
         scores = call.flagged(score(scorer, call.x, micro_batch))
         if labels and call.chosen and not bool(scores.values.any()):
@@ -197,6 +200,7 @@ def gradient_norms(
     return replace(_gathered(values, call, scores), precision=precision)
 
 
+@checked
 def forward_norms(
     model: nn.Module, x: Batch, *, parameters: Selection = None, nan_policy: str = "raise"
 ) -> GradientNorms:
@@ -213,7 +217,7 @@ def forward_norms(
     with prepared(model, x, parameters, "auto", None, nan_policy) as call:
         if len(call.x) == 0:
             return _nothing((0, 0, len(call.chosen)), call)
-        scorer = Scorer(call.model, call.known, call.chosen, (), (), "auto", activations=True)
+        scorer = Scorer(call.model, call.known, call.chosen, Norms(activations=True))
         scores = call.flagged(scorer.score(call.x, None))
     return _gathered(scores.values, call, scores)
 

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from gradood.errors import InputError, ModelError
 from gradood.gradients.fingerprint import fingerprint
-from gradood.gradients.scorer import Scorer, Scores
+from gradood.gradients.norms import Norms
+from gradood.gradients.scorer import Scorer
+from gradood.gradients.scores import Scores
 from gradood.graph_capture import Captured, capture, check_device
 
 #: Graphs kept for a model; each holds the memory of one pass.
@@ -56,14 +58,14 @@ def score(scorer: Scorer, x: Tensor, micro_batch: int | None) -> Scores:
 
 def _check(scorer: Scorer, x: Tensor, micro_batch: int | None) -> None:
     """Refuse what a graph cannot capture; the device last, so that the rest shows on a CPU."""
-    for label in scorer.labels:
+    for label in _norms(scorer).labels:
         if not isinstance(label, str) or label.partition(":")[0] not in LABELS:
             shown = label if isinstance(label, str) else "a tensor"
             raise InputError(
                 f"cuda_graph=True with label {shown}: its target is checked on the CPU, which a "
                 f"graph cannot do; use one of {', '.join(LABELS)}, or cuda_graph=False"
             )
-    if "ce" in scorer.losses:
+    if "ce" in _norms(scorer).losses:
         raise InputError(
             'cuda_graph=True with loss "ce" would check the label on the CPU in every pass; use '
             '"bce" or "bce_softmax", or cuda_graph=False'
@@ -99,6 +101,12 @@ def _check_memory(scorer: Scorer, x: Tensor) -> None:
 
 def _key(scorer: Scorer, x: Tensor) -> tuple[Any, ...]:
     """What a graph depends on: the plan's key, the batch, what is asked, and the model itself."""
-    asked = (*map(str, scorer.labels), scorer.activations, scorer.method, *scorer.losses)
+    norms = _norms(scorer)
+    asked = (*map(str, norms.labels), norms.activations, scorer.method, *norms.losses)
     batch = (x.shape[0], x.stride(), torch.is_autocast_cache_enabled())
     return (scorer.describe(x), batch, asked, fingerprint(scorer.model))
+
+
+def _norms(scorer: Scorer) -> Norms:
+    assert isinstance(scorer.objective, Norms)
+    return scorer.objective

@@ -11,16 +11,19 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from gradood.arguments import checked
 from gradood.gradients.activations import Activations
 from gradood.gradients.api import GradientNorms
 from gradood.gradients.engine import Recorder
 from gradood.gradients.fallback import choose, loop_norms, vmap_norms
 from gradood.gradients.labels import Label, logit_gradient, target
+from gradood.gradients.norms import Norms
 from gradood.gradients.outline import Outline
 from gradood.gradients.penultimate import LastLinear
 from gradood.gradients.plan import PlanError
 from gradood.gradients.rows import candidates
-from gradood.gradients.scorer import Scorer, if_known, locked
+from gradood.gradients.scorer import Scorer, locked
+from gradood.gradients.scores import if_known
 from gradood.gradients.validation import (
     Selection,
     as_labels,
@@ -34,6 +37,7 @@ from gradood.gradients.validation import (
 _LOG = logging.getLogger("gradood")
 
 
+@checked
 def differentiable_norms(
     model: nn.Module,
     x: Tensor,
@@ -101,7 +105,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor | None, Activations]:
     """Logits, features and, if they are wanted and a plan finds them, activations."""
     if activations and len(x):
-        scorer = Scorer(model, known, chosen, (), (), "auto")
+        scorer = Scorer(model, known, chosen, Norms())
         plan = scorer.plan(x.detach())
         recorder = Recorder(plan, chosen, len(x), x.device)
         recorder.backward_follows, recorder.keeps_activations = False, True

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from gradood import ops
+from gradood import ops, pending
 from gradood.gradients.activations import Layer, measured_layer
 from gradood.gradients.arguments import constants, grow_alike, leads_nowhere, same_constants
 from gradood.gradients.capture import Function, SourceMode, UnevenError, name_of
@@ -88,7 +88,8 @@ class Recorder(SourceMode):
         self._samples = samples
         self._observer = observer
         self._waiting: dict[str, list[_Contribution]] = defaultdict(list)
-        self._norms: dict[str, Tensor] = {}
+        self._norms: dict[str, list[Tensor]] = defaultdict(list)
+        self._sums: dict[Any, pending.Sums] = {}
         self._last_label = True
         #: The input ``[N, F]`` of the last linear operator so far that maps one vector a sample.
         self.features: Tensor | None = None
@@ -182,7 +183,7 @@ class Recorder(SourceMode):
 
     def backward(self, logits: Tensor, gradient: Tensor, last: bool) -> dict[str, Tensor]:
         """Run one backward pass from the logit gradient ``[N, C]``: squared norms by parameter."""
-        self._norms = {}
+        self._norms = defaultdict(list)
         self._waiting = defaultdict(list)
         self._last_label = last
         if logits.requires_grad:
@@ -190,7 +191,12 @@ class Recorder(SourceMode):
             torch.autograd.grad(end, [self.anchor], retain_graph=not last, allow_unused=True)
         for name in list(self._waiting):  # uses whose output the logits do not depend on
             self._combine(name)
-        return self._norms
+        pending.finish(self._sums)
+        # A model may lie on several devices.
+        places = {
+            name: [n.to(self.anchor.device) for n in found] for name, found in self._norms.items()
+        }
+        return {name: sum(found[1:], found[0]) for name, found in places.items()}
 
     def _receive(
         self, step: Step, call: Call, held: list[Tensor | None], version: int, d: Tensor
@@ -262,10 +268,11 @@ class Recorder(SourceMode):
         self, step: Step, call: Call, x: Tensor | None, d: Tensor, compute: Callable[[], _Result]
     ) -> _Result:
         """Compute, and report to the observer which backends served the operators."""
-        if self._observer is None:
-            return compute()
-        with ops.tracing() as served:
-            result = compute()
+        with pending.held(self._sums) if call.defers else nullcontext():
+            if self._observer is None:
+                return compute()
+            with ops.tracing() as served:
+                result = compute()
         for use in step.added:
             self._observe(use.parameter, call, x, d, *served)
         return result
@@ -278,8 +285,7 @@ class Recorder(SourceMode):
             self._observer(name, call, x, d, how)
 
     def _add(self, name: str, norm: Tensor) -> None:
-        norm = norm.to(self.anchor.device)  # a model may lie on several devices
-        self._norms[name] = self._norms[name] + norm if name in self._norms else norm
+        self._norms[name].append(norm)
 
     def _combine(self, name: str) -> None:
         uses = self._waiting.pop(name)

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from gradood import ops
+from gradood.arguments import checked
 from gradood.errors import InputError
+from gradood.gradients.norms import Norms
 from gradood.gradients.rules import Call
 from gradood.gradients.scorer import Scorer, locked
 from gradood.gradients.validation import (
@@ -96,6 +98,7 @@ class Explanation(Sequence[Row]):
         )
 
 
+@checked
 def explain(
     model: nn.Module, x: Batch, *, parameters: Selection = None, method: str = "auto"
 ) -> Explanation:
@@ -137,7 +140,8 @@ def explain(
     with torch.inference_mode(False), torch.enable_grad(), locked(model) as known:
         chosen.update(select_parameters(model, parameters, known))
         x = x.clone() if x.is_inference() else x.detach()
-        scorer = Scorer(model, known, chosen, ["all_hot"], ["bce"], method, observe)
+        norms = Norms(["all_hot"], ["bce"], observer=observe)
+        scorer = Scorer(model, known, chosen, norms, method)
         scorer.score(x[:2], None)
         plan = scorer.plan(x[:2])
     rows = []

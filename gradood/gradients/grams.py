@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import Parameter
 
+from gradood.arguments import checked
 from gradood.gradients.api import GradientNorms, prepared
 from gradood.gradients.engine import GRADIENT_BYTES, Recorder, full_precision
 from gradood.gradients.labels import Label, loss_gradient
 from gradood.gradients.plan import Plan, Step
 from gradood.gradients.rules import Call
-from gradood.gradients.scorer import Scorer, Scores
+from gradood.gradients.scorer import Objective, Scorer
+from gradood.gradients.scores import Scores
 from gradood.gradients.source import Source
-from gradood.gradients.state import kept
 from gradood.gradients.validation import Batch, Selection, as_labels, as_losses
 
 
@@ -40,7 +39,7 @@ class GradientGrams:
     features: Tensor | None = None
 
     def norms(
-        self, label: Label | Sequence[Label] = "all_hot", loss: str | Sequence[str] = "bce"
+        self, label: Label | Sequence[Label] = "all_hot", *, loss: str | Sequence[str] = "bce"
     ) -> GradientNorms:
         """What ``gradient_norms`` gives for ``label`` and ``loss``: ``δᵀ K δ``.
 
@@ -66,6 +65,7 @@ class GradientGrams:
         return GradientNorms(values, self.names, self.logits, self.features)
 
 
+@checked
 def gradient_grams(
     model: nn.Module,
     x: Batch,
@@ -95,78 +95,77 @@ def gradient_grams(
 
     Example:
         >>> grams = gradient_grams(torch.nn.Linear(3, 2), torch.ones(5, 3))
-        >>> grams.values.shape, grams.norms("uniform", "ce").values.shape
+        >>> grams.values.shape, grams.norms("uniform", loss="ce").values.shape
         (torch.Size([5, 2, 2, 2]), torch.Size([5, 2]))
     """
     with prepared(model, x, parameters, method, micro_batch, nan_policy) as call:
         if len(call.x) == 0:
             empty = call.x.new_empty(0, len(call.chosen), 0, 0, dtype=torch.float32)
             return GradientGrams(empty, tuple(call.chosen), empty.new_empty(0, 0))
-        scorer = _GramScorer(call.model, call.known, call.chosen, (), (), method)
+        scorer = Scorer(call.model, call.known, call.chosen, _Grams(), method)
         scores = call.flagged(scorer.score(call.x, micro_batch))
         if call.chosen and not bool(scores.values.any()):
             scorer.require_gradient(call.x)
     return GradientGrams(scores.values, tuple(call.chosen), scores.logits, scores.features)
 
 
-class _GramScorer(Scorer):
-    """A ``Scorer`` whose values are Grams ``[N, L, C, C]``; it has no labels."""
+class _Grams(Objective):
+    """Values ``[N, L, C, C]`` for L parameters and C logits."""
 
-    def samples_a_pass(self, x: Tensor, plan: Plan) -> int:
-        """Samples whose activations fit, and whose output gradients for every logit do, too."""
-        classes = self._only_forward(x[:1]).shape[1]
-        return max(1, super().samples_a_pass(x, plan) // (1 + classes))
+    def memory(self, scorer: Scorer, x: Tensor) -> int:
+        """Output gradients are kept for every logit."""
+        return 1 + scorer.only_forward(x[:1]).shape[1]
 
-    def _follow(self, plan: Plan, x: Tensor, labels: Sequence[Label]) -> Scores:
-        if self.pairs(x, plan):
-            return self._follow(plan, x[[0, 0]], labels).each(lambda t: t[:1])
+    def of_pass(self, scorer: Scorer, plan: Plan, x: Tensor) -> Scores:
+        """Products of gradients by rules; of what has none, from norms of sums."""
         features = None
         grams: dict[str, Tensor] = {}
         if plan.steps:
-            with kept(self.model, plan.written) if any(plan.written) else nullcontext():
-                logits, features, grams = self._record(plan, x)
+            with scorer.restored(plan):
+                logits, features, grams = _recorded(scorer, plan, x)
         else:
-            logits = self._only_forward(x)
-        rest = {name: p for name, p in self.parameters.items() if name in plan.uncovered}
-        if rest:
-            grams |= self._polarised(plan, x, rest, logits)
+            logits = scorer.only_forward(x)
+        grams |= _polarised(scorer, plan, x, logits)
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         shape = (x.shape[0], logits.shape[1], logits.shape[1])
         unused = torch.zeros(shape, dtype=dtype, device=x.device)
-        columns = [grams.get(name, unused).to(unused) for name in self.parameters]
+        columns = [grams.get(name, unused).to(unused) for name in scorer.parameters]
         values = torch.stack(columns, 1) if columns else unused[:, None][:, :0]
         return Scores(values, logits, features)
 
-    def _record(self, plan: Plan, x: Tensor) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-        recorder = _GramRecorder(plan, self.parameters, x.shape[0], x.device)
-        with recorder:
-            logits = self.forward(x)
-        recorder.finish()
-        classes = logits.shape[1]
-        unit = torch.eye(classes, device=x.device, dtype=torch.float32)
-        with full_precision(x.device.type):
-            for c in range(classes):
-                recorder.logit = c
-                recorder.backward(logits, unit[c].expand_as(logits), last=c == classes - 1)
-            return logits.detach(), recorder.features, recorder.grams(classes)
 
-    def _polarised(
-        self, plan: Plan, x: Tensor, rest: Mapping[str, Parameter], logits: Tensor
-    ) -> dict[str, Tensor]:
-        classes = logits.shape[1]
-        unit = torch.eye(classes, dtype=torch.float64, device=x.device)
-        pairs = [(a, b) for a in range(classes) for b in range(a + 1)]
-        gradients = [unit[a] if a == b else unit[a] + unit[b] for a, b in pairs]
-        batch = [g.expand(x.shape[0], classes) for g in gradients]
-        norms = self._exact(plan, x, rest, logits, batch)
-        found = {}
-        for name in rest:
-            sums = {pair: norm[name].double() for pair, norm in zip(pairs, norms, strict=True)}
-            gram = torch.stack([sums[max(p), min(p)] for p in _all_pairs(classes)], 1)
-            own = torch.stack([sums[c, c] for c in range(classes)], 1)
-            gram = (gram.view(-1, classes, classes) - own[:, :, None] - own[:, None, :]) / 2
-            found[name] = gram.diagonal_scatter(own, dim1=1, dim2=2)
-        return found
+def _recorded(
+    scorer: Scorer, plan: Plan, x: Tensor
+) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+    recorder = _GramRecorder(plan, scorer.parameters, x.shape[0], x.device)
+    with recorder:
+        logits = scorer.forward(x)
+    recorder.finish()
+    classes = logits.shape[1]
+    unit = torch.eye(classes, device=x.device, dtype=torch.float32)
+    with full_precision(x.device.type):
+        for c in range(classes):
+            recorder.logit = c
+            recorder.backward(logits, unit[c].expand_as(logits), last=c == classes - 1)
+        return logits.detach(), recorder.features, recorder.grams(classes)
+
+
+def _polarised(scorer: Scorer, plan: Plan, x: Tensor, logits: Tensor) -> dict[str, Tensor]:
+    """``2 ⟨a, b⟩ = ‖a + b‖² − ‖a‖² − ‖b‖²`` for parameters without a rule."""
+    classes = logits.shape[1]
+    unit = torch.eye(classes, dtype=torch.float64, device=x.device)
+    pairs = [(a, b) for a in range(classes) for b in range(a + 1)]
+    gradients = [unit[a] if a == b else unit[a] + unit[b] for a, b in pairs]
+    batch = [g.expand(x.shape[0], classes) for g in gradients]
+    norms = scorer.without_rules(plan, x, logits, batch)
+    found = {}
+    for name in norms[0] if norms else ():
+        sums = {pair: norm[name].double() for pair, norm in zip(pairs, norms, strict=True)}
+        gram = torch.stack([sums[max(p), min(p)] for p in _all_pairs(classes)], 1)
+        own = torch.stack([sums[c, c] for c in range(classes)], 1)
+        gram = (gram.view(-1, classes, classes) - own[:, :, None] - own[:, None, :]) / 2
+        found[name] = gram.diagonal_scatter(own, dim1=1, dim2=2)
+    return found
 
 
 def _all_pairs(classes: int) -> list[tuple[int, int]]:

@@ -43,7 +43,8 @@ class GradientOutlier(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         >>> from sklearn.preprocessing import StandardScaler
         >>> rows = np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
         >>> network = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).eval()
-        >>> pipeline = make_pipeline(StandardScaler(), GradientOutlier(network, "gradient-knn"))
+        >>> outlier = GradientOutlier(network, detector="gradient-knn")
+        >>> pipeline = make_pipeline(StandardScaler(), outlier)
         >>> pipeline.fit(rows).predict(rows + 50).tolist().count(-1) > 290
         True
     """
@@ -51,6 +52,7 @@ class GradientOutlier(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def __init__(
         self,
         model: nn.Module,
+        *,
         detector: str = "gradient",
         fpr: float = 0.05,
         held_out: int = 5,
@@ -83,7 +85,7 @@ class GradientOutlier(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         chosen = torch.arange(len(inputs), dtype=torch.int64, device="cpu") % self.held_out == 0
         if needs_fit(kind_name) and isinstance(found, NormDetector):
             found.fit(inputs[~chosen])
-        found.calibrate(inputs[chosen], self.fpr)
+        found.calibrate(inputs[chosen], fpr=self.fpr)
         self.detector_ = found
         self.offset_ = -found.threshold
         self.n_features_in_ = int(np.prod(inputs.shape[1:]))

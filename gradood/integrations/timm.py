@@ -24,7 +24,7 @@ def is_timm_name(name: str) -> bool:
 
 
 def timm_model(
-    name: str, weights: str | Path | None = None, classes: int | None = None
+    name: str, *, weights: str | Path | None = None, classes: int | None = None
 ) -> tuple[nn.Module, Transform]:
     """A timm architecture in eval mode, and what makes its inputs from pictures.
 

@@ -41,7 +41,7 @@ def is_transformers_name(name: str) -> bool:
 
 
 def transformers_model(
-    name: str, weights: str | Path | None = None, classes: int | None = None
+    name: str, *, weights: str | Path | None = None, classes: int | None = None
 ) -> tuple[nn.Module, Transform | None]:
     """A classifier of transformers in eval mode, and what makes its inputs from pictures.
 

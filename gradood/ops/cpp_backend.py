@@ -23,6 +23,12 @@ from gradood.ops import choice, noise_cpp, patches
 from gradood.ops.addresses import DTYPES, address, address_of_any, require_fit, windows_fit
 
 NAME = "cpp"
+OPERATORS = (
+    *("bias_sqnorm", "linear_sqnorm", "conv_sqnorm", "embedding_sqnorm"),
+    *("batch_norm_sqnorm", "layer_norm_sqnorm", "group_norm_sqnorm"),
+    *("batch_norm_backward_sqnorm", "layer_norm_backward_sqnorm"),
+    *("noisy_batch", "grid_batch", "vote_count"),
+)
 TAKES_OVER = ("batch_norm_backward_sqnorm", "layer_norm_backward_sqnorm")
 
 _kernels: ModuleType | None

@@ -1,4 +1,13 @@
-"""Choose the backend that serves an operator call, and remember what was chosen."""
+"""Choose the backend that serves an operator call, and remember what was chosen.
+
+A backend is a module with a function for each of its ``OPERATORS`` and
+
+* ``NAME``; ``unavailable()``: why it cannot be used on this machine, or None;
+* ``reject(op, *args)``: why it cannot serve this call, or None; ``algorithm(op, *args)``: how it
+  serves it, in a word;
+* perhaps ``TAKES_OVER``: operators by which it gains over PyTorch's own backward pass;
+* perhaps ``is_own_failure(error)``: whether the next backend may do what failed here.
+"""
 
 from __future__ import annotations
 
@@ -67,13 +76,12 @@ def dispatch(op: str, *args: Any) -> Any:
     """
     device = args[0].device
     for backend in _candidates(device.type, os.environ.get("GRADOOD_BACKEND", "auto")):
-        function = getattr(backend, op, None)
-        if function is None or (backend.NAME, op, device) in _LEFT:
+        if op not in backend.OPERATORS or (backend.NAME, op, device) in _LEFT:
             continue
         try:
             reason = backend.reject(op, *args)
             if reason is None:
-                result = function(*args)
+                result = getattr(backend, op)(*args)
                 if _TRACES.active:
                     served = Served(op, backend.NAME, backend.algorithm(op, *args))
                     _TRACES.active[-1].append(served)

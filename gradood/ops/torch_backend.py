@@ -18,6 +18,12 @@ from gradood.ops.row_norms import row_sqnorm
 from gradood.ops.torch_conv import depthwise, direct, shift_gram, unless_cancelled
 
 NAME = "torch"
+OPERATORS = (
+    *("bias_sqnorm", "linear_sqnorm", "conv_sqnorm", "embedding_sqnorm"),
+    *("batch_norm_sqnorm", "layer_norm_sqnorm", "group_norm_sqnorm"),
+    *("batch_norm_backward_sqnorm", "layer_norm_backward_sqnorm"),
+    *("noisy_batch", "grid_batch", "vote_count"),
+)
 TAKES_OVER = ("batch_norm_backward_sqnorm",)  # PyTorch's own of layer norm wastes nothing
 
 #: Temporaries of one chunk of samples stay near this size, so that they fit the last-level cache.

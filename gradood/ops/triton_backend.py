@@ -22,13 +22,17 @@ from triton.runtime import driver
 
 from gradood.errors import GradoodError
 from gradood.kernels import affine, conv, depthwise, gram, launch, noise, outer, pixel_gram, votes
-from gradood.kernels.launch import precision
+from gradood.kernels.launch import precision as precision
 from gradood.kernels.layout import Geometry
 from gradood.ops import choice, gpu_state
 
-__all__ = ["NAME", "algorithm", "is_own_failure", "precision", "problem", "reject", "unavailable"]
-
 NAME = "triton"
+#: PyTorch's own kernels do the backward passes of normalisation, and noise in float64.
+OPERATORS = (
+    *("bias_sqnorm", "linear_sqnorm", "conv_sqnorm", "embedding_sqnorm"),
+    *("batch_norm_sqnorm", "layer_norm_sqnorm", "group_norm_sqnorm"),
+    *("noisy_batch", "vote_count"),
+)
 
 #: What the kernels are compiled and checked for: NVIDIA from compute capability 8.0, and these.
 AMD = ("gfx942", "gfx950")
@@ -107,10 +111,6 @@ def _unsupported(kind: str, architecture: Any) -> str | None:
 
 def reject(op: str, *args: object) -> str | None:
     """Return why this backend cannot serve a call, or None."""
-    if op.endswith("_backward_sqnorm"):
-        return "gradients that flow on are left to PyTorch"
-    if op == "grid_batch":
-        return "noise in float64 is left to PyTorch"
     tensors = [a for a in args if isinstance(a, Tensor)]
     if not launch.INTERPRETING and tensors[0].device.type in ("cuda", "meta"):
         reason = unsupported(tensors[0].device)
@@ -282,7 +282,7 @@ def vote_count(
 
 
 def _dry() -> bool:
-    """Whether launches are recorded instead of executed; see ``benchmarking.gpu.dry_driver``."""
+    """Whether launches are recorded instead of executed; see ``benchmarks.gpu.dry_driver``."""
     return not torch.cuda.is_available() and unavailable() is None
 
 

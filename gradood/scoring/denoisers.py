@@ -7,21 +7,17 @@ from pathlib import Path
 from torch import nn
 
 from gradood.errors import InputError
-from gradood.scoring.models import find_device
-from gradood.scoring.named import named
+from gradood.scoring.models import find_device, named
 from gradood.smoothing import embedded_denoiser, from_diffusers
-from gradood.smoothing.patched_unet import diffusers
-from gradood.smoothing.patched_unet import load_denoiser as load_trained
+from gradood.smoothing.patched_unet import diffusers, load_denoiser as load_trained
 from gradood.smoothing.settings import Denoiser
 
 
 def load_denoiser(name: str | None, device: str = "auto") -> Denoiser | None:
-    """A denoiser ``(noisy, sigma) -> clean`` by name.
+    """A denoiser by name.
 
-    Args:
-        name: "embedded", a folder of a diffusers pipeline, a file that
-            ``benchmarks/train_denoiser.py`` wrote, or ``package.module:function``; None for none.
-        device: Where a module goes; see ``load_model``.
+    That is "embedded", a folder of a diffusers pipeline, a file of ``benchmarks/train_denoiser.py``
+    or ``package.module:function``.
 
     Raises:
         InputError: There is no such denoiser, or diffusers is not installed.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradood.data.files import Item, Source
+from gradood.data.files.source import Chosen
 from gradood.detectors import (
     DETECTORS,
     ConfoundingDetector,
@@ -99,13 +100,6 @@ def fit(
 ) -> int:
     """Fit ``detector`` on streams; returns how many normal inputs it saw.
 
-    Args:
-        detector: Is fitted.
-        normal: Normal inputs.
-        anomalous: Anomalous ones, for detectors that learn from both.
-        stream: Makes the stream that runs what it is given.
-        advance: Is told how many more inputs were read.
-
     Raises:
         InputError: A source holds no usable input, or anomalous ones are missing or not wanted.
     """
@@ -133,7 +127,7 @@ def calibrate(
     if not scores:
         raise InputError("no input to calibrate with could be scored")
     found = torch.cat(scores)
-    detector.calibrate_by(found, fpr)
+    detector.calibrate_by(found, fpr=fpr)
     return len(found)
 
 
@@ -166,26 +160,18 @@ def _advanced(result: Tensor, ids: list[str], advance: Callable[[int], None]) ->
     return result
 
 
-class Fold(Source):
-    """Every ``folds``-th input of a source, or all the others: disjoint, whatever their order.
-
-    Args:
-        whole: All inputs.
-        folds: How many parts there are.
-        held_out: The first input of every ``folds``, or the rest of them.
-    """
+class Fold(Chosen):
+    """Every ``folds``-th input of a source, or all the others: disjoint, whatever their order."""
 
     def __init__(self, whole: Source, folds: int, held_out: bool) -> None:
-        self._whole, self._folds, self._held_out = whole, folds, held_out
+        super().__init__(whole)
+        self._folds, self._held_out = folds, held_out
 
-    def items(self, start: int = 0) -> Iterator[Item]:
+    def chosen(self) -> Iterator[Item]:
         """This part's items."""
-        number = 0
         for place, item in enumerate(self._whole.items()):
             if (place % self._folds == 0) == self._held_out:
-                if number >= start:
-                    yield item
-                number += 1
+                yield item
 
     def count(self) -> int | None:
         """How many there are in this part."""

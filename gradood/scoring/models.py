@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from gradood.arguments import checked
 from gradood.data.preprocessing import Preprocessing, Transform, read_preprocessing
 from gradood.data.weights import load_weights
 from gradood.errors import InputError
-from gradood.scoring.named import named
 from gradood.scoring.programs import load_program
 
 _LOG = logging.getLogger("gradood")
@@ -46,6 +50,7 @@ class LoadedModel:
     dtype: torch.dtype
 
 
+@checked
 def load_model(
     name: str | None = None,
     *,
@@ -146,10 +151,10 @@ def _family(
     if kind == "timm":
         from gradood.integrations.timm import timm_model
 
-        return timm_model(name, weights, classes)
+        return timm_model(name, weights=weights, classes=classes)
     from gradood.integrations.transformers import transformers_model
 
-    return transformers_model(name, weights, classes)
+    return transformers_model(name, weights=weights, classes=classes)
 
 
 def _embedded(
@@ -199,3 +204,18 @@ def find_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise InputError(f"--device {name}: {reason}") from error
     return device
+
+
+def named(option: str, name: str, expected: str) -> Any:
+    """What ``module:attribute`` is; modules of the current folder are found, too.
+
+    Raises:
+        InputError: There is no such module or attribute; the message says what was expected.
+    """
+    module, _, attribute = name.partition(":")
+    if not getattr(sys.flags, "safe_path", False) and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as under python -m; the gradood script has its own folder
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"{option} {name}: {error}; expected {expected}") from error

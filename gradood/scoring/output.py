@@ -1,4 +1,4 @@
-"""Score files that a kill at any moment leaves complete, or able to be gone on with."""
+"""Score files that are complete or can be resumed, whenever the process is killed."""
 
 from __future__ import annotations
 
@@ -26,11 +26,8 @@ def open_scores(
 ) -> ScoreFile | ScorePipe:
     """Where scores go: a file in the making, or a pipe.
 
-    Args:
-        path: Of the file: JSON lines, or Parquet by the end of its name.
-        settings: What scores depend on. A run goes on only under the settings it was begun with.
-        inputs: Paths of the inputs, as they were given.
-        resume: Go on with what is there; without it, what a killed run left is an error.
+    Scores depend on the settings; a run goes on only under those it was begun with. Without
+    ``resume`` what a killed run left is an error.
 
     Raises:
         InputError: The path cannot be written to, or another process writes to it; an unfinished
@@ -48,7 +45,7 @@ def open_scores(
 
 
 class ScorePipe:
-    """Scores as JSON lines into a pipe or a device: gone as they are written.
+    """Scores as JSON lines to a pipe or a device; cannot be resumed.
 
     Attributes:
         state: How many inputs are "scored" and "skipped", and the "limit" of a batch.
@@ -145,10 +142,10 @@ class ScoreFile:
         return part, number
 
     def rest(self, source: Source) -> tuple[Source, Position]:
-        """What is left of the inputs, and where in it to begin.
+        """The remaining inputs, and the position in them to begin at.
 
-        Inputs that have names of their own are known by them, whatever was added, removed or put
-        into another order since. Rows of files are known by their places.
+        Inputs with names are identified by name, also after others were added, removed or
+        reordered. Rows of files are identified by position.
 
         Raises:
             InputError: A file that holds several inputs was changed.
@@ -254,7 +251,7 @@ class ScoreFile:
             self._name()
 
     def _name(self) -> None:
-        """The last steps, which a kill between any two of them leaves to be taken again."""
+        """The last steps; after a kill between any two of them they are repeated."""
         if self._partial.exists():
             if is_parquet(self.path):
                 to_parquet(self._partial, self._making)
@@ -266,7 +263,7 @@ class ScoreFile:
         self.complete = True
 
     def close(self) -> None:
-        """Leave the file to be gone on with; what nothing was written to is not left behind."""
+        """Leave the file to be resumed; remove files without content."""
         if self._file is not None:
             self._file.close()
         if not self.complete and self._file is not None:

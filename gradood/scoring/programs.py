@@ -121,7 +121,7 @@ def _any_batch(path: Path, exported: torch.export.ExportedProgram) -> torch.expo
 
 
 def _module(exported: torch.export.ExportedProgram) -> GraphModule:
-    """The program's module, where PyTorch allows it without checks that no rule needs to see."""
+    """The program's module, without guards where PyTorch allows it."""
     optional = "check_guards" in inspect.signature(exported.module).parameters
     return exported.module(check_guards=False) if optional else exported.module()
 

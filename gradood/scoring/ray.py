@@ -11,7 +11,7 @@ import numpy as np
 from gradood.data.files import IterableSource
 from gradood.data.files.opening import by_argument
 from gradood.scoring.models import load_model
-from gradood.scoring.scores import Scorer
+from gradood.scoring.scores import RowScorer
 from gradood.scoring.stream import Stream
 
 
@@ -40,6 +40,7 @@ class RayScorer:
     def __init__(
         self,
         detector: str,
+        *,
         model: Mapping[str, Any] | None = None,
         column: str | Sequence[str] = "image",
         layers: int = 3,
@@ -49,7 +50,7 @@ class RayScorer:
         from gradood.scoring.fitting import ready_detector
 
         loaded = load_model(**(model or {}))
-        self._scorer = Scorer(ready_detector(detector, loaded), layers)
+        self._scorer = RowScorer(ready_detector(detector, loaded), layers)
         self._stream = Stream(
             self._scorer, loaded, batch_size=batch_size, on_error=on_error, workers=1
         )

@@ -1,4 +1,4 @@
-"""Which inputs a run that was interrupted has not scored yet, whatever became of the others."""
+"""Which inputs an interrupted run has not scored yet."""
 
 from __future__ import annotations
 
@@ -9,55 +9,31 @@ from pathlib import Path
 import numpy as np
 
 from gradood.data.files import Item, Source
+from gradood.data.files.source import Chosen
 from gradood.errors import InputError
 
 
-class Seen:
-    """Identifiers, each as often as it was seen, in 16 bytes each.
+class Remaining(Chosen):
+    """The inputs that were not seen yet, each as often as it is there; seen ones may be gone.
 
-    Args:
-        names: All that were seen.
-    """
-
-    def __init__(self, names: Iterable[str]) -> None:
-        hashes = np.fromiter(map(_hash, names), np.uint64)
-        self._hashes, self._counts = np.unique(hashes, return_counts=True)
-        self._left = self._counts.copy()
-
-    def reset(self) -> None:
-        """Forget what was taken."""
-        self._left = self._counts.copy()
-
-    def take(self, name: str) -> bool:
-        """Whether ``name`` was seen once more than it was taken."""
-        hashed = np.uint64(_hash(name))
-        place = int(np.searchsorted(self._hashes, hashed))
-        if place == len(self._hashes) or self._hashes[place] != hashed or not self._left[place]:
-            return False
-        self._left[place] -= 1
-        return True
-
-
-class Remaining(Source):
-    """The inputs of a source that were not seen yet, in its order.
-
-    Args:
-        whole: All inputs that there are now.
-        names: Identifiers of those that were seen, in any order; they may be gone by now.
+    Names are kept as hashes, in 16 bytes each.
     """
 
     def __init__(self, whole: Source, names: Iterable[str]) -> None:
-        self._whole, self._seen = whole, Seen(names)
+        super().__init__(whole)
+        hashes = np.fromiter(map(_hash, names), np.uint64)
+        self._hashes, self._counts = np.unique(hashes, return_counts=True)
 
-    def items(self, start: int = 0) -> Iterator[Item]:
+    def chosen(self) -> Iterator[Item]:
         """The items that are left."""
-        self._seen.reset()
-        number = 0
+        left = self._counts.copy()
         for item in self._whole.items():
-            if not self._seen.take(item.id):
-                if number >= start:
-                    yield item
-                number += 1
+            hashed = np.uint64(_hash(item.id))
+            place = int(np.searchsorted(self._hashes, hashed))
+            if place < len(left) and self._hashes[place] == hashed and left[place]:
+                left[place] -= 1
+            else:
+                yield item
 
 
 def stamps(source: Source) -> dict[str, list[int]]:

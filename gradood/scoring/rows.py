@@ -25,7 +25,7 @@ _OTHERS = frozenset(
 
 
 def check_format(path: Path) -> None:
-    """Refuse a name that promises another format than what would be in the file.
+    """Refuse a file name whose ending belongs to a format that scores are not written in.
 
     Raises:
         InputError: It does.

@@ -1,4 +1,4 @@
-"""A fitted detector as what a stream computes: scores, decisions and the layers that reacted."""
+"""From batches to rows: scores, decisions and the layers that reacted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gradood.errors import InputError, NotFittedError
 from gradood.scoring.stream import Batch
 
 
-class Scorer:
+class RowScorer:
     """Turns batches of inputs into tensors, and those into rows to be written.
 
     Args:
@@ -80,7 +80,7 @@ class Scorer:
 
 
 def require_finite(values: Tensor) -> Tensor:
-    """``values`` ``[n, …]``; a stream blames the inputs of which they are not finite.
+    """``values`` ``[n, …]``; a stream then reports the inputs whose values are not finite.
 
     Raises:
         InputError: There are some.

@@ -1,4 +1,4 @@
-"""Inputs of any source through a function, batch by batch: memory is bounded, order is kept."""
+"""Run inputs of a source through a function in batches, in order and in bounded memory."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ Compute: TypeAlias = Callable[[Any], Sequence[Tensor]]
 
 #: An automatic batch has at most so many inputs, and so many bytes of them.
 _MOST, _MOST_BYTES = 256, 64 << 20
-#: So many inputs in a row that the model cannot take are the model's fault, not theirs.
+#: So many failing inputs in a row are taken for an error of the model.
 _PATIENCE = 100
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What became of some consecutive inputs.
+    """Results of some consecutive inputs.
 
     Attributes:
         ids: Of all of them, in order.
@@ -51,9 +51,8 @@ class Batch:
 class Stream:
     """Runs batches of inputs of one kind through ``compute``.
 
-    Which inputs make a batch depends on the inputs and on where the stream starts alone, so a
-    stream that goes on after any batch repeats every rounding error. Only a lack of memory, which
-    halves batches, changes that.
+    Batches depend only on the inputs and on where the stream starts, so a stream that resumes after
+    a batch gives the same bits. Only a lack of memory, which halves batches, changes that.
 
     Args:
         compute: What to do with a batch.
@@ -93,7 +92,7 @@ class Stream:
         waiting: list[Decoded] = []
         kind: tuple[object, ...] = ()
         usable = 0
-        for item in decoded(source.placed(start), self._loaded.transform, self._workers):
+        for item in decoded(source.placed(start), self._loaded.transform, workers=self._workers):
             if item.tensor is None:
                 self._report(item.id, item.error)
             elif usable and _kind(item.tensor) != kind:

@@ -1,8 +1,8 @@
-"""Noise, radii and budgets in pixels, whatever the preprocessing of a model does to them.
+"""Noise, radii and budgets in pixels, for models that standardise their input.
 
-Nearly every public model standardises: its input is ``(pixels - mean) / std``. Noise that is added
-after that has the unit of a channel's deviation, four to five times a pixel's. So the
-standardisation moves into the model, behind the noise, and inputs are pixels in [0, 1].
+Nearly every public model takes ``(pixels - mean) / std``. Noise that is added after that is in
+units of a channel's standard deviation, four to five times a pixel's. So the standardisation moves
+into the model, behind the noise, and inputs are pixels in [0, 1].
 """
 
 from __future__ import annotations

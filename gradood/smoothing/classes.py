@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from scipy.special import ndtr, ndtri
-from torch import Tensor, nn
+from torch import Tensor
 
+from gradood.arguments import checked
 from gradood.smoothing.bounds import anytime, binomial, sequential
 from gradood.smoothing.counting import count_classes
-from gradood.smoothing.evidence import Evidence, Row, Run, check_goal
+from gradood.smoothing.evidence import Evidence, JsonObject, Run, check_goal
 from gradood.smoothing.noise import ESTIMATION, SELECTION
 from gradood.smoothing.settings import Smoothing
 
@@ -51,8 +51,9 @@ class ClassCertificates:
     evidence: Evidence
 
 
+@checked
 def certify_class(
-    model: nn.Module,
+    model: Callable[[Tensor], Any],
     x: Tensor,
     settings: Smoothing,
     *,
@@ -85,19 +86,15 @@ def certify_class(
     made of. alpha is for each input: of N certificates, about alpha N may be false.
 
     Args:
-        model: ``[T, ...] -> logits [T, C]``. Logits that hold NaN or Inf count as one more
-            class.
+        model: A module, or a function, ``[T, ...] -> logits [T, C]``. Logits that hold NaN or
+            Inf count as one more class.
         x: ``[N, ...]``, finite.
         settings: Noise, confidence and precision.
         radius: The l2 radius that matters, or several, or None for the largest that n samples
             support.
-        ids: Numbers of the inputs, see ``Smoothing.seed``; their rows by default.
-        state: File that keeps samples over interruptions; call again with it to go on.
-        more: Draw so many further samples of each input, after those in ``state``, and give bounds
-            that hold at all numbers of samples at once (``bounds.anytime``): look as often as you
-            like, and go on until they please. They are tightest where n is the settings'. Without
-            it n is fixed, and drawing again, or more, until a certificate is good enough makes its
-            alpha worthless.
+        ids: As for ``certify_quantile``.
+        state: As for ``certify_quantile``.
+        more: As for ``certify_quantile``.
 
     Returns:
         Labels, radii, bounds and exact numbers of samples.
@@ -129,20 +126,13 @@ def certify_class(
     run.sampler.run(run.main, count_classes, run.n, ESTIMATION, stop)
     counts = zip(run.main.counts.tolist(), pilot.tolist(), strict=True)
     evidence = run.evidence(
-        [{"counts": count, "pilot": first} for count, first in counts], evaluate
+        [{"counts": count, "pilot": first} for count, first in counts], certificate_from
     )
-    return ClassCertificates(
-        evidence.column("label", torch.int64),
-        evidence.column("radius", torch.float64),
-        evidence.column("abstained", torch.bool),
-        evidence.column("lower", torch.float64),
-        evidence.column("upper", torch.float64),
-        evidence.samples,
-        evidence,
-    )
+    columns = evidence.columns("label", "radius", "abstained", "lower", "upper")
+    return ClassCertificates(**columns, samples=evidence.samples, evidence=evidence)
 
 
-def evaluate(common: Row, row: Row) -> Row:
+def certificate_from(common: JsonObject, row: JsonObject) -> JsonObject:
     """The certificate that follows from what was counted for one input."""
     if common["target"]["radius"] is not None:
         return _at_radii(common, row)
@@ -160,7 +150,7 @@ def evaluate(common: Row, row: Row) -> Row:
     return _from_bounds(int(label[0]), *bounds, row["slack"], common, 0.0)
 
 
-def _at_radii(common: Row, row: Row) -> Row:
+def _at_radii(common: JsonObject, row: JsonObject) -> JsonObject:
     """The largest radius up to which all that were asked for are proved."""
     counts, n = np.array([row["counts"]]), np.array([row["samples"]])
     slack = np.array([row["slack"]])
@@ -194,9 +184,9 @@ def _from_bounds(
     lower: Floats | float,
     upper: Floats | float,
     slack: float,
-    common: Row,
+    common: JsonObject,
     least: float,
-) -> Row:
+) -> JsonObject:
     """What bounds of the sampled probabilities give, if that is 0 < reach >= ``least``."""
     low = max(float(lower) - slack, 0.0)
     high = min(1 - low, float(upper) + slack)
@@ -223,11 +213,11 @@ class _Claims(NamedTuple):
         return _Claims(label[rows], lower[:, rows], upper[:, rows], two_sided[rows])
 
 
-def _radii(common: Row) -> Floats:
+def _radii(common: JsonObject) -> Floats:
     return np.atleast_1d(np.array(common["target"]["radius"], np.float64))
 
 
-def _claims(pilot: Ints, common: Row) -> _Claims:
+def _claims(pilot: Ints, common: JsonObject) -> _Claims:
     """Labels with most pilot votes, and two bounds that make ``c = radius / sigma`` for each."""
     label = pilot[:, :-1].argmax(1)
     hits, others = _votes(label, pilot)
@@ -255,7 +245,7 @@ def _goals(claims: _Claims, slack: Floats) -> Floats:
     return sequential.coarse(np.minimum(goals, 1 - 2.0**-40))
 
 
-def _proved(claims: _Claims, counts: Ints, n: Ints, slack: Floats, common: Row) -> Bools:
+def _proved(claims: _Claims, counts: Ints, n: Ints, slack: Floats, common: JsonObject) -> Bools:
     """``[R, A]``: claims about true probabilities, by tests of the sampled ones, ``slack`` away.
 
     A radius counts only if all smaller ones do.
@@ -277,7 +267,7 @@ def _proved(claims: _Claims, counts: Ints, n: Ints, slack: Floats, common: Row) 
     return proved
 
 
-def _clear(claims: _Claims, counts: Ints, n: Ints, slack: Floats, common: Row) -> Bools:
+def _clear(claims: _Claims, counts: Ints, n: Ints, slack: Floats, common: JsonObject) -> Bools:
     """Whether each radius is proved, or out of reach."""
     proved = _proved(claims, counts, n, slack, common)
     settings = common["settings"]
@@ -291,7 +281,7 @@ def _clear(claims: _Claims, counts: Ints, n: Ints, slack: Floats, common: Row) -
     return clear
 
 
-def _result(label: int, radius: float, lower: float, upper: float, abstained: bool) -> Row:
+def _result(label: int, radius: float, lower: float, upper: float, abstained: bool) -> JsonObject:
     return {
         "label": label,
         "radius": radius,

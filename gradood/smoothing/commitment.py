@@ -1,4 +1,4 @@
-"""Fix what is certified before the noise is drawn, so that nobody can fit one to the other."""
+"""Commit to what is certified before its noise is drawn."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gradood.arguments import checked
 from gradood.errors import InputError
 from gradood.smoothing.evidence import check_goal, check_radii
 from gradood.smoothing.fingerprint import fingerprint
@@ -38,6 +39,7 @@ class Commitment:
     digest: str
     settings: Smoothing
 
+    @checked
     def open(self, challenge: str) -> Smoothing:
         """The settings with the seed that follows from the digest and a challenge.
 
@@ -49,6 +51,7 @@ class Commitment:
         return replace(self.settings, seed=int.from_bytes(mixed.digest(), "big", signed=True))
 
 
+@checked
 def commit(
     kind: str,
     model: Any,

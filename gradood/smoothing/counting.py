@@ -13,7 +13,7 @@ from gradood.errors import InputError
 
 
 class Block(NamedTuple):
-    """Samples ``first`` … ``first + size - 1`` of the input in this row."""
+    """Samples ``first`` to ``first + size - 1`` of the input in this row."""
 
     row: int
     first: int

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from scipy.special import ndtr, ndtri
 from torch import Tensor
 
+from gradood.arguments import checked, number_between
 from gradood.detectors import Detector
 from gradood.errors import InputError
 from gradood.smoothing.bounds import anytime, binomial, sequential
 from gradood.smoothing.counting import CountAbove
-from gradood.smoothing.evidence import Evidence, Row, Run, check_goal, check_probability
+from gradood.smoothing.evidence import Evidence, JsonObject, Run, check_goal
 from gradood.smoothing.inference import Score
 from gradood.smoothing.noise import ESTIMATION
 from gradood.smoothing.settings import Smoothing
@@ -49,6 +49,7 @@ class DecisionCertificates:
     evidence: Evidence
 
 
+@checked
 def certify_decision(
     score: Score,
     x: Tensor,
@@ -87,13 +88,9 @@ def certify_decision(
         threshold: Scores above it are anomalous; a detector's own by default.
         radius: The l2 radius that matters, or several, or None.
         q: Which quantile decides; the median by default.
-        ids: Numbers of the inputs, see ``Smoothing.seed``; their rows by default.
-        state: File that keeps samples over interruptions; call again with it to go on.
-        more: Draw so many further samples of each input, after those in ``state``, and give bounds
-            that hold at all numbers of samples at once (``bounds.anytime``): look as often as you
-            like, and go on until they please. They are tightest where n is the settings'. Without
-            it n is fixed, and drawing again, or more, until a certificate is good enough makes its
-            alpha worthless.
+        ids: As for ``certify_quantile``.
+        state: As for ``certify_quantile``.
+        more: As for ``certify_quantile``.
 
     Raises:
         InputError: An argument is wrong.
@@ -108,9 +105,9 @@ def certify_decision(
     if math.isnan(threshold):
         raise InputError("threshold is NaN")
     target = {
-        "threshold": float(threshold),
+        "threshold": threshold,
         "radius": check_goal(radius),
-        "q": check_probability("q", q),
+        "q": number_between("q", q),
     }
     run = Run("decision", score, x, settings, target, ids, state, more)
     stop = None
@@ -125,18 +122,14 @@ def certify_decision(
             return np.asarray((clear & proved[:, 0]).any(0) | clear.all(0))
 
     run.sampler.run(run.main, CountAbove(threshold), run.n, ESTIMATION, stop)
-    evidence = run.evidence([{"counts": count} for count in run.main.counts.tolist()], evaluate)
-    return DecisionCertificates(
-        evidence.column("decision", torch.int64),
-        evidence.column("radius", torch.float64),
-        evidence.column("lower", torch.float64),
-        evidence.column("upper", torch.float64),
-        evidence.samples,
-        evidence,
+    evidence = run.evidence(
+        [{"counts": count} for count in run.main.counts.tolist()], certificate_from
     )
+    columns = evidence.columns("decision", "radius", "lower", "upper")
+    return DecisionCertificates(**columns, samples=evidence.samples, evidence=evidence)
 
 
-def evaluate(common: Row, row: Row) -> Row:
+def certificate_from(common: JsonObject, row: JsonObject) -> JsonObject:
     """The certificate that follows from what was counted for one input."""
     settings, target = common["settings"], common["target"]
     sigma, alpha, n = settings["sigma"], settings["alpha"], row["samples"]
@@ -164,7 +157,7 @@ def evaluate(common: Row, row: Row) -> Row:
     return _result(0, 0.0, 0.0, 1.0)
 
 
-def _limits(common: Row) -> tuple[Floats, Floats]:
+def _limits(common: JsonObject) -> tuple[Floats, Floats]:
     """For each radius, what P(score > threshold) must exceed for "anomalous", or not reach."""
     target = common["target"]
     middle = ndtri(1 - target["q"])
@@ -172,7 +165,7 @@ def _limits(common: Row) -> tuple[Floats, Floats]:
     return np.asarray(ndtr(middle + c)), np.asarray(ndtr(middle - c))
 
 
-def _answers(common: Row, counts: Ints, samples: Ints, slack: Floats) -> Ints:
+def _answers(common: JsonObject, counts: Ints, samples: Ints, slack: Floats) -> Ints:
     """What the tests for "anomalous" and for "normal" say at each radius, ``[2, R, A]``."""
     settings = common["settings"]
     high, low = _limits(common)
@@ -195,5 +188,5 @@ def _proved(answers: Ints) -> Bools:
     return np.logical_and.accumulate(answers == sequential.CERTIFY, axis=1)
 
 
-def _result(decision: int, radius: float, lower: float, upper: float) -> Row:
+def _result(decision: int, radius: float, lower: float, upper: float) -> JsonObject:
     return {"decision": decision, "radius": radius, "lower": lower, "upper": upper}

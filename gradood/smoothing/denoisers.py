@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from gradood.arguments import checked
 from gradood.errors import CheckpointError, InputError, ModelError
 from gradood.results import Result
 
@@ -20,7 +21,7 @@ log = logging.getLogger("gradood")
 Prediction = Literal["epsilon", "sample", "v_prediction"]
 _PREDICTIONS = ("epsilon", "sample", "v_prediction")
 
-#: Beyond this share of sigma, the network is told of a noise that is not there: worth a warning.
+#: Share of sigma by which the noise that the network expects may be off without a warning.
 _MISMATCH = 0.02
 
 
@@ -39,6 +40,7 @@ class NoiseLevel(Result):
     mismatch: float
 
 
+@checked
 class EpsDenoiser(nn.Module):
     r"""A diffusion network as ``denoiser(noisy, sigma)``, one step, in units of the input.
 
@@ -85,6 +87,7 @@ class EpsDenoiser(nn.Module):
         self,
         net: nn.Module,
         alphas_cumprod: Tensor,
+        *,
         prediction_type: Prediction = "epsilon",
         input_range: tuple[float, float] = (-1.0, 1.0),
         timestep_scale: float = 1.0,
@@ -157,8 +160,9 @@ class EpsDenoiser(nn.Module):
         )
 
 
+@checked
 def from_diffusers(
-    unet: nn.Module, scheduler: Any, input_range: tuple[float, float] = (-1.0, 1.0)
+    unet: nn.Module, scheduler: Any, *, input_range: tuple[float, float] = (-1.0, 1.0)
 ) -> EpsDenoiser:
     """A denoiser from objects of the package diffusers: ``pred_original_sample`` of its step.
 
@@ -183,12 +187,14 @@ def from_diffusers(
             "steps such as diffusers.DDPMScheduler or DDIMScheduler"
         )
     predicted: Prediction = getattr(scheduler.config, "prediction_type", "epsilon")
-    return EpsDenoiser(unet, schedule, predicted, input_range)
+    return EpsDenoiser(unet, schedule, prediction_type=predicted, input_range=input_range)
 
 
+@checked
 def from_openai(
     net: nn.Module,
     state: Mapping[str, Tensor],
+    *,
     steps: int = 4000,
     schedule: Literal["cosine", "linear"] = "cosine",
     rescale_timesteps: bool = True,

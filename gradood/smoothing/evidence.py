@@ -1,4 +1,4 @@
-"""What a certificate rests on: enough numbers to compute it again, and nothing else."""
+"""Evidence of certificates: the numbers from which they can be computed again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
-from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,23 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from gradood.arguments import at_least
 from gradood.errors import InputError
 from gradood.smoothing.inference import Certified
 from gradood.smoothing.noise import NoisyInputs
 from gradood.smoothing.sampling import Sampler
-from gradood.smoothing.settings import Smoothing, scalar
+from gradood.smoothing.settings import Smoothing
 from gradood.smoothing.tally import Resumable, Tally, kept_seed
 from gradood.writing import write_file
 
 FORMAT = 2
 
-Row = dict[str, Any]
+JsonObject = dict[str, Any]
+#: From what all inputs have in common and what was counted for one, to its certificate.
+Conclusion = Callable[[JsonObject, JsonObject], JsonObject]
+
+#: Of columns of results that are not float64.
+_DTYPES = {"label": torch.int64, "decision": torch.int64, "abstained": torch.bool}
 
 
 @dataclass(frozen=True)
@@ -40,11 +45,11 @@ class Evidence:
         results: For every input what follows from them.
     """
 
-    common: Row
-    rows: tuple[Row, ...]
-    results: tuple[Row, ...]
+    common: JsonObject
+    rows: tuple[JsonObject, ...]
+    results: tuple[JsonObject, ...]
 
-    def records(self) -> list[Row]:
+    def records(self) -> list[JsonObject]:
         """One JSON object an input, from which ``verify`` computes its certificate again."""
         pairs = zip(self.rows, self.results, strict=True)
         return [{**self.common, **row, "result": result} for row, result in pairs]
@@ -57,9 +62,22 @@ class Evidence:
         """``records`` as JSON lines."""
         return "".join(json.dumps(encode(record)) + "\n" for record in self.records())
 
-    def column(self, name: str, dtype: torch.dtype) -> Tensor:
-        """One result of all inputs, ``[N]`` or ``[N, …]``."""
-        return torch.tensor([result[name] for result in self.results], dtype=dtype, device="cpu")
+    def columns(self, *names: str, each_radius: bool = False) -> dict[str, Tensor]:
+        """Results of all inputs by name, ``[N]``, or ``[N, R]`` of those at each radius."""
+        shape = [len(self.rows), *([len(self.radii)] if each_radius else ())]
+        return {
+            name: torch.tensor(
+                [result[name] for result in self.results],
+                dtype=_DTYPES.get(name, torch.float64),
+                device="cpu",
+            ).view(shape)
+            for name in names
+        }
+
+    @property
+    def radii(self) -> Tensor:
+        """float64 ``[R]``: those of the target, where it is a list."""
+        return torch.tensor(self.common["target"]["radius"], dtype=torch.float64, device="cpu")
 
     @property
     def samples(self) -> Tensor:
@@ -92,13 +110,11 @@ class Run:
         model: Any,
         x: Tensor,
         settings: Smoothing,
-        target: Row,
+        target: JsonObject,
         ids: Sequence[int] | Tensor | None,
         state: str | Path | None,
         more: int | None = None,
     ) -> None:
-        if not isinstance(settings, Smoothing):
-            raise InputError(f"settings are {type(settings).__name__}; expected a Smoothing")
         if settings.seed is None:
             settings = replace(settings, seed=kept_seed(state))
         self.inputs = NoisyInputs(x, ids, settings)
@@ -109,7 +125,7 @@ class Run:
                 f"{type(model).__name__} has no fingerprint, so that a state could be another "
                 "model's; give a module, a detector or a Python function, or leave state out"
             )
-        self.common: Row = {
+        self.common: JsonObject = {
             "format": FORMAT,
             "kind": kind,
             "target": target,
@@ -144,14 +160,14 @@ class Run:
         """Samples of the stream that estimates."""
         return self._tallies["main"]
 
-    def evidence(self, counts: Sequence[Row], evaluate: Callable[[Row, Row], Row]) -> Evidence:
+    def evidence(self, counts: Sequence[JsonObject], certificate_from: Conclusion) -> Evidence:
         """What was counted and what follows from it, provided that the model is still the same."""
         rows = self._rows(counts)
-        results = tuple(evaluate(self.common, row) for row in rows)
+        results = tuple(certificate_from(self.common, row) for row in rows)
         self.model.check_unchanged()
         return Evidence(self.common | {"versions": _versions()}, tuple(rows), results)
 
-    def _rows(self, counts: Sequence[Row]) -> list[Row]:
+    def _rows(self, counts: Sequence[JsonObject]) -> list[JsonObject]:
         """Id and numbers of samples, beside what was counted."""
         columns = {
             "id": self.inputs.ids.tolist(),
@@ -167,15 +183,12 @@ class Run:
         ]
 
 
-def _check_more(more: int, kind: str, target: Row) -> int:
+def _check_more(more: int, kind: str, target: JsonObject) -> int:
     if kind in ("class", "decision") and target["radius"] is not None:
         raise InputError(
             "more goes with radius=None: with a radius, sampling stops when the answer is clear"
         )
-    number: int = scalar("more", more, index)
-    if number < 1:
-        raise InputError(f"more = {more}; expected at least 1")
-    return number
+    return at_least("more", more)
 
 
 def answer(result: Mapping[str, Any]) -> str:
@@ -183,17 +196,6 @@ def answer(result: Mapping[str, Any]) -> str:
     if "decision" in result:
         return {1: "anomalous", -1: "normal", 0: "abstain"}[result["decision"]]
     return "abstain" if result["abstained"] else f"class {result['label']}"
-
-
-def check_radius(radius: float) -> float:
-    """``radius`` as a float.
-
-    Raises:
-        InputError: It is negative or not finite.
-    """
-    if not (math.isfinite(radius) and radius >= 0):
-        raise InputError(f"radius = {radius}; expected a number from 0 on, in units of the input")
-    return float(radius)
 
 
 def check_goal(radius: float | Sequence[float] | Tensor | None) -> float | list[float] | None:
@@ -205,21 +207,21 @@ def check_goal(radius: float | Sequence[float] | Tensor | None) -> float | list[
 
 
 def check_radii(radius: float | Sequence[float] | Tensor) -> list[float]:
-    """One radius or several, as floats."""
+    """One radius or several, as floats.
+
+    Raises:
+        InputError: There is none, or one is negative or not finite.
+    """
     try:
         radii = torch.as_tensor(radius, dtype=torch.float64, device="cpu").flatten().tolist()
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"radius = {radius!r}; expected one number or several") from error
     if not radii:
         raise InputError("radius is empty; give one radius or several")
-    return [check_radius(r) for r in radii]
-
-
-def check_probability(name: str, value: float) -> float:
-    """``value`` as a float in (0, 1)."""
-    if not 0 < value < 1:
-        raise InputError(f"{name} = {value}; expected a probability in (0, 1)")
-    return float(value)
+    for one in radii:
+        if not (math.isfinite(one) and one >= 0):
+            raise InputError(f"radius = {one}; expected a number from 0 on, in units of the input")
+    return [float(one) for one in radii]
 
 
 def compact(counts: npt.ArrayLike, edges: npt.ArrayLike) -> tuple[list[float], list[int]]:

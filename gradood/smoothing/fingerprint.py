@@ -22,7 +22,7 @@ _PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, PurePath, tor
 #: What every module has; parameters, buffers, modules and hooks are hashed by themselves.
 _OF_MODULES = frozenset(vars(nn.Module()))
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
-#: Where a model was loaded from; it may be somewhere else tomorrow.
+#: Attributes that hold the path of a model, which may change.
 _PLACES = frozenset({"_name_or_path", "name_or_path"})
 
 
@@ -62,7 +62,7 @@ def _with_weights(model: Any) -> Iterable[Any]:
 
 
 class _Hasher:
-    """Feeds values to a digest, each once; a value met again is named by its turn."""
+    """Feeds values to a digest, each once; a repeated value is hashed as its number."""
 
     def __init__(self) -> None:
         self.digest = hashlib.blake2b(digest_size=16)
@@ -70,7 +70,7 @@ class _Hasher:
         self._kept: list[Any] = []  # so that no address is used twice
 
     def add(self, value: Any) -> bool:
-        """Hash a value; False if nothing is known of it but its class."""
+        """Hash a value; False if only its class is known."""
         if isinstance(value, _PLAIN):
             self._say(type(value).__name__, repr(value))
             return True

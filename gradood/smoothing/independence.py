@@ -1,8 +1,8 @@
-"""Do rows of one forward pass influence one another? Every bound counts on it that they do not.
+"""Checks that the rows of a forward pass do not influence one another, as every bound assumes.
 
-A certificate counts n samples as independent. They are if every row of a pass is a function of
-itself alone, or has randomness of its own. Neither can be read off a model, so the first tile is
-run again: beside other rows, and, if the model turns out to be random, as copies of one row.
+A certificate counts n samples as independent. They are if each row of a pass is a function of
+itself alone, or has its own randomness. A model does not say so. The first tile is therefore run
+again beside other rows and, if the model is random, as copies of one row.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from gradood.errors import ModelError
 
 Pass = Callable[[Tensor], Tensor]
 
-#: How often the first tile is run again: a coin that no known generator tosses shows at once, or
-#: with probability 2^-_REPEATS not at all.
+#: How often the first tile is run again. Randomness that no known generator shows is missed with
+#: probability 2^-_REPEATS.
 _REPEATS = 6
 #: Passes of copies of one row, and the chance of calling independent rows dependent.
 _PASSES, _FALSE_ALARM = 8, 1e-6
@@ -32,9 +32,9 @@ _EVERY = 32
 def check_rows(run: Pass, tile: Tensor) -> tuple[bool, Tensor]:
     """Whether the model is random, so that each row needs a pass of its own; and the first result.
 
-    A model is taken to be random if it moves a generator of PyTorch, NumPy or Python, or gives the
-    same tile two results. Rows of a random model may share a coin that falls rarely, which no probe
-    can see; one row a pass is independent by construction.
+    A model counts as random if it advances a generator of PyTorch, NumPy or Python, or gives two
+    results for the same tile. Its rows may share randomness too rare for a probe to see; one row a
+    pass is independent by construction.
 
     Args:
         run: ``[T, ...] -> [T, ...]``.
@@ -57,17 +57,17 @@ def check_rows(run: Pass, tile: Tensor) -> tuple[bool, Tensor]:
 
 
 def due(passes: int) -> bool:
-    """Whether to look again after so many passes: often at first, later every 32nd time."""
+    """Whether to check again after so many passes: often at first, later every 32nd time."""
     return passes > 1 and (passes % _EVERY == 0 or passes & (passes - 1) == 0)
 
 
 def check_again(run: Pass, tile: Tensor, result: Tensor) -> None:
-    """Later tiles, now and then: what is rare has many chances to be seen.
+    """Check a later tile, so that rare influence is found as well.
 
     Args:
-        run: As for ``check_rows``, which took the model for one whose rows are functions.
+        run: As for ``check_rows``, which found that rows are functions of themselves.
         tile: Noisy inputs ``[T, ...]``, T > 1.
-        result: What the model made of them.
+        result: The model's result for them.
 
     Raises:
         ModelError: Some rows have another result when they are run again beside other rows.
@@ -88,7 +88,7 @@ def _generators(device: torch.device) -> tuple[Any, ...]:
 
 
 def _quarters(rows: int) -> tuple[Tensor, Tensor]:
-    """Two disjoint sets of rows, scattered so that no arrangement of batches hides in them."""
+    """Two disjoint random sets of rows."""
     order = torch.randperm(
         rows, generator=torch.Generator().manual_seed(rows), dtype=torch.int64, device="cpu"
     )
@@ -97,7 +97,10 @@ def _quarters(rows: int) -> tuple[Tensor, Tensor]:
 
 
 def _beside_others(tile: Tensor, kept: Tensor) -> Tensor:
-    """The same rows in their places; in all others one of them, so that every statistic changes."""
+    """The kept rows in their places and a copy of the first of them in all others.
+
+    Every statistic of the batch changes.
+    """
     kept = kept.to(tile.device)
     other = _copies_of(tile, tile[kept[:1]])
     other[kept] = tile[kept]
@@ -105,14 +108,14 @@ def _beside_others(tile: Tensor, kept: Tensor) -> Tensor:
 
 
 def _copies_of(tile: Tensor, row: Tensor) -> Tensor:
-    """One row in every place, in the layout of the tile: another one is another kernel's."""
+    """One row in every place, in the tile's memory layout, which selects the kernel."""
     return tile.clone().copy_(row.expand_as(tile))
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    """To the last bit on the CPU, where rows stay in their places; else up to rounding.
+    """Equal to the last bit on the CPU, where rows stay in their places; else up to rounding.
 
-    A tolerance is room to hide in: logits may differ by less than it and still be of two classes.
+    Logits that differ by less than a tolerance may still be of two classes.
     """
     if a.device.type == "cpu":
         return bool(((a == b) | (a.isnan() & b.isnan())).all())
@@ -120,7 +123,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
-    """Up to rounding, which kernels on a GPU may do in any order."""
+    """Equal up to rounding: kernels on a GPU sum in any order."""
     a, b = a.double(), b.double()
     finite = a.isfinite() & b.isfinite()
     if not torch.equal(a[~finite].nan_to_num(7), b[~finite].nan_to_num(7)):

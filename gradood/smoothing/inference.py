@@ -1,4 +1,4 @@
-"""The model that is certified: a checked copy, in the precision and layout that were asked for."""
+"""The model that is certified: checked, in the requested precision and memory layout."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from gradood.smoothing.settings import DTYPES, Smoothing
 _LOG = logging.getLogger("gradood")
 
 #: A detector, or anything that maps inputs ``[N, ...]`` to scores ``[N]``.
-Score: TypeAlias = "Detector | Callable[[Tensor], Tensor]"
+Score: TypeAlias = Detector | Callable[[Tensor], Tensor]
 
-#: What has been found to have independent rows, and in which circumstances.
+#: Models whose rows were found independent, with the settings under which they were.
 _INDEPENDENT: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 
 _OPTIONS = ("dtype", "fold_batch_norm", "compile", "cuda_graph")
@@ -108,7 +108,7 @@ class Certified:
         try:
             self._by_rows, first = check_rows(self._pass, noisy)
         except ModelError:
-            self.check_unchanged()  # if weights change, that is what is wrong
+            self.check_unchanged()  # changing weights are the more exact reason
             raise
         if self._by_rows:
             _LOG.warning("the model is random: every sample gets a pass of its own, which is slow")

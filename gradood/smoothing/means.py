@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradood.arguments import checked
 from gradood.smoothing.bounds import binomial, mean
 from gradood.smoothing.bounds.histogram import default_edges
 from gradood.smoothing.counting import CountUnit
-from gradood.smoothing.evidence import Evidence, Row, Run, check_radii, compact
+from gradood.smoothing.evidence import Evidence, JsonObject, Run, check_radii, compact
 from gradood.smoothing.inference import Score
 from gradood.smoothing.noise import ESTIMATION
 from gradood.smoothing.settings import Smoothing
@@ -39,6 +40,7 @@ class MeanCertificates:
     evidence: Evidence
 
 
+@checked
 def certify_mean(
     score: Score,
     x: Tensor,
@@ -65,39 +67,31 @@ def certify_mean(
         x: ``[N, ...]``, finite.
         settings: Noise, confidence and precision.
         radius: One l2 radius or several, in units of the input.
-        ids: Numbers of the inputs, see ``Smoothing.seed``; their rows by default.
-        state: File that keeps samples over interruptions; call again with it to go on.
-        more: Draw so many further samples of each input, after those in ``state``, and give bounds
-            that hold at all numbers of samples at once (``bounds.mean.always``): look as often as
-            you like, and go on until they please. They are tightest where n is the settings'.
-            Without it n is fixed, and drawing again, or more, until a certificate is good enough
-            makes its alpha worthless.
+        ids: As for ``certify_quantile``.
+        state: As for ``certify_quantile``.
+        more: As for ``certify_quantile``.
 
     Raises:
         InputError: An argument is wrong, or a score lies outside [0, 1].
         ModelError: The score's result is not ``[T]``, or weights changed on the way.
         CheckpointError: ``state`` belongs to another run.
     """
-    radii = check_radii(radius)
-    run = Run("mean", score, x, settings, {"radius": radii}, ids, state, more)
+    target = {"radius": check_radii(radius)}
+    run = Run("mean", score, x, settings, target, ids, state, more)
     edges = default_edges()
     counter = CountUnit(torch.from_numpy(edges))
     run.sampler.run(run.main, counter, run.n, ESTIMATION)
     parts = [compact(count, edges) for count in run.main.counts]
     evidence = run.evidence(
-        [{"edges": edges, "counts": counts} for edges, counts in parts], evaluate
+        [{"edges": edges, "counts": counts} for edges, counts in parts], certificate_from
     )
-    shape = (len(x), len(radii))
+    bounds = evidence.columns("lower", "upper", each_radius=True)
     return MeanCertificates(
-        evidence.column("lower", torch.float64).view(shape),
-        evidence.column("upper", torch.float64).view(shape),
-        torch.tensor(radii, dtype=torch.float64, device="cpu"),
-        evidence.samples,
-        evidence,
+        **bounds, radius=evidence.radii, samples=evidence.samples, evidence=evidence
     )
 
 
-def evaluate(common: Row, row: Row) -> Row:
+def certificate_from(common: JsonObject, row: JsonObject) -> JsonObject:
     """The bounds that follow from what was counted for one input."""
     settings = common["settings"]
     c = np.array(common["target"]["radius"]) / settings["sigma"]

@@ -1,21 +1,19 @@
 """The small diffusion model for 28 x 28 grey images, and the file that it is kept in."""
 
 import json
+from collections.abc import Mapping
 from importlib.resources import as_file
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradood.data.embedded import ASSETS
 from gradood.data.optional import require
-from gradood.errors import CheckpointError
+from gradood.data.weights import load_network
 from gradood.smoothing.denoisers import EpsDenoiser, from_diffusers
-
-EXTRA = "diffusion"
 
 
 class PatchedUNet(nn.Module):
@@ -55,22 +53,15 @@ def load_denoiser(path: str | Path) -> EpsDenoiser:
         InputError: Diffusers is not installed.
         CheckpointError: The file is missing, damaged, or not one of ours.
     """
-    package = diffusers()
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}
-        with torch.device("meta"):  # no random weights, nor anybody's default dtype
-            unet = PatchedUNet(json.loads(metadata["unet"]))
-        unet.load_state_dict(tensors, assign=True)
-        scheduler = package.DDPMScheduler(**json.loads(metadata["scheduler"]))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"Cannot read the denoiser {path}: {error}") from error
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{path} is no denoiser of this package ({error}). Expected a file written by "
-            "benchmarks/train_denoiser.py, with unet and scheduler in its metadata."
-        ) from error
+    package, scheduler = diffusers(), None
+
+    def make(metadata: Mapping[str, str], _: Mapping[str, Tensor]) -> PatchedUNet:
+        nonlocal scheduler
+        with torch.device("cpu"):  # a schedule has numbers from the start
+            scheduler = package.DDPMScheduler(**json.loads(metadata["scheduler"]))
+        return PatchedUNet(json.loads(metadata["unet"]))
+
+    unet = load_network(path, make, "denoiser")
     return from_diffusers(unet, scheduler).eval().requires_grad_(False)
 
 
@@ -102,4 +93,4 @@ def diffusers() -> Any:
     Raises:
         InputError: It is not installed.
     """
-    return require("diffusers", EXTRA, "The diffusion denoiser")
+    return require("diffusers", "diffusion", "The diffusion denoiser")

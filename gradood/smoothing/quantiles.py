@@ -11,13 +11,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from gradood.arguments import checked, number_between
 from gradood.smoothing.bounds import binomial, quantile
 from gradood.smoothing.counting import CountBetween, Record
 from gradood.smoothing.evidence import (
     Evidence,
-    Row,
+    JsonObject,
     Run,
-    check_probability,
     check_radii,
     compact,
 )
@@ -52,6 +52,7 @@ class QuantileCertificates:
     evidence: Evidence
 
 
+@checked
 def certify_quantile(
     score: Score,
     x: Tensor,
@@ -98,29 +99,23 @@ def certify_quantile(
         ModelError: The score's result is not ``[T]``, or weights changed on the way.
         CheckpointError: ``state`` belongs to another run.
     """
-    radii = check_radii(radius)
-    target = {"radius": radii, "q": check_probability("q", q)}
+    target = {"radius": check_radii(radius), "q": number_between("q", q)}
     run = Run("quantile", score, x, settings, target, ids, state, more)
-    evidence = run.evidence(count_scores(run), evaluate)
-    shape = (len(x), len(radii))
+    evidence = run.evidence(count_scores(run), certificate_from)
+    bounds = evidence.columns("lower", "upper", each_radius=True)
     return QuantileCertificates(
-        evidence.column("lower", torch.float64).view(shape),
-        evidence.column("upper", torch.float64).view(shape),
-        torch.tensor(radii, dtype=torch.float64, device="cpu"),
-        q,
-        evidence.samples,
-        evidence,
+        **bounds, radius=evidence.radii, q=q, samples=evidence.samples, evidence=evidence
     )
 
 
-def evaluate(common: Row, row: Row) -> Row:
+def certificate_from(common: JsonObject, row: JsonObject) -> JsonObject:
     """The bounds that follow from what was counted for one input."""
     share = common["settings"]["alpha"] / 2
     below, above = bounds_of(common, row, common["target"]["q"], share)
     return {"lower": below.tolist(), "upper": above.tolist()}
 
 
-def bounds_of(common: Row, row: Row, q: float, share: float) -> tuple[Floats, Floats]:
+def bounds_of(common: JsonObject, row: JsonObject, q: float, share: float) -> tuple[Floats, Floats]:
     """Lower and upper bounds of one quantile at each radius, each false with probability share."""
     c = np.array(common["target"]["radius"]) / common["settings"]["sigma"]
     n, counted = row["samples"], (row["counts"], np.array(row["edges"], np.float64))
@@ -139,7 +134,7 @@ def bounds_of(common: Row, row: Row, q: float, share: float) -> tuple[Floats, Fl
     return below, quantile.upper_from_counts(*counted, ranks[1])
 
 
-def count_scores(run: Run) -> list[Row]:
+def count_scores(run: Run) -> list[JsonObject]:
     """Draw all samples of scores, between edges that a pilot chooses."""
     n0 = run.settings.n0
     run.sampler.run(run.pilot, Record(n0), n0, SELECTION)

@@ -1,11 +1,10 @@
-"""The engine: fill batches with noisy copies of whichever inputs still need some, and count.
+"""Fill batches with noisy copies of the inputs that still need samples, and count the results.
 
-Samples of an input are drawn in blocks 0, 1, 2, …, and a sequential test looks after each. Forward
-passes have one fixed shape, *tiles* of blocks of any inputs, the last one padded. So what is
-counted for an input does not depend on the other inputs, on their order, on the batch size or on
-interruptions. (On the CPU, PyTorch's kernels give a row the same bits wherever it stands in a batch
-of one shape, with any number of threads; on other devices, a score within rounding of a threshold
-may be counted on its other side.)
+Samples of an input are drawn in blocks, and a sequential test looks after each block. Every forward
+pass has one shape: a *tile* of blocks of any inputs, the last one padded. So the counts of an input
+do not depend on other inputs, their order, the batch size or interruptions. On the CPU this holds
+to the last bit, with any number of threads. On other devices a score within rounding of a threshold
+may be counted on its other side.
 """
 
 from __future__ import annotations
@@ -91,8 +90,7 @@ class Sampler:
     ) -> Iterator[tuple[Sequence[Block], Tensor]]:
         """Blocks and their rows of counts, from as many whole tiles as they need.
 
-        All at once; if the model fails or is interrupted, those that it has finished, and then the
-        exception.
+        If the model fails or is interrupted, the finished blocks come before the exception.
         """
         tile = self._noisy.tile
         rows, firsts, sizes = np.array(blocks, np.int64).T
@@ -117,7 +115,7 @@ class Sampler:
 
 
 def _fixed(start: int, tile: int) -> int:
-    """Samples of a block where nobody looks."""
+    """Samples of a block without a sequential test."""
     return min(sequential.MOST, tile)
 
 
@@ -145,7 +143,7 @@ def _plan(
 
 
 def _book(tally: Tally, blocks: Sequence[Block], counts: Tensor, n: int, stop: Stop | None) -> None:
-    """Add blocks in order; those of inputs that stopped before are dropped, and not counted."""
+    """Add blocks in order; those of inputs that have stopped are dropped."""
     numbers = counts.numpy()
     width = len(tally.width_of(numbers[0]))
     if width != numbers.shape[1]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from operator import index
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from gradood.arguments import checked, number_between, one_of
 from gradood.errors import InputError
 
 Denoiser = Callable[[Tensor, float], Tensor]
@@ -18,6 +18,7 @@ Denoiser = Callable[[Tensor, float], Tensor]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Smoothing:
     """Gaussian smoothing ``x + sigma Z`` of a model, and the confidence of what is said about it.
@@ -82,16 +83,9 @@ class Smoothing:
     progress: bool | None = None
 
     def __post_init__(self) -> None:
-        for name, convert in (("sigma", float), ("alpha", float), ("futility", float)):
-            object.__setattr__(self, name, scalar(name, getattr(self, name), convert))
-        for name in ("n", "n0", "seed", "batch_size", "tile"):
-            value = getattr(self, name)
-            if value not in (None, "auto"):
-                object.__setattr__(self, name, scalar(name, value, index))
         if not (math.isfinite(self.sigma) and self.sigma > 0):
             raise InputError(f"sigma = {self.sigma}; expected a positive number")
-        if not 0 < self.alpha < 1:
-            raise InputError(f"alpha = {self.alpha}; expected a probability in (0, 1)")
+        number_between("alpha", self.alpha)
         if not 0 <= self.futility < 1:
             raise InputError(f"futility = {self.futility}; expected a probability in [0, 1)")
         for name in ("n", "n0", "batch_size", "tile"):
@@ -100,10 +94,7 @@ class Smoothing:
                 raise InputError(f"{name} = {value!r}; expected an integer from 1 to {most}")
         if self.seed is not None and not -(2**63) <= self.seed < 2**63:
             raise InputError(f"seed = {self.seed}; expected 64 bits, signed")
-        if self.dtype not in DTYPES:
-            raise InputError(f"dtype = {self.dtype!r}; expected one of {', '.join(DTYPES)}")
-        if self.denoiser is not None and not callable(self.denoiser):
-            raise InputError("denoiser is not callable; expected (noisy, sigma) -> clean, or None")
+        one_of("dtype", self.dtype, DTYPES)
         if self.cuda_graph and self.compile:
             raise InputError("cuda_graph and compile exclude one another; leave one of them off")
         if self.clamp is not None:
@@ -118,22 +109,6 @@ class Smoothing:
         values["clamp"] = None if self.clamp is None else [float(v) for v in self.clamp]
         del values["batch_size"], values["cuda_graph"], values["progress"]
         return values
-
-
-def scalar(name: str, value: Any, convert: Callable[[Any], Any]) -> Any:
-    """``value`` as a plain number, also from a NumPy or PyTorch scalar, which JSON does not take.
-
-    Raises:
-        InputError: It is none.
-    """
-    try:
-        if isinstance(value, bool | str | bytes):
-            raise TypeError
-        plain = value.item() if hasattr(value, "item") else value
-        return convert(plain)
-    except (TypeError, ValueError, RuntimeError) as error:
-        kind = "an integer" if convert is index else "a number"
-        raise InputError(f"{name} = {value!r}; expected {kind}") from error
 
 
 def _name_of(denoiser: Denoiser) -> str:

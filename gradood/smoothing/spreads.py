@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from gradood.arguments import checked
 from gradood.errors import InputError
-from gradood.smoothing.evidence import Evidence, Row, Run, check_radii
+from gradood.smoothing.evidence import Evidence, JsonObject, Run, check_radii
 from gradood.smoothing.inference import Score
 from gradood.smoothing.quantiles import bounds_of, count_scores
-from gradood.smoothing.settings import Smoothing, scalar
+from gradood.smoothing.settings import Smoothing
 
 #: Three quartiles, from below and from above.
 _BOUNDS = 6
@@ -46,6 +46,7 @@ class SpreadCertificates:
     evidence: Evidence
 
 
+@checked
 def certify_spread(
     score: Score,
     x: Tensor,
@@ -78,8 +79,8 @@ def certify_spread(
         settings: Noise, confidence and precision.
         radius: One l2 radius or several, in units of the input.
         weight: Of the spread in the detector, at least 0.
-        ids: Numbers of the inputs, see ``Smoothing.seed``; their rows by default.
-        state: File that keeps samples over interruptions; call again with it to go on.
+        ids: As for ``certify_quantile``.
+        state: As for ``certify_quantile``.
         more: As for ``certify_quantile``.
 
     Raises:
@@ -89,29 +90,22 @@ def certify_spread(
             changed on the way.
         CheckpointError: ``state`` belongs to another run.
     """
-    radii, factor = check_radii(radius), scalar("weight", weight, float)
-    if not (math.isfinite(factor) and factor >= 0):
+    if not 0 <= weight < math.inf:
         raise InputError(f"weight = {weight}; expected a number from 0 on")
-    target = {"radius": radii, "weight": factor}
+    target = {"radius": check_radii(radius), "weight": weight}
     run = Run("spread", score, x, settings, target, ids, state, more)
-    evidence = run.evidence(count_scores(run), evaluate)
-
-    def column(name: str) -> Tensor:
-        return evidence.column(name, torch.float64).view(len(x), len(radii))
-
+    evidence = run.evidence(count_scores(run), certificate_from)
+    names = ("spread_lower", "spread_upper", "lower", "upper")
     return SpreadCertificates(
-        column("spread_lower"),
-        column("spread_upper"),
-        column("lower"),
-        column("upper"),
-        evidence.column("score", torch.float64),
-        torch.tensor(radii, dtype=torch.float64, device="cpu"),
-        evidence.samples,
-        evidence,
+        **evidence.columns(*names, each_radius=True),
+        **evidence.columns("score"),
+        radius=evidence.radii,
+        samples=evidence.samples,
+        evidence=evidence,
     )
 
 
-def evaluate(common: Row, row: Row) -> Row:
+def certificate_from(common: JsonObject, row: JsonObject) -> JsonObject:
     """The bounds that follow from what was counted for one input."""
     share, weight = common["settings"]["alpha"] / _BOUNDS, common["target"]["weight"]
     (low1, up1), (low2, up2), (low3, up3) = (
@@ -131,7 +125,7 @@ def evaluate(common: Row, row: Row) -> Row:
     }
 
 
-def _plain(row: Row, weight: float) -> float:
+def _plain(row: JsonObject, weight: float) -> float:
     """Median and spread of the samples: upper edges of their columns, the last finite one at most.
 
     Scores that are NaN count as the largest.

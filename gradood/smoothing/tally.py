@@ -1,4 +1,4 @@
-"""What has been counted so far, and how it survives an interruption."""
+"""Counts so far, and the file that keeps them over interruptions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KEY = "gradood-sampling"
 
 
 def kept_seed(path: str | Path | None) -> int | None:
-    """The seed of the run whose state the file holds, or None; what is damaged is said later."""
+    """The seed of the run whose state the file holds, or None, also for a damaged file."""
     if path is None or not Path(path).exists():
         return None
     try:
@@ -30,7 +30,7 @@ def kept_seed(path: str | Path | None) -> int | None:
 
 
 class Entry(NamedTuple):
-    """What was counted for one input; replaced as a whole, so that it is never half new."""
+    """The counts of one input; replaced as a whole, so that an interruption leaves no half."""
 
     counts: npt.NDArray[Any] | None
     samples: int
@@ -81,7 +81,7 @@ class Tally:
 
 
 class Resumable:
-    """Tallies that are read from a file, if it is there, and written to it.
+    """Tallies that are read from a file, if it exists, and written to it.
 
     Args:
         path: Safetensors with a JSON header, never pickle; None keeps tallies in memory only.

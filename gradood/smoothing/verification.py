@@ -10,20 +10,22 @@ from typing import Any
 
 from torch import Tensor
 
+from gradood.arguments import checked
 from gradood.errors import CheckpointError, InputError
 from gradood.smoothing import classes, decisions, means, quantiles, rounding, spreads
 from gradood.smoothing.commitment import commit
-from gradood.smoothing.evidence import FORMAT, Row, encode
+from gradood.smoothing.evidence import FORMAT, Conclusion, JsonObject, encode
 from gradood.smoothing.settings import Smoothing
 
-_EVALUATE: dict[str, Callable[[Row, Row], Row]] = {
-    "class": classes.evaluate,
-    "decision": decisions.evaluate,
-    "mean": means.evaluate,
-    "quantile": quantiles.evaluate,
-    "spread": spreads.evaluate,
+_CERTIFICATE_FROM: dict[str, Conclusion] = {
+    "class": classes.certificate_from,
+    "decision": decisions.certificate_from,
+    "mean": means.certificate_from,
+    "quantile": quantiles.certificate_from,
+    "spread": spreads.certificate_from,
 }
-_CERTIFY: dict[str, Callable[..., Any]] = {
+#: By kind, what certifies.
+CERTIFY: dict[str, Callable[..., Any]] = {
     "class": classes.certify_class,
     "decision": decisions.certify_decision,
     "mean": means.certify_mean,
@@ -36,7 +38,8 @@ _LABELS = ("file", "units")
 _TOLERANCE = 1e-9
 
 
-def read_records(path: str | Path) -> list[Row]:
+@checked
+def read_records(path: str | Path) -> list[JsonObject]:
     """Read JSON lines that ``Evidence.write`` wrote.
 
     Raises:
@@ -48,7 +51,7 @@ def read_records(path: str | Path) -> list[Row]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read certificates from {path}: {error}") from error
     for number, record in enumerate(records, 1):
-        if not isinstance(record, dict) or record.get("kind") not in _EVALUATE:
+        if not isinstance(record, dict) or record.get("kind") not in _CERTIFICATE_FROM:
             raise CheckpointError(f"{path}, line {number} is no certificate of gradood")
         if record.get("format") != FORMAT:
             raise CheckpointError(
@@ -58,7 +61,7 @@ def read_records(path: str | Path) -> list[Row]:
     return records
 
 
-def verify(record: Row) -> str | None:
+def verify(record: JsonObject) -> str | None:
     """Compute one certificate again from its counts, settings and target.
 
     Returns:
@@ -66,7 +69,7 @@ def verify(record: Row) -> str | None:
     """
     try:
         problem = _impossible(record)
-        result = encode(_EVALUATE[record["kind"]](record, record))
+        result = encode(_CERTIFICATE_FROM[record["kind"]](record, record))
         claimed = record["result"]
     except (LookupError, TypeError, ValueError) as error:
         return f"it is damaged ({type(error).__name__}: {error})"
@@ -80,8 +83,9 @@ def verify(record: Row) -> str | None:
     return None
 
 
+@checked
 def verify_with_model(
-    records: Sequence[Row],
+    records: Sequence[JsonObject],
     model: Any,
     x: Tensor,
     settings: Smoothing | None = None,
@@ -124,7 +128,7 @@ def verify_with_model(
 _COMMON = ("format", "kind", "target", "anytime", "settings", "tile", "shape", "model", "denoiser")
 
 
-def _runs(records: Sequence[Row]) -> list[list[int]]:
+def _runs(records: Sequence[JsonObject]) -> list[list[int]]:
     """Rows of the records that one run can draw again: same settings, and no id twice."""
     runs: list[tuple[str, set[Any], list[int]]] = []
     for row, record in enumerate(records):
@@ -143,19 +147,19 @@ def _runs(records: Sequence[Row]) -> list[list[int]]:
     return [rows for _, _, rows in runs]
 
 
-def _denoised(record: Row) -> bool:
+def _denoised(record: JsonObject) -> bool:
     settings = record.get("settings")
     return isinstance(settings, dict) and settings.get("denoiser") is not None
 
 
 def _again(
-    records: Sequence[Row], model: Any, x: Tensor, given: Smoothing | None
+    records: Sequence[JsonObject], model: Any, x: Tensor, given: Smoothing | None
 ) -> list[str | None]:
     """What is wrong with records of one run."""
     first = records[0]
     try:
         settings = _settings(first, given)
-        certify, target = _CERTIFY[first["kind"]], dict(first["target"])
+        certify, target = CERTIFY[first["kind"]], dict(first["target"])
         ids = [int(record["id"]) for record in records]
         more = first["samples"] if first["anytime"] else None
     except (LookupError, TypeError, ValueError) as error:
@@ -163,13 +167,13 @@ def _again(
     if isinstance(settings, str):
         return [settings] * len(records)
     try:
-        new = certify(model, x, settings, ids=ids, more=more, **target).evidence.records()
+        new = certify(model, x, settings=settings, ids=ids, more=more, **target).evidence.records()
     except (InputError, TypeError) as error:
         return [f"it cannot be drawn again: {error}"] * len(records)
     return [_difference(*pair) for pair in zip(records, new, strict=True)]
 
 
-def _settings(record: Row, given: Smoothing | None) -> Smoothing | str:
+def _settings(record: JsonObject, given: Smoothing | None) -> Smoothing | str:
     """The record's, with the denoiser that was given; or how the rest differs from what was."""
     recorded = {**record["settings"], "tile": record["tile"]}
     if given is None:
@@ -183,21 +187,21 @@ def _settings(record: Row, given: Smoothing | None) -> Smoothing | str:
 
 
 def _uncommitted(
-    records: Sequence[Row], model: Any, x: Tensor, given: Smoothing | None, challenge: str
+    records: Sequence[JsonObject], model: Any, x: Tensor, given: Smoothing | None, challenge: str
 ) -> str | None:
     """What is wrong with the seed, if it should come from a commitment to all of this."""
     first = records[0]
     settings = _settings(first, given)
     assert isinstance(settings, Smoothing)
     ids = [record["id"] for record in records]
-    commitment = commit(first["kind"], model, x, settings, ids=ids, **first["target"])
+    commitment = commit(first["kind"], model, x, settings=settings, ids=ids, **first["target"])
     opened = commitment.open(challenge).seed
     if settings.seed != opened:
         return f"its seed is {settings.seed}; the challenge opens its commitment to {opened}"
     return None
 
 
-def _difference(record: Row, new: Row) -> str | None:
+def _difference(record: JsonObject, new: JsonObject) -> str | None:
     """The first field, versions apart, that is not what drawing again gives."""
     new, record = encode(new), encode(record)
     free = ("versions", "result", *_LABELS)  # results are computed from the rest
@@ -215,8 +219,8 @@ def _difference(record: Row, new: Row) -> str | None:
     return verify(record)
 
 
-def _impossible(record: Row) -> str | None:
-    """What counts alone show to be wrong."""
+def _impossible(record: JsonObject) -> str | None:
+    """Errors that the counts alone show."""
     counts, samples = record["counts"], record["samples"]
     settings = record["settings"]
     if any(count < 0 for count in counts):

@@ -51,7 +51,7 @@ def test_attacked_images_stay_within_epsilon(dtype, attack, norm):
         options = {} if attack is fgsm else {"norm": norm}
         if attack is apgd:
             options |= {"steps": 5, "restarts": 3, "progress": False}
-        found = attack(model, x, labels, epsilon=epsilon, **options)
+        found = attack(model, x, labels=labels, epsilon=epsilon, **options)
         assert found.images.dtype == dtype
         reached = distance(found.images, x, norm)
         assert (reached <= epsilon).all() and reached.max() > 0

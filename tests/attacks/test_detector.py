@@ -299,7 +299,7 @@ def test_bad_input(small, anomalies):
         attack_score(small, anomalies, epsilon=0.1)
     with pytest.raises(ModelError, match="eval"):
         attack_score(energy(embedded_classifier().train()), anomalies, epsilon=0.1)
-    with pytest.raises(ModelError, match="callable"):
+    with pytest.raises(InputError, match="callable"):
         attack_score("energy", anomalies, epsilon=0.1)
 
 

@@ -22,7 +22,7 @@ def attacked():
 
 def test_an_attack_that_knows_the_detector_evades_it_and_still_fools(attacked):
     model, detector, x, labels = attacked
-    found = evade(model, detector, x, labels, epsilon=16 / 255, steps=15, restarts=1)
+    found = evade(model, detector, x, labels=labels, epsilon=16 / 255, steps=15, restarts=1)
     assert found.success.float().mean() > 0.5
     assert ((found.images - x).abs().amax((1, 2, 3)) <= 16 / 255).all()
     assert found.images.min() >= 0 and found.images.max() <= 1
@@ -31,7 +31,7 @@ def test_an_attack_that_knows_the_detector_evades_it_and_still_fools(attacked):
     torch.testing.assert_close(found.clean, detector.score(x).double(), rtol=1e-4, atol=1e-4)
     rounded = detector.score(found.rounded).double()
     torch.testing.assert_close(found.score_rounded, rounded, rtol=1e-4, atol=1e-4)
-    plain = pgd(model, x, labels, epsilon=16 / 255)
+    plain = pgd(model, x, labels=labels, epsilon=16 / 255)
     before = evaluate(found.clean, detector.score(plain.rounded[plain.success_rounded])).auroc
     after = evaluate(found.clean, found.score_rounded[found.success_rounded]).auroc
     assert after < before - 0.2
@@ -39,7 +39,7 @@ def test_an_attack_that_knows_the_detector_evades_it_and_still_fools(attacked):
 
 def test_where_nothing_fools_nothing_is_claimed(attacked):
     model, detector, x, labels = attacked
-    found = evade(model, detector, x[:3], labels[:3], epsilon=0.0, steps=2, restarts=2)
+    found = evade(model, detector, x[:3], labels=labels[:3], epsilon=0.0, steps=2, restarts=2)
     assert torch.equal(found.images, x[:3]) and not found.success.any()
     torch.testing.assert_close(found.score, found.clean)
 
@@ -52,27 +52,34 @@ def test_of_points_that_fool_the_one_with_the_lowest_score_is_kept():
             return torch.cat([0.5 - x, x - 0.5], 1) * 100
 
     x, labels = torch.full((1, 1), 0.2), torch.zeros(1, dtype=torch.int64)
-    found = evade(Step().eval(), lambda x: x[:, 0] ** 2, x, labels, epsilon=0.7, steps=60)
+    found = evade(Step().eval(), lambda x: x[:, 0] ** 2, x, labels=labels, epsilon=0.7, steps=60)
     assert found.success.all()
     assert 0.505 <= found.images.item() < 0.52  # a margin of one logit from .505 on
 
 
 def test_no_inputs(attacked):
     model, detector, x, labels = attacked
-    found = evade(model, Energy(model), x[:0], labels[:0], steps=1, restarts=1)
+    found = evade(model, Energy(model), x[:0], labels=labels[:0], steps=1, restarts=1)
     assert found.images.shape == x[:0].shape and found.score.shape == (0,)
 
 
 def test_what_cannot_be_attacked_is_refused(attacked):
     model, detector, x, labels = attacked
     with pytest.raises(InputError, match="confidence"):
-        evade(model, detector, x, labels, confidence=-1.0)
+        evade(model, detector, x, labels=labels, confidence=-1.0)
     with pytest.raises(InputError, match="labels"):
-        evade(model, detector, x, labels + 100)
+        evade(model, detector, x, labels=labels + 100)
     with pytest.raises(ModelError, match=r"\[2\]"):
-        evade(model, lambda x: x.mean(), x[:2], labels[:2], steps=1, restarts=1)
+        evade(model, lambda x: x.mean(), x[:2], labels=labels[:2], steps=1, restarts=1)
     with pytest.raises(ModelError, match="derivative"):
-        evade(model, lambda x: x.detach().sum((1, 2, 3)), x[:2], labels[:2], steps=1, restarts=1)
+        evade(
+            model,
+            lambda x: x.detach().sum((1, 2, 3)),
+            x[:2],
+            labels=labels[:2],
+            steps=1,
+            restarts=1,
+        )
 
 
 def test_a_classifier_without_a_gradient_is_refused(attacked):
@@ -84,4 +91,4 @@ def test_a_classifier_without_a_gradient_is_refused(attacked):
 
     x = attacked[2][:2]
     with pytest.raises(ModelError, match="no gradient"):
-        evade(Deaf().eval(), lambda x: x.sum((1, 2, 3)), x, torch.ones(2, dtype=torch.int64))
+        evade(Deaf().eval(), lambda x: x.sum((1, 2, 3)), x, labels=torch.ones(2, dtype=torch.int64))

@@ -12,18 +12,14 @@ from typer.testing import CliRunner
 
 from gradood.cli import app
 from gradood.errors import InputError
+from tests.processes import python
 
 RUNNER = CliRunner()
 
 
 def run(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "gradood", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, "COLUMNS": "100", **environment},
-    )
+    environment = {**os.environ, "COLUMNS": "100", **environment}
+    return python("-m", "gradood", *arguments, environment=environment)
 
 
 @pytest.fixture(scope="module")

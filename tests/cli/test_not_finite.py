@@ -6,11 +6,10 @@ import math
 import pytest
 import torch
 from torch import nn
-from typer.testing import CliRunner
 
-from gradood.cli import app
 from gradood.data import embedded_classifier, embedded_images
 from gradood.data.preprocessing import Preprocessing
+from tests.commands import run
 from tests.pictures import write_pictures
 
 COUNT, BRIGHT = 30, 0.3
@@ -38,10 +37,6 @@ def breaks_by_inf():
 
 MODELS = ("breaks_by_nan", "breaks_by_inf")
 EVERY_MODEL = pytest.mark.parametrize("model", [f"{__name__}:{name}" for name in MODELS])
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, list(map(str, arguments)))
 
 
 @pytest.fixture(scope="module")

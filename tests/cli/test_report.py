@@ -9,23 +9,17 @@ import tarfile
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 import gradood
-from gradood.cli import app
 from gradood.data import embedded_classifier, embedded_images
 from gradood.detectors.uncertainty import GradUncertainty
 from gradood.evaluation import control_fdr
 from gradood.scoring.rows import read_rows
+from tests.commands import run
 from tests.pictures import pixels, write_pictures
 
-RUNNER = CliRunner()
 #: A folder and a file in it: together the name that a careless page would run.
 SCRIPT = ("<script>alert(1)<", "script>.png")
-
-
-def run(*arguments):
-    return RUNNER.invoke(app, list(map(str, arguments)))
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +90,7 @@ def test_p_values_are_shown_and_what_can_be_called_from_them(data, tmp_path, suf
     html = page_in(report)
     p = np.array([row["p_value"] for row in read_rows(out, ("id", "score", "error", "p_value"))])
     for level in (0.05, 0.2):
-        calls = [control_fdr(p, level, method).sum() for method in ("bh", "storey")]
+        calls = [control_fdr(p, level=level, method=method).sum() for method in ("bh", "storey")]
         cells = [f"{level:g}", (p <= level).sum(), f"{level * len(p):,.0f}", *calls]
         assert " ".join(map(str, cells)) in re.sub(r"(<[^>]*>)+", " ", html)
     assert f"(p = {p.min():.3g})" in html

@@ -9,9 +9,10 @@ import sys
 import numpy as np
 import pytest
 
-from gradood.data.files import open_source
-from gradood.scoring.resuming import Remaining, Seen
-from tests.cli.test_score import interrupted, run
+from gradood.data.files import IterableSource, open_source
+from gradood.scoring.resuming import Remaining
+from tests.cli.test_interrupted import interrupted
+from tests.commands import run
 from tests.pictures import pixels, write_pictures
 
 
@@ -205,8 +206,8 @@ def test_a_second_writer_is_told(folder, tmp_path):
 
 
 def test_as_often_as_they_were_seen(tmp_path):
-    seen = Seen(["a", "b", "a"])
-    assert [seen.take(n) for n in "aaabbc"] == [True, True, False, True, False, False]
+    named = IterableSource([(name, 0) for name in "aaabbc"])
+    assert [item.id for item in Remaining(named, ["a", "b", "a"]).items()] == ["a", "b", "c"]
     np.save(tmp_path / "x.npy", np.zeros((3, 2), np.float32))
     twice = open_source([tmp_path / "x.npy", tmp_path / "x.npy"])
     rest = Remaining(twice, [f"{tmp_path / 'x.npy'}:{i}" for i in (0, 1, 2, 1)])

@@ -1,48 +1,15 @@
-"""gradood fit, score and evaluate, on real pictures, whatever interrupts them."""
+"""gradood fit, score and evaluate, on real pictures."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import gradood
-from gradood.cli import app
 from gradood.data import embedded_classifier, embedded_images
-from tests.pictures import write_pictures
-
-RUNNER = CliRunner()
-
-
-def run(*arguments):
-    return RUNNER.invoke(app, list(map(str, arguments)))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Folders of pictures, and a detector fitted on one of them by the command."""
-    root = tmp_path_factory.mktemp("data")
-    write_pictures(root / "train", "fashion-mnist-train", 150)
-    write_pictures(root / "normal", "fashion-mnist", 40)
-    write_pictures(root / "mnist", "mnist", 40)
-    made = run("fit", root / "train", "--out", root / "detector", "--json")
-    assert made.exit_code == 0, made.output
-    return root
-
-
-def rows(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def events(result):
-    return [json.loads(line) for line in result.stdout.splitlines()]
+from tests.commands import events, rows, run
 
 
 def test_fit_knows_the_presets(data, tmp_path):
@@ -56,7 +23,7 @@ def test_fit_is_that_of_the_library(data):
     model = embedded_classifier()
     x = (embedded_images("fashion-mnist-train")[:150] * 255).round() / 255
     held_out = torch.arange(150) % 5 == 0
-    expected = gradood.GradientDetector(model).fit(x[~held_out]).calibrate(x[held_out], 0.05)
+    expected = gradood.GradientDetector(model).fit(x[~held_out]).calibrate(x[held_out], fpr=0.05)
     found = gradood.load(data / "detector", model)
     probe = embedded_images("mnist")[:5]
     torch.testing.assert_close(found.score(probe), expected.score(probe))
@@ -162,95 +129,6 @@ def test_skipped_inputs_are_reported_and_counted(data, tmp_path):
     assert json.loads(metrics.stdout)["skipped"] == 2
 
 
-def test_a_run_goes_on_only_under_its_own_settings(data, tmp_path):
-    out = tmp_path / "scores.jsonl"
-    command = ("score", data / "mnist", "--detector", data / "detector", "--out", out)
-    interrupted(command, batches=1)
-    assert run(*command).exit_code == 2  # would throw the rows away
-    other = run(*command, "--resume", "--layers", 1)
-    assert other.exit_code == 2 and "layers was 3, now 1" in " ".join(other.output.split())
-    assert run(*command, "--resume").exit_code == 2  # another batch size
-    assert run(*command, "--resume", "--batch-size", 8).exit_code == 0
-    whole = tmp_path / "whole.jsonl"
-    run(*command[:-1], whole, "--batch-size", 8)
-    assert out.read_bytes() == whole.read_bytes()
-
-
-def interrupted(command, batches):
-    """Run until so many batches are written."""
-    from gradood.scoring.output import ScoreFile
-
-    class Stop(BaseException):
-        pass
-
-    def append(self, *arguments, original=ScoreFile.append):
-        original(self, *arguments)
-        append.left -= 1
-        if not append.left:
-            raise Stop
-
-    append.left = batches
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ScoreFile, "append", append)
-        with pytest.raises(Stop):
-            RUNNER.invoke(app, [*map(str, command), "--batch-size", "8"], catch_exceptions=False)
-
-
-@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
-def test_rows_that_the_state_does_not_count_are_written_once(data, tmp_path, suffix):
-    out, whole = tmp_path / f"scores.{suffix}", tmp_path / f"whole.{suffix}"
-    command = ("score", data / "mnist", "--detector", "energy", "--batch-size", 8)
-    run(*command, "--out", whole)
-    interrupted(("score", data / "mnist", "--detector", "energy", "--out", out), batches=2)
-    with open(tmp_path / f"scores.{suffix}.partial", "a") as partial:
-        partial.write('{"id": "00016.png", "sco')  # killed in the middle of a row
-    assert run(*command, "--out", out, "--resume").exit_code == 0
-    assert out.read_bytes() == whole.read_bytes()
-
-
-def test_a_run_that_scored_nothing_leaves_nothing(data, tmp_path):
-    out = tmp_path / "scores.jsonl"
-    assert run("score", data / "mnist", "--out", out, "--detector", "missing").exit_code == 2
-    assert not list(tmp_path.iterdir())
-    assert run("score", data / "mnist", "--out", out).exit_code == 0
-
-
-def test_a_run_that_scored_nothing_leaves_an_old_result_and_is_begun_again(data, tmp_path):
-    out = tmp_path / "scores.jsonl"
-    out.write_text("old\n")
-    assert run("score", data / "mnist", "--out", out, "--detector", "missing").exit_code == 2
-    assert out.read_text() == "old\n"
-    assert run("score", data / "mnist", "--out", out, "--resume").exit_code == 0
-    assert len(rows(out)) == 40
-
-
-def test_an_old_result_is_replaced_and_not_taken_for_a_new_one(data, tmp_path):
-    out = tmp_path / "scores.jsonl"
-    out.write_text("old\n")
-    interrupted(("score", data / "mnist", "--out", out), batches=1)
-    assert out.read_text() == "old\n"
-    assert run("score", data / "mnist", "--out", out, "--resume", "--batch-size", 8).exit_code == 0
-    assert len(rows(out)) == 40
-
-
-def test_batches_shrink_when_memory_runs_out(data, tmp_path, monkeypatch):
-    whole, out = tmp_path / "whole.jsonl", tmp_path / "scores.jsonl"
-    run("score", data / "mnist", "--detector", "energy", "--out", whole)
-    score = gradood.Energy.score
-
-    def limited(self, x):
-        # What the allocator does with more than 5 pictures' worth of memory.
-        return score(self, x) if len(x) <= 5 else torch.empty(1 << 60)
-
-    monkeypatch.setattr(gradood.Energy, "score", limited)
-    result = run("score", data / "mnist", "--detector", "energy", "--out", out)
-    assert result.exit_code == 0, result.output
-    assert "going on with 5" in result.output
-    assert [row["score"] for row in rows(out)] == pytest.approx(
-        [row["score"] for row in rows(whole)], rel=1e-5
-    )
-
-
 @pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-4), ("bfloat16", 0.2)])
 def test_precision(data, tmp_path, dtype, tolerance):
     run("score", data / "mnist", "--detector", "energy", "--out", tmp_path / "a.jsonl")
@@ -299,59 +177,6 @@ def test_mistakes_get_a_sentence(data, tmp_path, monkeypatch, arguments, message
     result = run(*(part.format(data=data) for part in arguments))
     assert result.exit_code == 2, result.output
     assert message in " ".join(result.output.split())
-
-
-def test_ctrl_c_says_how_to_go_on(data, tmp_path, monkeypatch):
-    from gradood.scoring.scores import Scorer
-
-    def interrupt(self, batch):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Scorer, "lines", interrupt)
-    result = run("score", data / "mnist", "--out", tmp_path / "scores.jsonl")
-    assert result.exit_code == 130 and "--resume" in result.output
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
-def test_ten_kills_change_nothing(data, tmp_path, suffix):
-    """Ten times kill -9, then --resume: the file of an undisturbed run, byte for byte."""
-    many = tmp_path / "many"
-    many.mkdir()
-    for i in range(2000):
-        shutil.copy(data / "mnist" / f"{i % 40:05}.png", many / f"{i:05}.png")
-    (many / "01234.png").write_bytes(b"no picture")
-    command = [
-        sys.executable, "-m", "gradood", "score", str(many), "--detector", str(data / "detector"),
-        "--batch-size", "32", "--on-error", "skip",
-    ]  # fmt: skip
-    whole, out = tmp_path / f"whole.{suffix}", tmp_path / f"scores.{suffix}"
-    begin = time.monotonic()
-    assert subprocess.run([*command, "--out", str(whole)], timeout=600).returncode == 3
-    seconds = time.monotonic() - begin
-    generator = np.random.default_rng(0)
-    state = out.with_name(out.name + ".state")
-    kills = 0
-    for _ in range(60):
-        before = json.loads(state.read_text())["bytes"] if state.exists() else 0
-        process = subprocess.Popen([*command, "--out", str(out), "--resume"])
-        # From when it has begun to write; the start takes most of the time otherwise.
-        while process.poll() is None and (
-            not state.exists() or json.loads(state.read_text())["bytes"] == before
-        ):
-            time.sleep(0.002)
-        time.sleep(generator.random() * seconds / 25)
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-            kills += 1
-        if kills == 10 or out.exists():
-            break
-    assert kills == 10
-    final = subprocess.run([*command, "--out", str(out), "--resume"], timeout=600)
-    assert final.returncode == 3
-    assert out.read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.parametrize(

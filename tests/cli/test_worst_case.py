@@ -3,17 +3,11 @@
 import json
 
 import pytest
-from typer.testing import CliRunner
 
-from gradood.cli import app
+from tests.commands import run
 from tests.pictures import write_pictures
 
-RUNNER = CliRunner()
 RANKED = ("auroc", "aupr_anomalous", "aupr_normal")
-
-
-def run(*arguments):
-    return RUNNER.invoke(app, list(map(str, arguments)))
 
 
 @pytest.fixture(scope="module")

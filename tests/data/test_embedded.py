@@ -34,6 +34,7 @@ def test_the_classifier_is_right_on_the_embedded_test_pictures() -> None:
     assert accuracy(embedded_images("fashion-mnist"), embedded_labels("fashion-mnist")) >= 0.90
 
 
+@pytest.mark.slow
 def test_the_classifier_has_the_accuracy_it_states(debian_fashion_mnist: Path) -> None:
     test = fashion_mnist("test", debian_fashion_mnist)
     assert test.labels is not None

@@ -1,7 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from gradood.data import ImageSet, embedded_set, halve_by_group, without_duplicates
 from gradood.errors import InputError
@@ -18,7 +17,7 @@ def test_halving_never_separates_a_group_and_loses_nothing(groups: list[int], se
     if len(set(groups)) < 2:
         return
     whole = grouped(groups)
-    first, second = halve_by_group(whole, seed)
+    first, second = halve_by_group(whole, seed=seed)
     assert not set(first.groups.tolist()) & set(second.groups.tolist())
     count_first, count_second = (len(set(half.groups.tolist())) for half in (first, second))
     assert count_first - count_second in (0, 1)
@@ -28,7 +27,7 @@ def test_halving_never_separates_a_group_and_loses_nothing(groups: list[int], se
 
 def test_halving_depends_on_the_seed_alone() -> None:
     whole = grouped(list(range(30)))
-    again = [halve_by_group(whole, seed)[0].groups.tolist() for seed in (0, 0, 1)]
+    again = [halve_by_group(whole, seed=seed)[0].groups.tolist() for seed in (0, 0, 1)]
     assert again[0] == again[1] != again[2]
 
 
@@ -59,7 +58,9 @@ def test_samples_are_different_pictures_drawn_by_seed() -> None:
     whole = grouped(list(range(20)))
     drawn = whole.sample(8, seed=1).groups.tolist()
     assert len(set(drawn)) == 8
-    assert drawn == whole.sample(8, seed=1).groups.tolist() != whole.sample(8, 2).groups.tolist()
+    assert (
+        drawn == whole.sample(8, seed=1).groups.tolist() != whole.sample(8, seed=2).groups.tolist()
+    )
     assert sorted(whole.sample(50).groups.tolist()) == list(range(20))
 
 

@@ -57,11 +57,11 @@ def test_rotating_turns_counter_clockwise() -> None:
     np.testing.assert_array_equal(
         rotated(NORMAL).pixels, np.rot90(NORMAL.pixels.numpy(), axes=(2, 3))
     )
-    half = rotated(NORMAL, 180).pixels
+    half = rotated(NORMAL, degrees=180).pixels
     assert torch.equal(rotated(rotated(NORMAL)).pixels, half)
     for degrees in (0, 45, 360):
         with pytest.raises(InputError, match="degrees"):
-            rotated(NORMAL, degrees)
+            rotated(NORMAL, degrees=degrees)
 
 
 @pytest.mark.parametrize("make", [pixel_shuffled, inverted, rotated])

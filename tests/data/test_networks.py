@@ -15,7 +15,7 @@ from gradood.errors import CheckpointError, InputError
 def test_networks_have_the_sizes_asked_for(
     depth: int, width: int, classes: int, parameters: int | None
 ) -> None:
-    network = ResNet(depth, width, classes).eval()
+    network = ResNet(depth, width=width, classes=classes).eval()
     x = torch.rand(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     assert network(x).shape == (3, classes)
     assert network.features(x).shape == (3, 4 * width)
@@ -31,13 +31,13 @@ def test_networks_have_the_sizes_asked_for(
 
 
 def test_logits_are_the_linear_layer_of_the_features() -> None:
-    network = ResNet(8, 4).eval()
+    network = ResNet(8, width=4).eval()
     x = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(network(x), network.linear(network.features(x)))
 
 
 def test_normalisation_is_inside_and_made_of_buffers() -> None:
-    network = ResNet(8, 4, mean=0.25, std=0.5)
+    network = ResNet(8, width=4, mean=0.25, std=0.5)
     assert dict(network.named_buffers())["normalise.mean"] == 0.25
     assert not any("normalise" in name for name, _ in network.named_parameters())
     torch.testing.assert_close(
@@ -58,7 +58,7 @@ def test_width_must_be_positive() -> None:
 
 def test_a_saved_network_comes_back_the_same_and_in_eval_mode(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    network = ResNet(8, 4, classes=7)
+    network = ResNet(8, width=4, classes=7)
     x = torch.rand(8, 1, 28, 28)
     network(x)  # moves the running statistics, which must be saved as well
     path = tmp_path / "network.safetensors"
@@ -75,9 +75,9 @@ def test_what_is_no_classifier_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"not a safetensors file")
     with pytest.raises(CheckpointError, match="Cannot read"):
         load_classifier(path)
-    save_file(ResNet(8, 4).state_dict(), path)
+    save_file(ResNet(8, width=4).state_dict(), path)
     with pytest.raises(CheckpointError, match="depth"):
         load_classifier(path)
-    save_file(ResNet(8, 4).state_dict(), path, {"depth": "8", "width": "8", "classes": "10"})
+    save_file(ResNet(8, width=4).state_dict(), path, {"depth": "8", "width": "8", "classes": "10"})
     with pytest.raises(CheckpointError, match="size mismatch"):
         load_classifier(path)

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from benchmarks.datasets import animals, digits, glyphs, mnist, photo_patches
+from benchmarks.datasets.building import package_file
 from benchmarks.datasets.letters import DEBIAN_FONTS, family
 from benchmarks.datasets.photos import FLAT, PICTURES
 from gradood.data import ImageSet, embedded_set, without_duplicates
-from gradood.data.optional import package_file, require
+from gradood.data.optional import require
 from gradood.errors import InputError
 
 NEEDS_FONTS = pytest.mark.skipif(

@@ -35,6 +35,7 @@ def test_no_picture_and_no_group_is_on_both_sides(debian_fashion_mnist: Path) ->
         assert 0 < len(scored) and len(known) + len(scored) == 400
 
 
+@pytest.mark.slow
 def test_the_suite_depends_on_its_seed_alone(debian_fashion_mnist: Path) -> None:
     first, again, other = (
         evaluation_suite(debian_fashion_mnist, count=60, seed=seed) for seed in (0, 0, 1)

@@ -38,6 +38,7 @@ def test_augmented_pictures_are_shifted_and_mirrored_ones_of_the_set(script: Mod
     assert len(kinds) > 10
 
 
+@pytest.mark.slow
 def test_training_writes_a_classifier_that_states_how_it_was_made(
     script: ModuleType,
     tmp_path: Path,

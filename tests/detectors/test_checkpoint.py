@@ -102,8 +102,8 @@ def test_header_is_json_and_names_every_parameter(fitted, model, tmp_path):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (ResNet(8, 8), r"conv\.weight is \[8, 1, 3, 3\], in the file \[16, 1, 3, 3\]"),
-        (ResNet(14, 16), r"stage1\.1\.conv1\.weight is not in the file"),
+        (ResNet(8, width=8), r"conv\.weight is \[8, 1, 3, 3\], in the file \[16, 1, 3, 3\]"),
+        (ResNet(14, width=16), r"stage1\.1\.conv1\.weight is not in the file"),
         (torch.nn.Linear(3, 2), r"conv\.weight is missing.*more"),
     ],
     ids=["width", "depth", "other"],

@@ -86,7 +86,7 @@ def test_margin_drop_is_what_its_formula_says():
 def test_tokens_have_no_copies_and_the_other_parts_do(caplog):
     model, generator = Tokens().eval(), torch.Generator().manual_seed(0)
     tokens = torch.randint(50, (240, 7), generator=generator)
-    detector = GradientDetector(model, "adversarial").fit(tokens)
+    detector = GradientDetector(model, preset="adversarial").fit(tokens)
     assert "margin drop (there are no changed copies" in caplog.text
     assert "margin drop" not in [part.name for part in detector.parts]
     assert detector.score(tokens).isfinite().all()
@@ -103,7 +103,7 @@ def test_attacked_pictures_lose_their_margin(model, pictures):
     x = pictures.normal[:60]
     with torch.no_grad():
         labels = model(x).argmax(1)
-    attacked = pgd(model, x, labels, epsilon=8 / 255)
+    attacked = pgd(model, x, labels=labels, epsilon=8 / 255)
     rows = attacked.success_rounded
     found = {}
     for parts in (["energy"], ["margin drop"]):
@@ -114,7 +114,7 @@ def test_attacked_pictures_lose_their_margin(model, pictures):
 
 
 def test_norms_without_copies_are_refused(model, pictures):
-    detector = GradientDetector(model, "adversarial").fit(pictures.fit)
+    detector = GradientDetector(model, preset="adversarial").fit(pictures.fit)
     norms = detector.norms(pictures.normal)
     torch.testing.assert_close(detector.score(norms), detector.score(pictures.normal))
     with pytest.raises(InputError, match="changed copies"):

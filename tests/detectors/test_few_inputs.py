@@ -125,6 +125,6 @@ def test_a_measure_that_says_nothing_is_left_out(preset):
     generator = torch.Generator().manual_seed(0)
     normal = torch.randn(300, 8, generator=generator)
     anomalous = 8 * torch.randn(50, 8, generator=generator)
-    detector = GradientDetector(OneClass().eval(), preset)
+    detector = GradientDetector(OneClass().eval(), preset=preset)
     detector.fit(normal[:250])
     assert evaluate(detector.score(normal[250:]), detector.score(anomalous)).auroc > 0.95

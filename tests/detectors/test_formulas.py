@@ -8,7 +8,15 @@ from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
-from gradood.detectors import Energy, GradientGMM, GradientKNN, GradientMahalanobis, MaxSoftmax
+from gradood.detectors import (
+    PARTS,
+    Energy,
+    GradientGMM,
+    GradientKNN,
+    GradientMahalanobis,
+    MaxSoftmax,
+)
+from gradood.detectors.relative import RELATIVE, SHRINKAGE as RELATIVE_SHRINKAGE
 from gradood.detectors.whitening import SHRINKAGE
 
 
@@ -51,6 +59,45 @@ def test_knn_is_the_distance_to_the_kth_whitened_neighbour(fitted, norms):
     expected = neighbours.kneighbors(scored @ whitening)[0][:, 3]
     actual = fitted(GradientKNN, neighbours=4).score(norms["normal"]).double().numpy()
     np.testing.assert_allclose(actual, expected, rtol=1e-3)
+
+
+def test_class_energy_is_the_energy_less_that_of_its_class(norms):
+    part, fit, scored = PARTS["class energy"], norms["fit"], norms["normal"]
+    absent = int(fit.logits.argmax(1)[0])  # of which the fit below knows nothing
+    fit = fit.select(fit.logits.argmax(1) != absent)
+
+    def energies(one):
+        return -np.log(np.exp(one.logits.double().numpy()).sum(1)), one.logits.argmax(1).numpy()
+
+    (known, known_classes), (found, classes) = energies(fit), energies(scored)
+    usual = [
+        (known[known_classes == c].sum() + 10 * known.mean()) / ((known_classes == c).sum() + 10)
+        for c in range(scored.logits.shape[1])
+    ]
+    assert usual[absent] == pytest.approx(known.mean()) and absent in classes
+    actual = part.score(scored, part.fit(fit)).double().numpy()
+    np.testing.assert_allclose(actual, found - np.array(usual)[classes], rtol=0, atol=1e-4)
+
+
+def test_relative_distance_is_of_both_covariances():
+    torch.manual_seed(0)
+    classes = torch.arange(300) % 4
+    vectors = torch.randn(301, 6).double() + 4 * torch.randn(5, 6).double()[[*classes, 4]]
+    classes = torch.cat([classes, torch.tensor([4])])  # the only one of its class
+    learned = RELATIVE.fit(vectors, classes)
+
+    def form(differences, covariance):
+        shrinkage = RELATIVE_SHRINKAGE * np.trace(covariance) / len(covariance)
+        solved = np.linalg.solve(covariance + shrinkage * np.eye(len(covariance)), differences.T)
+        return np.einsum("nd,dn->n", differences, solved)
+
+    x = vectors.numpy()
+    groups = [x[classes == c] for c in range(4)]
+    within = np.cov(np.concatenate([g - g.mean(0) for g in groups]).T)
+    nearest = np.min([form(x - g.mean(0), within) for g in groups], 0)
+    expected = nearest - form(x - x.mean(0), np.cov(x.T))
+    actual = RELATIVE.score(vectors, classes, learned).numpy()
+    np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_gmm_scores_as_scikit_learn_does(fitted, norms):

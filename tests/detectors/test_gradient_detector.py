@@ -120,9 +120,9 @@ def test_a_loss_for_each_label(model, pictures):
 @pytest.mark.parametrize(
     ("preset", "parts"),
     [
-        ("forward", ["layers", "directions", "relative", "energy"]),
-        ("fast", ["layers", "directions", "relative", "energy", "norms"]),
-        ("adversarial", ["layers", "directions", "relative", "energy", "margin drop"]),
+        ("forward", ["layers", "class energy", "relative logits"]),
+        ("fast", ["layers", "class energy", "relative logits", "norms"]),
+        ("adversarial", ["layers", "class energy", "relative logits", "margin drop"]),
     ],
 )
 def test_presets_score_save_and_load(preset, parts, model, pictures, tmp_path):
@@ -257,21 +257,28 @@ class Headless(nn.Module):
         return self.conv(x).flatten(1)
 
 
-@pytest.mark.parametrize(
-    ("preset", "left"),
-    [("forward", ["layers", "energy"]), ("fast", ["layers", "energy", "norms"])],
-)
-def test_what_a_model_lacks_is_left_out_and_said(preset, left, pictures, caplog):
+def test_what_a_model_lacks_is_left_out_and_said(pictures, caplog):
     torch.manual_seed(0)
-    detector = GradientDetector(Headless().eval(), preset).fit(pictures.fit)
-    assert [part.name for part in detector.parts] == left
+    parts = ["layers", "directions", "relative", "energy"]
+    detector = GradientDetector(Headless().eval(), parts=parts).fit(pictures.fit)
+    assert [part.name for part in detector.parts] == ["layers", "energy"]
     assert caplog.text.count("no penultimate features") == 2
     assert detector.score(pictures.anomalous).isfinite().all()
 
 
+@pytest.mark.parametrize("part", ["relative", "relative logits"])
+def test_one_predicted_class_has_no_relative_distance(part, model, norms, caplog):
+    classes = norms["fit"].logits.argmax(1)
+    one = norms["fit"].select(classes == classes.mode().values)
+    detector = GradientDetector(model, parts=["class energy", part]).fit(one)
+    assert [kept.name for kept in detector.parts] == ["class energy"]
+    assert f"{part} (all normal inputs are predicted to be of one class)" in caplog.text
+
+
 def test_parts_that_want_more_inputs_a_class_are_left_out(model, pictures, caplog):
-    detector = GradientDetector(model).fit(pictures.fit[:60])
-    assert [part.name for part in detector.parts] == ["layers", "directions", "energy"]
+    parts = ["directions", "relative", "class energy", "relative logits", "norms"]
+    detector = GradientDetector(model, parts=parts).fit(pictures.fit[:60])
+    assert [part.name for part in detector.parts] == ["directions", *parts[2:4]]
     assert caplog.text.count("left out") == 1
     assert detector.score(pictures.normal).isfinite().all()
 

@@ -23,7 +23,7 @@ from gradood.gradients import gradient_grams, gradient_norms
 
 KINDS = {
     "fast": lambda m: GradientDetector(m),
-    "adversarial": lambda m: GradientDetector(m, "adversarial"),
+    "adversarial": lambda m: GradientDetector(m, preset="adversarial"),
     "knn": GradientKNN,
     "mahalanobis": GradientMahalanobis,
     "gmm": lambda m: GradientGMM(m, components=2),

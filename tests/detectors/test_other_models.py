@@ -99,11 +99,10 @@ def texts(count: int, strange: bool) -> dict[str, Tensor]:
     return {"input_ids": tokens, "attention_mask": torch.ones(count, 8).long()}
 
 
-FEATURES = {"directions", "relative"}
 #: A model, its inputs, and the parts that it cannot have.
 CASES = {
     "prototypes": (Prototypes, vectors, set()),
-    "convolutional": (Convolutional, pictures, FEATURES),
+    "convolutional": (Convolutional, pictures, set()),
     "transformer": (Transformer, pictures, set()),
     "text encoder": (TextEncoder, texts, {"margin drop"}),
     "one logit": (OneLogit, vectors, set()),
@@ -116,10 +115,10 @@ def test_a_preset_uses_the_parts_that_exist(case, preset, caplog):
     build, make, lacks = CASES[case]
     torch.manual_seed(0)
     model = build().eval()
-    detector = GradientDetector(model, preset, progress=False).fit(make(NORMAL, False))
+    detector = GradientDetector(model, preset=preset, progress=False).fit(make(NORMAL, False))
     wanted, used = set(PRESETS[preset]), {part.name for part in detector.parts}
     assert used <= wanted and not used & lacks
-    assert {"layers", "energy"} <= used
+    assert {"layers", "class energy"} <= used
     left_out = wanted - used
     assert left_out >= wanted & lacks
     assert all(f"{name} (" in caplog.text for name in left_out)

@@ -48,7 +48,7 @@ def test_bounds_hold_in_a_dense_sample_and_at_corners(name):
     network = networks()[name].eval().double()
     generator = torch.Generator().manual_seed(1)
     x = torch.rand(2, 1, 8, 8, generator=generator, dtype=torch.float64)
-    lower, upper = box(x, 0.2)
+    lower, upper = box(x, epsilon=0.2)
     bounds = propagate(network, Interval(lower, upper))
     share = torch.rand(4000, 1, 1, 8, 8, generator=generator, dtype=torch.float64)
     share[2000:] = share[2000:].round()
@@ -65,7 +65,7 @@ def test_an_affine_network_has_its_exact_range():
     torch.manual_seed(0)
     layer = nn.Linear(6, 4).double()
     x = torch.rand(3, 6, dtype=torch.float64)
-    lower, upper = box(x, 0.3)
+    lower, upper = box(x, epsilon=0.3)
     corners = torch.tensor(list(itertools.product([0.0, 1.0], repeat=6))).double()
     values = layer(lower[:, None] + corners * (upper - lower)[:, None])
     bounds = propagate(layer, Interval(lower, upper))
@@ -99,22 +99,22 @@ def test_a_tiny_network_never_exceeds_its_bound_and_comes_near(seed):
     network = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 1)).double()
     x = torch.rand(4, 3, dtype=torch.float64)
     for epsilon in (0.01, 0.3):
-        bound = upper_bound(network, x, epsilon).detach()[:, 0].numpy()
-        lower, upper = (end.numpy() for end in box(x, epsilon))
+        bound = upper_bound(network, x, epsilon=epsilon).detach()[:, 0].numpy()
+        lower, upper = (end.numpy() for end in box(x, epsilon=epsilon))
         exact = np.array([exact_maximum(network, *ends) for ends in zip(lower, upper, strict=True)])
         assert (exact <= bound + 1e-9).all()
         assert (bound - exact).max() < 3 * epsilon
     at_x = network(x).detach()[:, 0].numpy()
-    assert upper_bound(network, x, 0.0).detach()[:, 0].numpy() == pytest.approx(at_x)
+    assert upper_bound(network, x, epsilon=0.0).detach()[:, 0].numpy() == pytest.approx(at_x)
 
 
 def test_a_box_is_clipped_to_the_inputs_there_are():
-    lower, upper = box(torch.tensor([[0.0, 0.005, 0.5, 1.0]]), 0.01)
+    lower, upper = box(torch.tensor([[0.0, 0.005, 0.5, 1.0]]), epsilon=0.01)
     torch.testing.assert_close(lower, torch.tensor([[0.0, 0.0, 0.49, 0.99]]))
     torch.testing.assert_close(upper, torch.tensor([[0.01, 0.015, 0.51, 1.0]]))
     for x, epsilon in ((torch.tensor([[1.1]]), 0.1), (torch.tensor([[0.5]]), -0.1)):
         with pytest.raises(InputError):
-            box(x, epsilon)
+            box(x, epsilon=epsilon)
 
 
 def test_8_upper_logits_alone_bound_no_softmax():
@@ -131,7 +131,7 @@ def test_8_upper_logits_alone_bound_no_softmax():
 
 def test_bounds_have_gradients_to_train_with():
     network = discriminator(4)
-    upper_bound(network, torch.rand(2, 1, 28, 28), 0.01).sum().backward()
+    upper_bound(network, torch.rand(2, 1, 28, 28), epsilon=0.01).sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
 
 
@@ -145,7 +145,7 @@ def test_bounds_have_gradients_to_train_with():
 )
 def test_layers_without_a_bound_are_refused(layer, message):
     with pytest.raises(ModelError, match=message):
-        upper_bound(layer, torch.rand(1, 1, 8, 8), 0.1)
+        upper_bound(layer, torch.rand(1, 1, 8, 8), epsilon=0.1)
 
 
 @pytest.mark.parametrize("name", networks())
@@ -155,8 +155,8 @@ def test_boxes_hold_for_networks_that_round(name):
     network = networks()[name].eval()
     x = torch.rand(50, 1, 8, 8)
     exact = copy.deepcopy(network).double()
-    plain = propagate(exact, box(x.double(), 0.0))
-    rounded = propagate(exact, box(x.double(), 0.0), FLOAT32)
+    plain = propagate(exact, box(x.double(), epsilon=0.0))
+    rounded = propagate(exact, box(x.double(), epsilon=0.0), unit=FLOAT32)
     ran = network(x).double()
     assert ((ran > plain.upper) | (ran < plain.lower)).any(), "float32 rounds"
     assert ((ran <= rounded.upper) & (ran >= rounded.lower)).all()

@@ -3,8 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from gradood import evaluate_adversarial, evaluate_guaranteed
 from gradood.errors import InputError
@@ -70,7 +69,7 @@ def test_attacked_normal_inputs_count_with_their_highest_scores() -> None:
     result = evaluate_adversarial(
         [0.0, 1.0], [2.0, 3.0], [0.1, 0.2],
         {"apgd": [[2.0, 0.5], [3.0, 3.0]]},
-        {"apgd": [[2.5, 0.0], [0.0, 0.0]]},
+        attacked_normal={"apgd": [[2.5, 0.0], [0.0, 0.0]]},
     )  # fmt: skip
     assert result.clean_normals.auroc.tolist() == [1.0, 0.75]
     assert result.moved_normals is not None

@@ -38,22 +38,32 @@ def test_every_order_of_scores_is_a_p_value_of_its_own():
 
 def test_benjamini_hochberg_by_hand():
     p = torch.tensor([0.001, 0.9, 0.03, 0.02, 0.2], dtype=torch.float64)
-    assert control_fdr(p, 0.05).tolist() == [True, False, True, True, False]
-    assert control_fdr(p, 0.05, "by").tolist() == [True, False, False, False, False]
+    assert control_fdr(p, level=0.05).tolist() == [True, False, True, True, False]
+    assert control_fdr(p, level=0.05, method="by").tolist() == [True, False, False, False, False]
     # One p-value in five is above 1/2: pi = 2 / 2.5.
-    assert control_fdr(p, 0.041, "storey").sum() == 3 and control_fdr(p, 0.041).sum() == 1
-    assert control_fdr([0.9] * 4, 0.5).sum() == 0 and control_fdr([], 0.5).shape == (0,)
+    assert (
+        control_fdr(p, level=0.041, method="storey").sum() == 3
+        and control_fdr(p, level=0.041).sum() == 1
+    )
+    assert control_fdr([0.9] * 4, level=0.5).sum() == 0 and control_fdr([], level=0.5).shape == (0,)
     # Equality counts, whatever rounding makes of it.
-    assert control_fdr([0.1 * 3 / 3] * 3, 0.1).all()
+    assert control_fdr([0.1 * 3 / 3] * 3, level=0.1).all()
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [([0.5, 1.2],), ([math.nan],), ([[0.5]],), ([0.5], 0.0), ([0.5], 0.1, "other"), ([0.5], 2.0)],
+    "p, options",
+    [
+        ([0.5, 1.2], {}),
+        ([math.nan], {}),
+        ([[0.5]], {}),
+        ([0.5], {"level": 0.0}),
+        ([0.5], {"method": "other"}),
+        ([0.5], {"level": 2.0}),
+    ],
 )
-def test_wrong_arguments_are_named(arguments):
+def test_wrong_arguments_are_named(p, options):
     with pytest.raises(InputError):
-        control_fdr(*arguments)
+        control_fdr(p, **options)
 
 
 def test_the_envelope_is_the_share_of_orders():
@@ -76,7 +86,7 @@ def test_bounds_of_false_discoveries_hold_at_every_threshold():
         known = torch.from_numpy(rng.standard_normal(200))
         scores = torch.from_numpy(np.append(rng.standard_normal(80), 4 + rng.standard_normal(20)))
         p = conformal_p_values(known, scores).numpy()
-        bound = bound_false_discoveries(p, 200, 0.1)
+        bound = bound_false_discoveries(p, 200, delta=0.1)
         true = np.searchsorted(np.sort(p[:80]), p, side="right")
         called = np.searchsorted(np.sort(p), p, side="right")
         failed += bool((true > bound).any())
@@ -117,7 +127,7 @@ def first(z):
 
 
 def certified(x, settings, **options):
-    return gradood.certify_quantile(first, x, settings, **options)
+    return gradood.certify_quantile(first, x, settings=settings, **options)
 
 
 def test_worst_case_p_values_survive_a_move_within_the_radius():

@@ -5,8 +5,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from gradood import evaluate_guaranteed
 from gradood.errors import InputError
@@ -134,7 +133,7 @@ def test_binomial_refuses_inputs_that_shared_their_noise() -> None:
         settings = gradood.Smoothing(sigma=1.0, n=100, alpha=0.01, seed=seed)
         x = torch.zeros(3, 1, 2, 2)
         return gradood.certify_quantile(
-            lambda z: z.flatten(1).sum(1), x, settings, ids=ids
+            lambda z: z.flatten(1).sum(1), x, settings=settings, ids=ids
         ).evidence
 
     bounds, options = ([0.0] * 3, [1.0] * 3), {"point_alpha": 0.01, "composition": "binomial"}
@@ -162,7 +161,10 @@ BAD = {
     "no radius 0": (dict(upper_normal=[[0.1]]), "radius must hold 0"),
     "alpha": (dict(alpha=1.0), r"alpha must be in \(0, 1\)"),
     "point alpha": (dict(point_alpha=0.0), r"point_alpha must be in \(0, 1\)"),
-    "composition": (dict(composition="max"), "composition must be"),
+    "composition": (
+        dict(composition="max"),
+        r"composition = .max.; expected .bonferroni. or .binomial.",
+    ),
 }
 
 

@@ -84,10 +84,10 @@ def test_grams_hold_the_norms_of_every_label_and_loss(classified, label, loss):
     model, images, grams = classified
     if (label, loss) == ("zero_hot", "ce"):
         with pytest.raises(InputError, match="positive sum"):
-            grams.norms(label, loss)
+            grams.norms(label, loss=loss)
         return
     expected = gradood.gradient_norms(model, images, label=label, loss=loss)
-    found = grams.norms(label, loss)
+    found = grams.norms(label, loss=loss)
     assert found.names == expected.names and torch.equal(found.logits, grams.logits)
     # Rounding is relative to the sum of what may cancel.
     delta = loss_gradient(grams.logits, label, loss).abs().float()

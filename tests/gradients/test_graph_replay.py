@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 import gradood
 from gradood.errors import InputError
 from gradood.gradients import cuda_graph, scorer
+from gradood.gradients.norms import Norms
 
 
 class Recording(TorchDispatchMode):
@@ -249,7 +250,7 @@ def test_one_sample_is_captured_as_it_is(captures, monkeypatch):
     monkeypatch.setattr(scorer.Scorer, "pairs", scorer.Scorer.pairs)
     plan = gradood.gradients.plan.Plan()
     assert plan.pair_lone
-    made = scorer.Scorer(model, None, {}, (), (), "auto")
+    made = scorer.Scorer(model, None, {}, Norms())
     assert made.pairs(batch()[:1], plan)
     assert not made.pairs(batch()[:1].to("meta"), plan)
 

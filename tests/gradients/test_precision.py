@@ -10,6 +10,7 @@ from torch import nn
 import gradood
 from gradood.errors import InputError, ModelError
 from gradood.gradients import engine, memory_bound, precision, scorer
+from gradood.gradients.norms import assembled
 from gradood.gradients.probe import Probe
 from gradood.products import CHOSEN, products
 
@@ -241,8 +242,7 @@ def test_memory_written_in_place_counts_once():
 
 
 def test_norms_of_a_model_on_several_devices_come_together():
-    parameters = {name: nn.Parameter(torch.zeros(1)) for name in ("first", "second", "unused")}
-    made = scorer.Scorer(nn.Identity(), None, parameters, ("all_hot",), ("bce",), "auto")
     elsewhere = torch.empty(2, 3, device="meta")
     norms = [{"first": torch.ones(2), "second": torch.ones(2, device="meta")}]
-    assert made._assemble(norms, elsewhere).device.type == "meta"
+    names = ["first", "second", "unused"]
+    assert assembled(norms, names, elsewhere).device.type == "meta"

@@ -102,7 +102,7 @@ def test_norms_are_those_of_a_float64_loop(label, loss):
     for values in (
         gradient_norms(model, x, label=label, loss=loss).values,
         gradient_norms(model, x, label=label, loss=loss, method="loop").values,
-        gradient_grams(model, x).norms(label, loss).values,
+        gradient_grams(model, x).norms(label, loss=loss).values,
         differentiable_norms(model, x, label=label, loss=loss).values,
     ):
         torch.testing.assert_close(values.double(), expected, rtol=1e-4, atol=1e-9)
@@ -125,7 +125,7 @@ DETECTORS = {
     "knn": gradood.GradientKNN,
     "mahalanobis": gradood.GradientMahalanobis,
     "fast": gradood.GradientDetector,
-    "adversarial": lambda m: gradood.GradientDetector(m, "adversarial"),
+    "adversarial": lambda m: gradood.GradientDetector(m, preset="adversarial"),
 }
 
 
@@ -152,7 +152,7 @@ def test_certified_classes_are_true_and_radii_do_not_pass_the_border():
     smoothing = gradood.Smoothing(sigma=0.25, n=2000, progress=False)
     border = (model(x)[:, 0] / model[1].weight.norm()).abs().detach()
     for radius in (None, 0.05):
-        found = gradood.certify_class(model, x, smoothing, radius=radius)
+        found = gradood.certify_class(model, x, settings=smoothing, radius=radius)
         sure = ~found.abstained
         # Smoothing a linear model changes no decision.
         assert sure.any() and torch.equal(found.label[sure], truth(model, x)[sure])
@@ -160,18 +160,18 @@ def test_certified_classes_are_true_and_radii_do_not_pass_the_border():
 
 
 ATTACKS = {
-    "pgd": lambda m, x, y, e: attacks.pgd(m, x, y, epsilon=e),
-    "fgsm": lambda m, x, y, e: attacks.fgsm(m, x, y, epsilon=e),
-    "bim": lambda m, x, y, e: attacks.bim(m, x, y, epsilon=4 * e, norm="l2"),
-    "least likely": lambda m, x, y, e: attacks.least_likely(m, x, y, epsilon=e),
+    "pgd": lambda m, x, y, e: attacks.pgd(m, x, labels=y, epsilon=e),
+    "fgsm": lambda m, x, y, e: attacks.fgsm(m, x, labels=y, epsilon=e),
+    "bim": lambda m, x, y, e: attacks.bim(m, x, labels=y, epsilon=4 * e, norm="l2"),
+    "least likely": lambda m, x, y, e: attacks.least_likely(m, x, labels=y, epsilon=e),
     **{
         f"apgd {loss}": lambda m, x, y, e, loss=loss: attacks.apgd(
-            m, x, y, epsilon=e, steps=10, restarts=1, loss=loss, progress=False
+            m, x, labels=y, epsilon=e, steps=10, restarts=1, loss=loss, progress=False
         )
         for loss in ("cross_entropy", "margin", "probability")
     },
-    "deepfool": lambda m, x, y, e: attacks.deepfool(m, x, y),
-    "carlini-wagner": lambda m, x, y, e: attacks.carlini_wagner(m, x, y, steps=50),
+    "deepfool": lambda m, x, y, e: attacks.deepfool(m, x, labels=y),
+    "carlini-wagner": lambda m, x, y, e: attacks.carlini_wagner(m, x, labels=y, steps=50),
 }
 
 
@@ -189,7 +189,7 @@ def test_attacks_cross_the_border_and_never_without_moving(attack):
 
 def test_a_label_beyond_one_is_refused():
     with pytest.raises(gradood.errors.InputError, match="0 to 1"):
-        attacks.pgd(linear(), images(), torch.full((N,), 2))
+        attacks.pgd(linear(), images(), labels=torch.full((N,), 2))
 
 
 def test_openood_gets_the_sign():
@@ -205,6 +205,8 @@ def test_openood_gets_the_sign():
 def test_a_logit_of_zero_is_class_zero():
     model = nn.Linear(2, 1)
     nn.init.zeros_(model.weight), nn.init.zeros_(model.bias)
-    assert not attacks.fgsm(model.eval(), torch.rand(3, 2), torch.zeros(3).long()).success.any()
+    assert not attacks.fgsm(
+        model.eval(), torch.rand(3, 2), labels=torch.zeros(3).long()
+    ).success.any()
     assert gradood.MaxSoftmax(model).score(torch.rand(3, 2)).tolist() == [0.5] * 3
     assert math.isclose(gradood.Energy(model).score(torch.rand(1, 2)), -math.log(2), rel_tol=1e-6)

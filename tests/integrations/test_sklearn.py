@@ -24,7 +24,7 @@ def pictures():
 
 def adapter(**options):
     return GradientOutlier(
-        embedded_classifier(), "gradient-knn", input_shape=(1, 28, 28), **options
+        embedded_classifier(), detector="gradient-knn", input_shape=(1, 28, 28), **options
     )
 
 
@@ -33,7 +33,7 @@ def test_it_is_the_detector_with_scikit_learns_signs(pictures):
     found = adapter(fpr=0.1).fit(normal)
     x = torch.from_numpy(normal).reshape(-1, 1, 28, 28)
     out = torch.arange(300) % 5 == 0
-    expected = gradood.GradientKNN(embedded_classifier()).fit(x[~out]).calibrate(x[out], 0.1)
+    expected = gradood.GradientKNN(embedded_classifier()).fit(x[~out]).calibrate(x[out], fpr=0.1)
     probe = torch.from_numpy(strange).reshape(-1, 1, 28, 28)
     np.testing.assert_allclose(found.score_samples(strange), -expected.score(probe), rtol=1e-4)
     assert found.offset_ == pytest.approx(-expected.threshold, rel=1e-4)
@@ -75,7 +75,9 @@ def test_a_pipeline_on_a_table():
     random = np.random.default_rng(0)
     rows = random.normal(5, 3, size=(400, 6))  # float64: becomes what the model holds
     network = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 3)).eval()
-    pipeline = make_pipeline(StandardScaler(), GradientOutlier(network, "gradient-mahalanobis"))
+    pipeline = make_pipeline(
+        StandardScaler(), GradientOutlier(network, detector="gradient-mahalanobis")
+    )
     pipeline.fit(rows)
     assert (pipeline.predict(random.normal(5, 3, size=(200, 6))) == -1).mean() < 0.2
     assert (pipeline.predict(random.normal(60, 3, size=(200, 6))) == -1).mean() > 0.9

@@ -1,8 +1,6 @@
 """Who gets the Triton backend, what the others are told, and that whole models agree with C++."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,6 +11,7 @@ from benchmarks.kernel_calls import DEVICE
 from gradood import ops
 from gradood.kernels.launch import INTERPRETING
 from gradood.ops import cpp_backend, triton_backend
+from tests.processes import python
 
 
 class Mixed(nn.Module):
@@ -109,10 +108,8 @@ def sentence(code, **environment):
     """What a fresh process says about the backend."""
     kept = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "GRADOOD_BACKEND")}
     code += "\nfrom gradood.ops.dispatch import load\nprint(load('triton')[1])"
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(
-        command, env=kept | environment, capture_output=True, text=True, check=True
-    )
+    done = python("-c", code, environment=kept | environment)
+    assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
@@ -132,7 +129,7 @@ def test_an_unsupported_gpu_is_told_so():
     said = sentence(
         "from triton.backends.compiler import GPUTarget\n"
         "from triton.runtime import driver\n"
-        "from gradood.benchmarking.gpu.dry_driver import _Driver\n"
+        "from benchmarks.gpu.dry_driver import _Driver\n"
         "from gradood.ops.triton_backend import unavailable\n"
         "driver.set_active(there := _Driver('sm_90'))\n"
         "for gpu in (('cuda', 75), ('hip', 'gfx1100'), ('cuda', 90), ('hip', 'gfx950')):\n"
@@ -156,9 +153,8 @@ def test_next_backend_serves_and_the_reason_is_logged(tmp_path):
     )
     kept = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     kept["GRADOOD_BACKEND"] = "triton"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=kept, capture_output=True, text=True, check=True
-    )
+    done = python("-c", code, environment=kept)
+    assert done.returncode == 0, done.stderr
     if not torch.cuda.is_available():
         assert done.stderr.count("backend triton is not used: no GPU") == 1
 
@@ -180,9 +176,9 @@ def test_a_certificate_equals_that_of_cpp(monkeypatch):
         model, x = model.to(DEVICE), x.to(DEVICE)
     monkeypatch.setenv("GRADOOD_BACKEND", "triton")
     with ops.tracing() as served:
-        triton = gradood.certify_class(model, x, settings)
+        triton = gradood.certify_class(model, x, settings=settings)
     assert {s.backend for s in served if s.operator in ("noisy_batch", "vote_count")} == {"triton"}
     monkeypatch.setenv("GRADOOD_BACKEND", "cpp")
-    cpp = gradood.certify_class(model.cpu(), x.cpu(), settings)
+    cpp = gradood.certify_class(model.cpu(), x.cpu(), settings=settings)
     assert torch.equal(triton.label.cpu(), cpp.label)
     torch.testing.assert_close(triton.radius.cpu(), cpp.radius, rtol=0, atol=0)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gradood.benchmarking.gpu import cost
+from benchmarks.gpu import cost
 from gradood.kernels.launch import Settings
 
 CALLS = json.loads(Path(__file__).with_name("model_calls.json").read_text())

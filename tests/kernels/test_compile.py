@@ -1,7 +1,7 @@
 """Kernels compiled for GPUs that are not there: nothing spills, loads and products are wide.
 
 The compiler runs in processes of its own, because the interpreter is switched on in this one.
-``python -m gradood.benchmarking.gpu.resources --out tests/kernels/resources.json`` rewrites the
+``python -m benchmarks.gpu.resources --out tests/kernels/resources.json`` rewrites the
 committed table.
 """
 
@@ -14,24 +14,25 @@ from pathlib import Path
 import pytest
 import triton
 
-from gradood.benchmarking.gpu.dry_driver import DESCRIBED, dry
+from benchmarks.gpu.dry_driver import DESCRIBED, dry
+from benchmarks.gpu.resources import SMALL, TENSOR_CORE
 from gradood.benchmarking.gpu.launch_cases import launch_cases
-from gradood.benchmarking.gpu.resources import SMALL, TENSOR_CORE
 from gradood.errors import BackendError, InputError
 from gradood.kernels.launch import INTERPRETING
+from tests.processes import python
 
 CASES = launch_cases()
 GOLDEN = json.loads(Path(__file__).with_name("resources.json").read_text())
 #: Tiles of 32 rows are too few for the wider instructions of sm_90 and sm_100.
 FALLBACK = "mma.sync"
-QUICK = ["conv, medium, bfloat16"]  # and the noise in test_commands.py
+QUICK = ["conv, medium, bfloat16", "noise, planes"]
 
 
 def compiled(folder, module, *arguments):
     out = folder / "out.json"
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(folder / "cache")
-    command = [sys.executable, "-m", f"gradood.benchmarking.gpu.{module}", "--out", str(out)]
+    command = [sys.executable, "-m", f"benchmarks.gpu.{module}", "--out", str(out)]
     subprocess.run([*command, *arguments], check=True, env=environment, timeout=1500)
     return json.loads(out.read_text())
 
@@ -120,19 +121,16 @@ def test_nothing_is_compiled_in_the_interpreter():
 
 
 def test_limits_of_the_grid_are_checked(tmp_path):
-    script = tmp_path / "launch.py"
-    script.write_text(
+    code = (
         "import torch\n"
-        "from gradood.benchmarking.gpu.dry_driver import dry\n"
+        "from benchmarks.gpu.dry_driver import dry\n"
         "from gradood.kernels import reduction\n"
         "row = torch.zeros(1, 4)\n"
         "with dry('sm_90'):\n"
-        "    reduction._sum_kernel[(1, 70000)](row, row, row, 4, 0, BIAS=False, BLOCK=32)\n"
+        "    reduction._sum_kernel[(1, 70000)](row, row.long(), row, 1, 1, BLOCK=32)\n"
     )
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, str(script)], env=environment, capture_output=True, text=True
-    )
+    done = python("-c", code, environment=environment)
     assert done.returncode == 1 and "70000" in done.stderr and "65535" in done.stderr
 
 

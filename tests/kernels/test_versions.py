@@ -2,21 +2,18 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
-from gradood.benchmarking.gpu import matrix
+from benchmarks.gpu import matrix
 from gradood.benchmarking.gpu.launch_cases import launch_cases
+from tests.processes import python
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
 def process(code):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
-    )
+    done = python("-c", code, environment=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
@@ -29,7 +26,7 @@ def test_a_triton_without_knobs_and_without_bf16x3_serves_float32():
         "del triton.knobs\n"
         "from gradood.kernels import launch\n"
         "from gradood.errors import InputError\n"
-        "from gradood.benchmarking.gpu.dry_driver import dry\n"
+        "from benchmarks.gpu.dry_driver import dry\n"
         "with dry('sm_90'):\n"
         "    print(launch.product_precision(torch.float32, 1 << 20, cancels=False))\n"
         "    with launch.precision('bf16x3'):\n"
@@ -43,7 +40,7 @@ def test_precisions_are_those_that_the_compiler_of_the_gpu_knows():
     said = process(
         "import torch\n"
         "from gradood.kernels import launch\n"
-        "from gradood.benchmarking.gpu.dry_driver import dry\n"
+        "from benchmarks.gpu.dry_driver import dry\n"
         "for name in ('sm_90', 'gfx942'):\n"
         "    with dry(name):\n"
         "        for cancels in (False, True):\n"

@@ -1,13 +1,12 @@
 """The kernels run on PyTorch's own threads, as many as it is told to use."""
 
-import os
-import subprocess
 import sys
 
 import pytest
 import torch
 
 from gradood.ops import cpp_backend
+from tests.processes import python
 
 COUNT_THREADS = """
 import os, sys, torch
@@ -27,9 +26,8 @@ print(before, after, count(), len(runtimes))
 
 
 def threads(number, order):
-    command = [sys.executable, "-c", COUNT_THREADS, str(number), order]
-    environment = dict(os.environ, OMP_NUM_THREADS="4")
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    done = python("-c", COUNT_THREADS, number, order)
+    assert done.returncode == 0, done.stderr
     return [int(word) for word in done.stdout.split()]
 
 

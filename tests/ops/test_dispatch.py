@@ -78,3 +78,19 @@ def test_explanation_names_the_algorithm():
         ops.linear_sqnorm(torch.randn(2, 1, 3), torch.randn(2, 1, 4), True)
     assert [call.operator for call in served] == ["conv_sqnorm", "linear_sqnorm"]
     assert served[1].algorithm == "outer"
+
+
+def test_backends_say_which_operators_they_have():
+    """Each a function of that name; PyTorch has all of them, whatever the others lack."""
+    backends = {name: dispatch.load(name)[0] for name in ("cpp", "triton", "torch")}
+    for backend in filter(None, backends.values()):
+        assert all(callable(getattr(backend, op)) for op in backend.OPERATORS)
+        assert set(getattr(backend, "TAKES_OVER", ())) <= set(backend.OPERATORS)
+        assert set(backend.OPERATORS) <= set(backends["torch"].OPERATORS)
+    known = {name for name in ops.__all__ if name.endswith(("_sqnorm", "_batch", "_count"))}
+    assert known == set(backends["torch"].OPERATORS)
+
+
+def test_an_operator_that_the_first_backend_lacks_is_served_by_the_next(monkeypatch):
+    monkeypatch.setattr(cpp_backend, "OPERATORS", ("linear_sqnorm",))
+    assert served_by(torch.randn(2, 3, 4)) == "torch"

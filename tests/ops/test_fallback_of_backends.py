@@ -13,8 +13,8 @@ from torch import nn
 import gradood
 from gradood import ops
 from gradood.errors import BackendError, InputError
-from gradood.ops import dispatch as dispatch_function
-from gradood.ops import gpu_state, triton_backend
+from gradood.ops import dispatch as dispatch_function, gpu_state, triton_backend
+from tests.processes import python
 
 dispatch = sys.modules["gradood.ops.dispatch"]
 
@@ -110,8 +110,7 @@ def state(tmp_path, code, **environment):
     kept |= {"TRITON_LIBCUDA_PATH": str(tmp_path), "TRITON_CACHE_DIR": str(tmp_path / "cache")}
     code = "import torch\ntorch.cuda.is_available = lambda: True\n" + code
     code += "\nfrom gradood.ops import triton_backend\nprint(*triton_backend.problem(), sep='|')"
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=kept | environment, capture_output=True, text=True)
+    done = python("-c", code, environment=kept | environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip().splitlines()[-1].split("|")
 

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-import gradood
 from gradood.data.files import open_source
 from gradood.detectors import Energy
 from gradood.errors import GradoodError
 from gradood.scoring.models import load_model
 from gradood.scoring.stream import Stream
+from tests.processes import python
 from tests.scoring.malformed import arrays, others, picture, pictures, shards, tables
 
 KINDS = [pictures, arrays, tables, shards, others]
@@ -111,12 +109,9 @@ def test_the_command_survives_them_all(tmp_path, monkeypatch):
     Image.fromarray(picture()).save(good)
     # Links that lead nowhere are wrong usage where they are named, and wrong inputs in a folder.
     named = [os.fsencode(path) for path in paths if path.parent.name != "pictures"]
-    command = [sys.executable, "-m", "gradood", "score", "pictures", *named, str(good), "--json"]
+    command = ["-m", "gradood", "score", "pictures", *map(os.fsdecode, named), good, "--json"]
     options = ["--out", "scores.jsonl", "--detector", "energy", "--on-error", "skip"]
-    here = {**os.environ, "PYTHONPATH": str(Path(gradood.__file__).parents[1])}
-    done = subprocess.run(
-        [*command, *options], timeout=240, capture_output=True, text=True, env=here
-    )
+    done = python(*command, *options)
     assert done.returncode == 3, done.stderr
     assert "Traceback" not in done.stderr
     found = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]

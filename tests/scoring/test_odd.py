@@ -61,9 +61,9 @@ def check(root, caplog):
 
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of what it mends
 def test_odd_files_are_scored_or_named(tmp_path, caplog):
-    Odd(tmp_path, seed=1).write(150)
+    Odd(tmp_path, seed=1).write(80)
     rows, scored = check(tmp_path, caplog)
-    assert rows > 150 and 30 < scored < rows
+    assert rows > 80 and 15 < scored < rows
 
 
 @pytest.mark.slow

@@ -206,7 +206,9 @@ def test_exported_programs_take_them_by_name(by_name, tmp_path):
 
 
 def test_ray_s_batches_have_columns(detector):
-    made = RayScorer(str(detector), {"name": f"{__name__}:mixed"}, ["numbers", "tokens=words"])
+    made = RayScorer(
+        str(detector), model={"name": f"{__name__}:mixed"}, column=["numbers", "tokens=words"]
+    )
     found = made({"numbers": NUMBERS, "words": TOKENS})
     expected = gradood.load(detector, mixed()).score(BOTH).numpy()
     np.testing.assert_allclose(found["score"], expected, rtol=1e-5, atol=1e-5)
@@ -230,8 +232,8 @@ def test_what_moves_one_tensor_refuses_several():
     smoothing = gradood.Smoothing(sigma=0.1, n=100)
     for given in (BOTH, tuple(BOTH.values()), list(BOTH.values())):
         with pytest.raises(InputError, match="several tensors"):
-            gradood.certify_class(model, given, smoothing)
+            gradood.certify_class(model, given, settings=smoothing)
         with pytest.raises(InputError, match="several tensors"):
-            attacks.pgd(model, given, labels)
+            attacks.pgd(model, given, labels=labels)
         with pytest.raises(InputError, match="several tensors"):
             attacks.attack_score(gradood.Energy(model), given, epsilon=0.1)

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from benchmarks.datasets.building import package_file
 from gradood.cli import app
 from gradood.data.files import open_source
-from gradood.data.optional import package_file
 from gradood.errors import InputError
 from gradood.scoring.models import load_model
 

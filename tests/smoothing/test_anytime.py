@@ -11,8 +11,7 @@ from scipy.special import ndtr, ndtri
 
 import gradood
 from gradood.errors import CheckpointError, InputError
-from gradood.smoothing import classes as class_certificates
-from gradood.smoothing import decisions, verify, verify_with_model
+from gradood.smoothing import classes as class_certificates, decisions, verify, verify_with_model
 from gradood.smoothing.bounds import anytime, binomial, mean, quantile, sequential
 
 SMOOTHING = gradood.Smoothing(sigma=0.5, n=100, seed=2)
@@ -40,15 +39,15 @@ def test_a_state_is_continued_to_what_one_run_gives(kind, points, tmp_path):
     x, state = points(0.8, 0.1), tmp_path / "state.safetensors"
     reached = []
     for more in (100, 500, 400):
-        found = certify(model, x, SMOOTHING, state=state, more=more, **options)
+        found = certify(model, x, settings=SMOOTHING, state=state, more=more, **options)
         reached.append(found.evidence.rows[0]["samples"])
         records = json.loads(json.dumps(found.evidence.records()))
         assert [verify(record) for record in records] == [None, None]
         assert verify_with_model(records, model, x) == [None, None]
     assert reached == [100, 600, 1000]
-    assert certify(model, x, SMOOTHING, more=1000, **options).evidence == found.evidence
+    assert certify(model, x, settings=SMOOTHING, more=1000, **options).evidence == found.evidence
     with pytest.raises(CheckpointError, match="anytime"):
-        certify(model, x, SMOOTHING, state=state, **options)
+        certify(model, x, settings=SMOOTHING, state=state, **options)
     forged = records[0] | {"anytime": False}
     assert verify(forged) is not None
 
@@ -56,14 +55,16 @@ def test_a_state_is_continued_to_what_one_run_gives(kind, points, tmp_path):
 @pytest.mark.parametrize("more", [0, -5, 1.5, True, "10"])
 def test_what_is_no_number_of_samples_is_refused(more, points):
     with pytest.raises(InputError, match="more"):
-        gradood.certify_class(classes, points(1.0), SMOOTHING, more=more)
+        gradood.certify_class(classes, points(1.0), settings=SMOOTHING, more=more)
 
 
 def test_more_does_not_go_with_a_radius(points):
     with pytest.raises(InputError, match="radius=None"):
-        gradood.certify_class(classes, points(1.0), SMOOTHING, more=10, radius=0.1)
+        gradood.certify_class(classes, points(1.0), settings=SMOOTHING, more=10, radius=0.1)
     with pytest.raises(InputError, match="radius=None"):
-        gradood.certify_decision(first, points(1.0), SMOOTHING, threshold=0, more=10, radius=0.1)
+        gradood.certify_decision(
+            first, points(1.0), settings=SMOOTHING, threshold=0, more=10, radius=0.1
+        )
 
 
 def crossing(limits, p):
@@ -152,7 +153,7 @@ def test_a_class_is_certified_falsely_at_most_alpha_by_an_exact_calculation(pilo
         for count in counts.tolist():
             votes = [count, here - count] + [0] * (len(pilot) - 2)
             row = {"counts": votes, "pilot": pilot, "samples": here, "slack": 0.0}
-            made = class_certificates.evaluate(shared, row)
+            made = class_certificates.certificate_from(shared, row)
             found.append(made["radius"] >= 0.3 or made["lower"] > p + 1e-9)
         return np.array(found)
 
@@ -168,7 +169,7 @@ def test_a_decision_is_false_at_most_half_of_alpha_by_an_exact_calculation(radii
 
     def wrong(counts, here):
         rows = [{"counts": [c, 0], "samples": here, "slack": 0.0} for c in counts.tolist()]
-        found = [decisions.evaluate(shared, row) for row in rows]
+        found = [decisions.certificate_from(shared, row) for row in rows]
         return np.array([one["radius"] >= 0.3 and one["decision"] == side for one in found])
 
     failed = exact_failures(wrong, schedule(120, 16), p)
@@ -183,9 +184,12 @@ def test_several_radii_share_their_samples(points):
         (gradood.certify_class, classes, {}),
         (gradood.certify_decision, first, {"threshold": 0.0}),
     ):
-        found = certify(model, x, settings, radius=[0.5, 0.1, 1.0], **options)
+        found = certify(model, x, settings=settings, radius=[0.5, 0.1, 1.0], **options)
         assert found.radius.tolist() == [0.1, 0.5, 1.0]
-        alone = [certify(model, x, settings, radius=r, **options).samples for r in (0.1, 0.5, 1.0)]
+        alone = [
+            certify(model, x, settings=settings, radius=r, **options).samples
+            for r in (0.1, 0.5, 1.0)
+        ]
         assert (found.samples < sum(alone)).all()
         records = json.loads(json.dumps(found.evidence.records()))
         assert [verify(record) for record in records] == [None] * 3
@@ -236,6 +240,6 @@ def test_looking_until_it_pleases_fails_at_most_alpha(half_space, points):
     ever = torch.zeros(80, dtype=torch.bool)
     settings = gradood.Smoothing(sigma=1.0, alpha=0.1, n0=32, seed=5)
     for n in range(50, 501, 50):
-        ever |= gradood.certify_class(half_space, x, settings, more=n).radius > 0.2
+        ever |= gradood.certify_class(half_space, x, settings=settings, more=n).radius > 0.2
     assert int(ever.sum()) <= stats.binom.isf(1e-4, 80, 0.1)
     assert smoothing.seed is None

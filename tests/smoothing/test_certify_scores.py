@@ -26,7 +26,7 @@ def step(x):
 def test_decisions_within_a_radius(points):
     x = points(2.0, -2.0, 0.1)
     smoothing = gradood.Smoothing(sigma=0.5, n=20_000)
-    found = gradood.certify_decision(first, x, smoothing, threshold=0.0, radius=0.5)
+    found = gradood.certify_decision(first, x, settings=smoothing, threshold=0.0, radius=0.5)
     assert found.decision.tolist() == [1, -1, 0]
     assert found.radius.tolist() == [0.5, 0.5, 0.0]
     assert (found.samples <= 512).all(), "all three are clear"
@@ -35,7 +35,7 @@ def test_decisions_within_a_radius(points):
 def test_largest_radius_of_a_decision(points):
     x = points(0.8, -0.8, 0.0)
     smoothing = gradood.Smoothing(sigma=0.5, n=8000)
-    found = gradood.certify_decision(first, x, smoothing, threshold=0.0)
+    found = gradood.certify_decision(first, x, settings=smoothing, threshold=0.0)
     assert found.decision.tolist() == [1, -1, 0]
     assert (found.radius[:2] <= 0.8).all() and (found.radius[:2] > 0.7).all()
     assert found.lower[0] < ndtr(1.6) < found.upper[0]
@@ -46,17 +46,21 @@ def test_a_quantile_other_than_the_median(points):
     """The 10 % quantile is above the threshold out to x - 0.5 * 1.28 only."""
     smoothing = gradood.Smoothing(sigma=0.5, n=8000, seed=0)
     arguments = {"threshold": 0.0, "q": 0.1}
-    found = gradood.certify_decision(first, points(1.2), smoothing, **arguments)
+    found = gradood.certify_decision(first, points(1.2), settings=smoothing, **arguments)
     truth = 1.2 + 0.5 * ndtri(0.1)
     assert truth - 0.1 < found.radius[0] <= truth
-    near = gradood.certify_decision(first, points(1.2), smoothing, **arguments, radius=0.4)
-    beyond = gradood.certify_decision(first, points(1.2), smoothing, **arguments, radius=0.7)
+    near = gradood.certify_decision(first, points(1.2), settings=smoothing, **arguments, radius=0.4)
+    beyond = gradood.certify_decision(
+        first, points(1.2), settings=smoothing, **arguments, radius=0.7
+    )
     assert near.decision[0] == 1 and beyond.decision[0] == 0
 
 
 def test_radius_zero_decides_the_point_itself(points):
     smoothing = gradood.Smoothing(sigma=0.5, n=2000)
-    found = gradood.certify_decision(first, points(0.3, -0.3), smoothing, threshold=0, radius=0)
+    found = gradood.certify_decision(
+        first, points(0.3, -0.3), settings=smoothing, threshold=0, radius=0
+    )
     assert found.decision.tolist() == [1, -1]
 
 
@@ -67,7 +71,7 @@ def test_nan_counts_against_either_claim(points):
     smoothing = gradood.Smoothing(sigma=0.5, n=500)
     for radius in (None, 0.0):
         found = gradood.certify_decision(
-            broken, points(5.0, -5.0), smoothing, threshold=0.0, radius=radius
+            broken, points(5.0, -5.0), settings=smoothing, threshold=0.0, radius=radius
         )
         assert found.decision.tolist() == [0, 0]
 
@@ -77,7 +81,11 @@ def test_infinite_scores_and_ties_decide(points, value, decision):
     """A score equal to the threshold is not above it."""
     smoothing = gradood.Smoothing(sigma=0.5, n=500)
     found = gradood.certify_decision(
-        lambda x: torch.full((len(x),), value), points(0.0), smoothing, threshold=0.0, radius=0.2
+        lambda x: torch.full((len(x),), value),
+        points(0.0),
+        settings=smoothing,
+        threshold=0.0,
+        radius=0.2,
     )
     assert found.decision[0] == decision
 
@@ -87,7 +95,9 @@ def test_float64_scores_are_compared_as_they_are(points):
         return torch.full((len(x),), 1.0 + 1e-12, dtype=torch.float64)
 
     smoothing = gradood.Smoothing(sigma=0.5, n=200)
-    found = gradood.certify_decision(barely, points(0.0), smoothing, threshold=1.0, radius=0.1)
+    found = gradood.certify_decision(
+        barely, points(0.0), settings=smoothing, threshold=1.0, radius=0.1
+    )
     assert found.decision[0] == 1
 
 
@@ -96,7 +106,7 @@ def test_no_failure_beyond_alpha_on_borderline_decisions():
     smoothing = gradood.Smoothing(sigma=1.0, n=400, alpha=0.05, futility=0.0)
     x = torch.zeros(200, 4)
     x[:, 0] = 0.4999
-    found = gradood.certify_decision(first, x, smoothing, threshold=0.0, radius=0.5)
+    found = gradood.certify_decision(first, x, settings=smoothing, threshold=0.0, radius=0.5)
     assert int((found.decision != 0).sum()) < 20
 
 
@@ -104,7 +114,7 @@ def test_means_hold_and_are_near_the_truth(points):
     x = points(0.3, -0.5)
     smoothing = gradood.Smoothing(sigma=0.5, n=10_000)
     radii = torch.tensor([0.0, 0.2, 0.5])
-    found = gradood.certify_mean(step, x, smoothing, radius=radii)
+    found = gradood.certify_mean(step, x, settings=smoothing, radius=radii)
     assert found.lower.shape == found.upper.shape == (2, 3)
     worst = torch.special.ndtr((x[:, :1].double() - radii) / 0.5)
     best = torch.special.ndtr((x[:, :1].double() + radii) / 0.5)
@@ -120,13 +130,13 @@ def test_scores_outside_the_unit_interval_are_refused(points, bad):
         return result
 
     with pytest.raises(InputError, match=r"\[0, 1\]"):
-        gradood.certify_mean(score, points(0.0), gradood.Smoothing(sigma=0.5))
+        gradood.certify_mean(score, points(0.0), settings=gradood.Smoothing(sigma=0.5))
 
 
 def test_nan_is_the_worst_for_either_side_of_a_mean(points):
     smoothing = gradood.Smoothing(sigma=0.5, n=1000)
     found = gradood.certify_mean(
-        lambda x: torch.where(x[:, 1] > 0, torch.nan, 0.5), points(0.0), smoothing
+        lambda x: torch.where(x[:, 1] > 0, torch.nan, 0.5), points(0.0), settings=smoothing
     )
     assert 0.15 < found.lower[0, 0] < 0.25 and 0.75 < found.upper[0, 0] < 0.85
 
@@ -150,7 +160,7 @@ def test_quantiles_hold_and_are_near_the_truth(points):
     x = points(0.3, -2.0)
     smoothing = gradood.Smoothing(sigma=0.5, n=10_000)
     radii = torch.tensor([0.0, 0.3, 0.6])
-    found = gradood.certify_quantile(first, x, smoothing, radius=radii)
+    found = gradood.certify_quantile(first, x, settings=smoothing, radius=radii)
     worst, best = x[:, :1] - radii, x[:, :1] + radii
     assert (found.lower <= worst).all() and (found.upper >= best).all()
     assert (found.lower > worst - 0.1).all() and (found.upper < best + 0.1).all()
@@ -164,7 +174,7 @@ def test_quantiles_of_atoms_are_exact(points):
     def coarse(x):
         return x[:, 0].round() + 0.1  # no edge of a regular grid
 
-    found = gradood.certify_quantile(coarse, points(5.0), smoothing, radius=0.1)
+    found = gradood.certify_quantile(coarse, points(5.0), settings=smoothing, radius=0.1)
     exact = float(torch.tensor(5.0) + 0.1)
     assert found.upper[0, 0] == pytest.approx(exact, abs=1e-12)
     assert found.lower[0, 0] == pytest.approx(exact, abs=1e-12)
@@ -174,7 +184,7 @@ def test_quantiles_of_atoms_are_exact(points):
 def test_quantiles_of_constant_scores(points, value):
     smoothing = gradood.Smoothing(sigma=0.5, n=500)
     found = gradood.certify_quantile(
-        lambda x: torch.full((len(x),), value), points(0.0), smoothing, radius=0.2
+        lambda x: torch.full((len(x),), value), points(0.0), settings=smoothing, radius=0.2
     )
     lower, upper = float(found.lower[0, 0]), float(found.upper[0, 0])
     value = float(torch.tensor(value))  # in float32
@@ -186,7 +196,7 @@ def test_quantiles_of_constant_scores(points, value):
 def test_quantiles_out_of_reach_are_infinite(points):
     """P(|Z| small) needs more than 20 samples at this radius."""
     smoothing = gradood.Smoothing(sigma=0.1, n=20)
-    found = gradood.certify_quantile(first, points(0.0), smoothing, radius=[0.0, 0.5])
+    found = gradood.certify_quantile(first, points(0.0), settings=smoothing, radius=[0.0, 0.5])
     assert found.upper[0, 1] == math.inf and found.lower[0, 1] == -math.inf
     assert torch.isfinite(found.upper[0, 0])
 
@@ -194,7 +204,7 @@ def test_quantiles_out_of_reach_are_infinite(points):
 def test_nan_is_the_worst_for_either_side_of_a_quantile(points):
     smoothing = gradood.Smoothing(sigma=0.5, n=1000)
     found = gradood.certify_quantile(
-        lambda x: torch.where(x[:, 1] > 0, torch.nan, x[:, 0]), points(0.0), smoothing
+        lambda x: torch.where(x[:, 1] > 0, torch.nan, x[:, 0]), points(0.0), settings=smoothing
     )
     assert found.lower[0, 0] == -math.inf and found.upper[0, 0] == math.inf
 
@@ -203,37 +213,37 @@ def test_nan_is_the_worst_for_either_side_of_a_quantile(points):
 def test_quantile_out_of_range_is_refused(points, q):
     smoothing = gradood.Smoothing(sigma=0.5)
     with pytest.raises(InputError, match="q ="):
-        gradood.certify_quantile(first, points(0.0), smoothing, q=q)
+        gradood.certify_quantile(first, points(0.0), settings=smoothing, q=q)
     with pytest.raises(InputError, match="q ="):
-        gradood.certify_decision(first, points(0.0), smoothing, threshold=0.0, q=q)
+        gradood.certify_decision(first, points(0.0), settings=smoothing, threshold=0.0, q=q)
 
 
 @pytest.mark.parametrize("radius", [-1.0, math.nan, [0.1, math.inf], []])
 def test_radii_out_of_range_are_refused(points, radius):
     for certify in (gradood.certify_mean, gradood.certify_quantile):
         with pytest.raises(InputError, match="radius"):
-            certify(step, points(0.0), gradood.Smoothing(sigma=0.5), radius=radius)
+            certify(step, points(0.0), settings=gradood.Smoothing(sigma=0.5), radius=radius)
 
 
 def test_thresholds_that_are_missing_or_nan_are_refused(points, classifier):
     smoothing = gradood.Smoothing(sigma=0.5)
     with pytest.raises(InputError, match="threshold"):
-        gradood.certify_decision(first, points(0.0), smoothing)
+        gradood.certify_decision(first, points(0.0), settings=smoothing)
     with pytest.raises(InputError, match="NaN"):
-        gradood.certify_decision(first, points(0.0), smoothing, threshold=math.nan)
+        gradood.certify_decision(first, points(0.0), settings=smoothing, threshold=math.nan)
     with pytest.raises(NotFittedError, match="calibrate"):
-        gradood.certify_decision(gradood.Energy(classifier), points(0.0), smoothing)
+        gradood.certify_decision(gradood.Energy(classifier), points(0.0), settings=smoothing)
     unfitted = gradood.GradientKNN(classifier)
     with pytest.raises(NotFittedError, match="fit"):
-        gradood.certify_decision(unfitted, points(0.0), smoothing, threshold=0.0)
+        gradood.certify_decision(unfitted, points(0.0), settings=smoothing, threshold=0.0)
 
 
 def test_scores_of_a_wrong_shape_are_refused(points):
     smoothing = gradood.Smoothing(sigma=0.5)
     with pytest.raises(ModelError, match=r"\[N\]"):
-        gradood.certify_quantile(lambda x: x, points(0.0), smoothing)
+        gradood.certify_quantile(lambda x: x, points(0.0), settings=smoothing)
     column = gradood.certify_quantile(
-        lambda x: x[:, :1], points(0.0), gradood.Smoothing(sigma=0.5, n=64)
+        lambda x: x[:, :1], points(0.0), settings=gradood.Smoothing(sigma=0.5, n=64)
     )
     assert column.lower.shape == (1, 1)
 
@@ -249,10 +259,12 @@ def test_decisions_of_detectors_on_the_embedded_classifier(name, classifier):
     if name.startswith("Gradient"):
         detector.fit(embedded_images("fashion-mnist-train")[:200])
     smoothing = gradood.Smoothing(sigma=0.02, n=96, n0=16, alpha=0.01)
-    smoothed = gradood.certify_quantile(detector, normal[:4], smoothing)
+    smoothed = gradood.certify_quantile(detector, normal[:4], settings=smoothing)
     threshold = float(smoothed.upper.max())
     x = torch.cat([normal[:4], letters[:6]])
-    found = gradood.certify_decision(detector, x, smoothing, threshold=threshold, radius=0.005)
+    found = gradood.certify_decision(
+        detector, x, settings=smoothing, threshold=threshold, radius=0.005
+    )
     # On the very inputs and noise that it was calibrated with, nothing can be called anomalous.
     assert (found.decision[:4] != 1).all()
     assert (found.decision[4:] == 1).sum() >= 1, "no letter is found anomalous"

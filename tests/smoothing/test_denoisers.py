@@ -169,7 +169,7 @@ def test_precision_and_layout_of_smoothing(images, dtype, channels_last):
     settings = Smoothing(
         sigma=0.25, n=50, n0=8, denoiser=denoiser, dtype=dtype, channels_last=channels_last
     )
-    assert certify_class(model, images, settings).samples.tolist() == [58] * 3
+    assert certify_class(model, images, settings=settings).samples.tolist() == [58] * 3
     seen = denoiser(images.to(getattr(torch, dtype)), 0.25)
     assert seen.dtype == getattr(torch, dtype)
 
@@ -190,17 +190,17 @@ def test_certificates_record_which_denoiser_they_are_of(images, tmp_path, predic
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     stepper = diffusers.DDPMScheduler(prediction_type=prediction)
     settings = Smoothing(sigma=0.5, n=40, n0=8, denoiser=from_diffusers(tiny_unet(), stepper))
-    made = certify_class(model, images, settings, state=tmp_path / "state").evidence
+    made = certify_class(model, images, settings=settings, state=tmp_path / "state").evidence
     made.write(tmp_path / "certificates.jsonl")
     records = read_records(tmp_path / "certificates.jsonl")
     assert records[0]["settings"]["denoiser"].startswith(f"EpsDenoiser({prediction}, ")
     assert [verify(record) for record in records] == [None] * 3
-    assert verify_with_model(records, model, images, settings) == [None] * 3
+    assert verify_with_model(records, model, images, settings=settings) == [None] * 3
     other = Smoothing(sigma=0.5, n=40, n0=8, denoiser=from_diffusers(tiny_unet(seed=1), stepper))
-    problems = verify_with_model(records, model, images, other)
+    problems = verify_with_model(records, model, images, settings=other)
     assert all("another denoiser" in problem for problem in problems)
     with pytest.raises(CheckpointError, match="denoiser"):
-        certify_class(model, images, other, state=tmp_path / "state")
+        certify_class(model, images, settings=other, state=tmp_path / "state")
 
 
 def test_a_denoiser_that_changes_on_the_way_certifies_nothing(images):
@@ -216,7 +216,7 @@ def test_a_denoiser_that_changes_on_the_way_certifies_nothing(images):
     denoiser = EpsDenoiser(Learning(), openai_schedule(1000))
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     with pytest.raises(ModelError, match="changed"):
-        certify_class(model, images, Smoothing(sigma=0.25, n=20, denoiser=denoiser))
+        certify_class(model, images, settings=Smoothing(sigma=0.25, n=20, denoiser=denoiser))
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,8 @@ def test_a_denoiser_that_changes_on_the_way_certifies_nothing(images):
     [
         (lambda: EpsDenoiser(Recorder(), torch.tensor([0.5, 0.6])), InputError, "decreasing"),
         (lambda: EpsDenoiser(Recorder(), torch.tensor([1.5, 0.6])), InputError, "decreasing"),
-        (lambda: EpsDenoiser(Recorder(), openai_schedule(9), "score"), InputError, "score"),
+        (lambda: EpsDenoiser(Recorder(), openai_schedule(9), prediction_type="score"),
+         InputError, "score"),
         (lambda: EpsDenoiser(Recorder(), openai_schedule(9), input_range=(1, 0)),
          InputError, "low"),
         (lambda: EpsDenoiser(Recorder(), openai_schedule(9)).level(0), InputError, "sigma"),
@@ -247,4 +248,4 @@ def test_a_network_of_another_shape_and_batch_statistics_are_refused(images):
         EpsDenoiser(Wide(), openai_schedule(9))(images, 0.5)
     batch_statistics = EpsDenoiser(nn.BatchNorm2d(1), openai_schedule(9))
     with pytest.raises(ModelError, match="statistics of the batch"):
-        certify_class(nn.Flatten(), images, Smoothing(sigma=1, denoiser=batch_statistics))
+        certify_class(nn.Flatten(), images, settings=Smoothing(sigma=1, denoiser=batch_statistics))

@@ -119,7 +119,9 @@ def test_2_an_anomaly_without_a_certificate_is_no_detection() -> None:
 def test_3_abstentions_stay_in_the_result() -> None:
     x = torch.linspace(-2, 2, 41)[:, None]
     smoothing = Smoothing(sigma=SIGMA, n=100, alpha=1e-3, progress=False)
-    result = certify_decision(lambda z: z[:, 0], x, smoothing, threshold=0.0, radius=RADIUS)
+    result = certify_decision(
+        lambda z: z[:, 0], x, settings=smoothing, threshold=0.0, radius=RADIUS
+    )
     assert len(result.decision) == len(x)
     abstained = result.decision == 0
     assert abstained[18:23].all() and not abstained[[0, -1]].any()
@@ -145,7 +147,7 @@ def test_5_noise_is_added_once() -> None:
         return (z - 0.5).square().mean(1).clamp(max=1)
 
     smoothing = Smoothing(sigma=SIGMA, n=2000, denoiser=denoiser, progress=False)
-    result = certify_mean(squared_error, torch.full((1, 16), 0.5), smoothing)
+    result = certify_mean(squared_error, torch.full((1, 16), 0.5), settings=smoothing)
     assert result.lower.item() < SIGMA**2 < result.upper.item() < 2 * SIGMA**2
     noisy = torch.cat([batch for batch, _ in seen])
     assert noisy.sub(0.5).std().item() == pytest.approx(SIGMA, rel=0.02)
@@ -158,7 +160,7 @@ def test_6_an_attack_attacks_every_input() -> None:
     x = torch.rand(12, 1, 4, 4)
     # Whether or not the label is the prediction, as it never is for an anomaly.
     labels = torch.arange(12) % 3
-    attacked = pgd(model, x, labels, epsilon=0.1, steps=3, random_start=False).images
+    attacked = pgd(model, x, labels=labels, epsilon=0.1, steps=3, random_start=False).images
     moved = (attacked - x).flatten(1).abs().amax(1)
     assert (moved > 0.05).all()
 

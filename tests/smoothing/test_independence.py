@@ -41,7 +41,7 @@ COINS = {
 @pytest.mark.parametrize("coin", COINS)
 def test_one_coin_a_pass_is_refused(coin, points):
     with pytest.raises(ModelError, match="share their randomness"):
-        gradood.certify_class(OneCoin(COINS[coin]), points(0.5), SMOOTHING)
+        gradood.certify_class(OneCoin(COINS[coin]), points(0.5), settings=SMOOTHING)
 
 
 def test_a_coin_a_batch_beside_noise_of_every_row_is_refused(points):
@@ -49,7 +49,7 @@ def test_a_coin_a_batch_beside_noise_of_every_row_is_refused(points):
         return two(x[:, 0] + 3 * torch.randn(()) + 0.3 * torch.randn(len(x)))
 
     with pytest.raises(ModelError, match="share their randomness"):
-        gradood.certify_class(model, points(0.5), SMOOTHING)
+        gradood.certify_class(model, points(0.5), settings=SMOOTHING)
 
 
 def median(x):
@@ -80,7 +80,7 @@ def test_rows_that_influence_one_another_are_refused(model, points):
     ):
         scored = model if certify is gradood.certify_class else (lambda x: model(x)[:, 0])
         with pytest.raises(ModelError, match="depends on the rows beside it"):
-            certify(scored, points(0.5, 0.2), SMOOTHING, **options)
+            certify(scored, points(0.5, 0.2), settings=SMOOTHING, **options)
 
 
 def hidden(x):
@@ -91,7 +91,7 @@ def hidden(x):
 
 def test_coupling_below_the_range_of_the_logits_is_refused(points):
     with pytest.raises(ModelError, match="depends on the rows beside it"):
-        gradood.certify_class(hidden, points(0.5), SMOOTHING)
+        gradood.certify_class(hidden, points(0.5), settings=SMOOTHING)
 
 
 @pytest.mark.parametrize("kind", ["coin", "coupling"])
@@ -107,7 +107,7 @@ def test_what_is_rare_is_found_on_later_tiles(kind, points):
 
     settings = gradood.Smoothing(sigma=1.0, n=8000, seed=1)
     with pytest.raises(ModelError, match="beside it"):
-        gradood.certify_class(model, points(0.5), settings)
+        gradood.certify_class(model, points(0.5), settings=settings)
 
 
 def test_dynamic_quantisation_is_refused(pictures, classifier):
@@ -124,14 +124,14 @@ def test_dynamic_quantisation_is_refused(pictures, classifier):
             return x
 
     with pytest.raises(ModelError, match="dynamic quantisation"):
-        gradood.certify_class(Dynamic(), pictures, gradood.Smoothing(sigma=0.1, n=100))
+        gradood.certify_class(Dynamic(), pictures, settings=gradood.Smoothing(sigma=0.1, n=100))
 
 
 def test_one_row_a_pass_is_independent_by_construction(points):
     """The same coin, tossed for every row, is a random model like any other."""
     torch.manual_seed(0)
     alone = gradood.Smoothing(sigma=1.0, n=300, tile=1)
-    found = gradood.certify_class(OneCoin(COINS["torch"]), points(0.5), alone)
+    found = gradood.certify_class(OneCoin(COINS["torch"]), points(0.5), settings=alone)
     assert float(found.lower[0]) < 0.7
 
 
@@ -142,7 +142,7 @@ def test_rows_with_coins_of_their_own_get_passes_of_their_own(points, caplog):
         sizes.append(len(x))
         return two(x[:, 0] + torch.randn(len(x)))
 
-    found = gradood.certify_class(model, points(5.0), SMOOTHING)
+    found = gradood.certify_class(model, points(5.0), settings=SMOOTHING)
     assert found.label[0] == 0 and not found.abstained[0]
     assert set(sizes[-200:]) == {1} and "pass of its own" in caplog.text
 
@@ -155,11 +155,13 @@ def test_independent_models_pass(kind, classifier, pictures):
 
         found = gradood.GradientKNN(classifier, progress=False)
         found.fit(embedded_images("fashion-mnist-train")[:200])
-        gradood.certify_quantile(found, pictures[:2], smoothing)
+        gradood.certify_quantile(found, pictures[:2], settings=smoothing)
     elif kind == "callable":
-        gradood.certify_mean(gradood.attacks.max_confidence(classifier), pictures[:2], smoothing)
+        gradood.certify_mean(
+            gradood.attacks.max_confidence(classifier), pictures[:2], settings=smoothing
+        )
     elif kind == "batch norm in eval":
         model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(784), nn.Linear(784, 3)).eval()
-        gradood.certify_class(model, pictures[:2], smoothing)
+        gradood.certify_class(model, pictures[:2], settings=smoothing)
     else:
-        gradood.certify_class(classifier, pictures[:2], smoothing, radius=0.02)
+        gradood.certify_class(classifier, pictures[:2], settings=smoothing, radius=0.02)

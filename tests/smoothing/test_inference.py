@@ -99,8 +99,10 @@ def test_models_that_cannot_be_traced_say_so():
 def test_options_stand_in_the_certificate_and_leave_the_model_alone(classifier, pictures, options):
     before = fingerprint(classifier)
     smoothing = gradood.Smoothing(sigma=0.01, n=64, n0=32, **options)
-    found = gradood.certify_class(classifier, pictures[3:5], smoothing)
-    plain = gradood.certify_class(classifier, pictures[3:5], gradood.Smoothing(sigma=0.01, n=64))
+    found = gradood.certify_class(classifier, pictures[3:5], settings=smoothing)
+    plain = gradood.certify_class(
+        classifier, pictures[3:5], settings=gradood.Smoothing(sigma=0.01, n=64)
+    )
     assert found.label.tolist() == plain.label.tolist()
     for name, value in options.items():
         assert found.evidence.common["settings"][name] == value
@@ -121,14 +123,14 @@ def test_the_model_runs_in_the_precision_that_was_asked_for(pictures):
             return self.layer(x).flatten(1)
 
     smoothing = gradood.Smoothing(sigma=0.1, n=64, dtype="bfloat16", channels_last=True)
-    gradood.certify_class(Spy(), pictures[:1], smoothing)
+    gradood.certify_class(Spy(), pictures[:1], settings=smoothing)
     assert set(seen) == {(torch.bfloat16, True)}
 
 
 @pytest.mark.slow
 def test_compiled_models_certify(classifier, pictures):
     smoothing = gradood.Smoothing(sigma=0.01, n=64, n0=32, compile=True)
-    found = gradood.certify_class(classifier, pictures[3:4], smoothing, radius=0.005)
+    found = gradood.certify_class(classifier, pictures[3:4], settings=smoothing, radius=0.005)
     assert not found.abstained[0] and found.evidence.common["settings"]["compile"]
 
 
@@ -137,7 +139,7 @@ def test_what_a_cuda_graph_cannot_hold_is_refused(classifier, pictures):
         gradood.Smoothing(sigma=0.1, cuda_graph=True, compile=True)
     smoothing = gradood.Smoothing(sigma=0.1, n=64, cuda_graph=True)
     with pytest.raises(InputError, match="needs x on a CUDA device, not on cpu"):
-        gradood.certify_class(classifier, pictures.cpu(), smoothing)
+        gradood.certify_class(classifier, pictures.cpu(), settings=smoothing)
     assert "cuda_graph" not in smoothing.as_json()  # it changes no certificate
 
 
@@ -155,20 +157,20 @@ def test_replays_certify_the_same(classifier, pictures):
     plain, graph = (
         gradood.Smoothing(sigma=0.01, n=64, seed=0, cuda_graph=on) for on in (False, True)
     )
-    wanted = gradood.certify_class(classifier, pictures, plain)
-    got = gradood.certify_class(classifier, pictures, graph)
+    wanted = gradood.certify_class(classifier, pictures, settings=plain)
+    got = gradood.certify_class(classifier, pictures, settings=graph)
     assert got.evidence.rows == wanted.evidence.rows
     with pytest.raises(ModelError, match="cannot be captured.*cuda_graph=False"):
-        gradood.certify_class(Looking(), pictures, graph)
+        gradood.certify_class(Looking(), pictures, settings=graph)
 
 
 @pytest.mark.parametrize("option", ["fold_batch_norm", "compile", "cuda_graph"])
 def test_options_that_cannot_apply_are_refused(classifier, pictures, option):
     smoothing = gradood.Smoothing(sigma=0.1, **{option: True})
     with pytest.raises(InputError, match=f"{option} cannot be applied to plain callables"):
-        gradood.certify_class(lambda x: x.flatten(1), pictures, smoothing)
+        gradood.certify_class(lambda x: x.flatten(1), pictures, settings=smoothing)
     with pytest.raises(InputError, match=f"{option} cannot be applied to detectors"):
-        gradood.certify_quantile(gradood.Energy(classifier), pictures, smoothing)
+        gradood.certify_quantile(gradood.Energy(classifier), pictures, settings=smoothing)
 
 
 def test_fingerprints_know_weights_and_detectors(classifier):

@@ -34,11 +34,11 @@ def interrupted(answer):
     return run
 
 
-def run_with(passes, certify, *arguments, **options):
+def run_with(passes, certify, target, x, settings, **options):
     """What certifying gives with so many passes, and how many it used."""
     Passes.left = passes
     try:
-        return certify(*arguments, **options), passes - Passes.left
+        return certify(target, x, settings=settings, **options), passes - Passes.left
     except KeyboardInterrupt:
         return None, passes
 
@@ -89,9 +89,9 @@ def test_a_finished_state_needs_no_samples(points, tmp_path):
 def test_a_drawn_seed_is_kept_in_the_state(points, tmp_path):
     """Without a seed every run draws one; a state goes on with its own."""
     state, fresh = tmp_path / "state.safetensors", replace(SMOOTHING, seed=None)
-    first = gradood.certify_class(classes, points(1.0), fresh, state=state)
-    again = gradood.certify_class(classes, points(1.0), fresh, state=state)
-    other = gradood.certify_class(classes, points(1.0), fresh)
+    first = gradood.certify_class(classes, points(1.0), settings=fresh, state=state)
+    again = gradood.certify_class(classes, points(1.0), settings=fresh, state=state)
+    other = gradood.certify_class(classes, points(1.0), settings=fresh)
     assert again.evidence == first.evidence
     seeds = {made.evidence.common["settings"]["seed"] for made in (first, other)}
     assert len(seeds) == 2
@@ -135,17 +135,17 @@ def enclosing(flip):
 )
 def test_a_state_of_another_callable_is_refused(points, tmp_path, model, other):
     state = tmp_path / "state.safetensors"
-    gradood.certify_class(model, points(1.0), SMOOTHING, state=state)
-    gradood.certify_class(model, points(1.0), SMOOTHING, state=state)
+    gradood.certify_class(model, points(1.0), settings=SMOOTHING, state=state)
+    gradood.certify_class(model, points(1.0), settings=SMOOTHING, state=state)
     with pytest.raises(CheckpointError, match="model"):
-        gradood.certify_class(other, points(1.0), SMOOTHING, state=state)
+        gradood.certify_class(other, points(1.0), settings=SMOOTHING, state=state)
 
 
 def test_what_has_no_fingerprint_keeps_no_state(points, tmp_path):
     model = operator.itemgetter((slice(None), slice(0, 2)))  # compiled code, without attributes
     with pytest.raises(InputError, match="no fingerprint"):
-        gradood.certify_class(model, points(1.0), SMOOTHING, state=tmp_path / "state")
-    assert gradood.certify_class(model, points(1.0), SMOOTHING).label.shape == (1,)
+        gradood.certify_class(model, points(1.0), settings=SMOOTHING, state=tmp_path / "state")
+    assert gradood.certify_class(model, points(1.0), settings=SMOOTHING).label.shape == (1,)
 
 
 @pytest.mark.parametrize(
@@ -169,11 +169,11 @@ def test_states_of_other_runs_are_refused(points, tmp_path, change, match):
 
 def test_a_changed_model_cannot_resume(half_space, points, tmp_path):
     state = tmp_path / "state.safetensors"
-    gradood.certify_class(half_space, points(1.0), SMOOTHING, state=state)
+    gradood.certify_class(half_space, points(1.0), settings=SMOOTHING, state=state)
     with torch.no_grad():
         half_space.normal.add_(1e-3)
     with pytest.raises(CheckpointError, match="model"):
-        gradood.certify_class(half_space, points(1.0), SMOOTHING, state=state)
+        gradood.certify_class(half_space, points(1.0), settings=SMOOTHING, state=state)
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"\x80\x04]\x94."])
@@ -181,7 +181,7 @@ def test_damaged_states_are_refused(points, tmp_path, content):
     state = tmp_path / "state.safetensors"
     state.write_bytes(content)
     with pytest.raises(CheckpointError, match="remove it"):
-        gradood.certify_class(classes, points(1.0), SMOOTHING, state=state)
+        gradood.certify_class(classes, points(1.0), settings=SMOOTHING, state=state)
 
 
 def test_errors_of_the_model_keep_what_was_counted(points, tmp_path):

@@ -134,7 +134,7 @@ def test_rounding_shows_no_trace_of_the_input(model, exact_grid):
         x = torch.zeros(1, 1, 8, 8)
         x[0, 0, 0, :2] = value
         settings = gradood.Smoothing(sigma=0.25, n=2000, exact_grid=exact_grid)
-        found.append(gradood.certify_class(model, x, settings))
+        found.append(gradood.certify_class(model, x, settings=settings))
     first, second = found
     far = 0.5 * 2**0.5
     reach = max(float(first.radius), float(second.radius))
@@ -164,12 +164,14 @@ def everything(half_space, x, smoothing):
         return z[:, 0]
 
     return [
-        gradood.certify_class(half_space, x, smoothing).lower[0],
-        gradood.certify_decision(score, x, smoothing, threshold=0.0).lower[0],
-        gradood.certify_quantile(score, x, smoothing).lower[0, 0],
-        gradood.certify_mean(lambda z: (z[:, 0] > 0).float(), x, smoothing).lower[0, 0],
-        ~gradood.certify_class(half_space, x, smoothing, radius=0.5).abstained[0],
-        gradood.certify_decision(score, x, smoothing, threshold=0.0, radius=0.5).decision[0],
+        gradood.certify_class(half_space, x, settings=smoothing).lower[0],
+        gradood.certify_decision(score, x, settings=smoothing, threshold=0.0).lower[0],
+        gradood.certify_quantile(score, x, settings=smoothing).lower[0, 0],
+        gradood.certify_mean(lambda z: (z[:, 0] > 0).float(), x, settings=smoothing).lower[0, 0],
+        ~gradood.certify_class(half_space, x, settings=smoothing, radius=0.5).abstained[0],
+        gradood.certify_decision(score, x, settings=smoothing, threshold=0.0, radius=0.5).decision[
+            0
+        ],
     ]
 
 

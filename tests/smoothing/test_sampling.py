@@ -83,7 +83,7 @@ def test_every_forward_has_the_same_shape(points):
 
     for batch_size in ("auto", 1, 100):
         smoothing = gradood.Smoothing(sigma=1.0, n=1000, n0=10, batch_size=batch_size)
-        gradood.certify_class(model, points(2.0, 0.0, 1.0), smoothing, radius=0.2)
+        gradood.certify_class(model, points(2.0, 0.0, 1.0), settings=smoothing, radius=0.2)
     assert shapes == {(64, 4)}
 
 
@@ -95,7 +95,9 @@ def test_noisy_copies_of_several_inputs_share_a_batch(points):
         return torch.stack([-x[:, 0], x[:, 0]], 1)
 
     x = points(10.0, 20.0, 30.0)
-    gradood.certify_class(model, x, gradood.Smoothing(sigma=1e-3, n=96, n0=32), radius=1e-3)
+    gradood.certify_class(
+        model, x, settings=gradood.Smoothing(sigma=1e-3, n=96, n0=32), radius=1e-3
+    )
     assert [10.0, 20.0] in seen, "two inputs have a block each in one batch"
 
 
@@ -110,7 +112,7 @@ def test_stopped_inputs_make_room_for_the_next(points):
 
     x = points(5.0, 5.0, 0.5, 5.0, 5.0, 5.0)
     smoothing = gradood.Smoothing(sigma=0.5, n=6400, n0=32, futility=0.0)
-    found = gradood.certify_class(model, x, smoothing, radius=0.5)
+    found = gradood.certify_class(model, x, settings=smoothing, radius=0.5)
     assert found.samples[2] == 6432
     assert (found.samples[[0, 1, 3, 4, 5]] == 80).all()
     assert calls <= int(found.samples.sum()) + 20 * 64, "more was drawn than is counted"
@@ -173,5 +175,5 @@ def test_memory_does_not_grow_with_n():
 def test_blocks_beyond_the_stop_are_not_counted(half_space, points, batch_size):
     """A lone input fills its tile with further blocks, which the second makes superfluous."""
     smoothing = gradood.Smoothing(sigma=0.5, n=6400, n0=32, batch_size=batch_size)
-    found = gradood.certify_class(half_space, points(5.0), smoothing, radius=0.1)
+    found = gradood.certify_class(half_space, points(5.0), settings=smoothing, radius=0.1)
     assert found.samples[0] == 48 and sum(found.evidence.rows[0]["counts"]) == 16

@@ -98,7 +98,7 @@ SIZES = [(100, 200), *(pytest.param(n, 2000, marks=pytest.mark.slow) for n in (1
 def test_certified_radii_of_a_linear_classifier(n: int, count: int, radius: float | None) -> None:
     # The smoothed classifier changes at the line. With a radius, at the limit of what is true.
     margin = 0.02 if radius is None else radius - 1e-4
-    result = certify_class(Halves(), inputs(margin, count), smoothing(n), radius=radius)
+    result = certify_class(Halves(), inputs(margin, count), settings=smoothing(n), radius=radius)
     reach = torch.where(result.label == 1, margin, 0.0)
     assert not too_often(result.radius > reach + 1e-6)
     assert not too_often(result.lower > ndtr(margin / SIGMA))
@@ -109,7 +109,7 @@ def test_certified_radii_of_a_linear_classifier(n: int, count: int, radius: floa
 def test_certified_decisions_of_a_linear_score(n: int, count: int, radius: float | None) -> None:
     margin = 0.0 if radius is None else radius - 1e-4
     options = {"threshold": 0.0, "radius": radius}
-    result = certify_decision(distance, inputs(margin, count), smoothing(n), **options)
+    result = certify_decision(distance, inputs(margin, count), settings=smoothing(n), **options)
     reach = torch.where(result.decision > 0, margin, -margin)
     assert not too_often((result.decision != 0) & (result.radius > reach + 1e-6))
 
@@ -125,7 +125,7 @@ def test_certified_quantiles_of_a_linear_score_with_infinite_values(
         return torch.where(s < -0.6, -math.inf, s)
 
     radii = [0.0, 0.25]
-    result = certify_quantile(score, inputs(0.1, count), smoothing(n), radius=radii, q=q)
+    result = certify_quantile(score, inputs(0.1, count), settings=smoothing(n), radius=radii, q=q)
     for column, radius in enumerate(radii):
         above, below = (0.1 + SIGMA * ndtri(q) + move for move in (radius, -radius))
         above, below = (math.copysign(math.inf, v) if abs(v) > 0.6 else v for v in (above, below))
@@ -139,7 +139,7 @@ def test_certified_means_of_a_probit_score(n: int, count: int) -> None:
         return torch.special.ndtr(distance(x) * 8 - 1)
 
     radii = [0.0, 0.25]
-    result = certify_mean(score, inputs(0.1, count), smoothing(n), radius=radii)
+    result = certify_mean(score, inputs(0.1, count), settings=smoothing(n), radius=radii)
     for column, radius in enumerate(radii):
         above, below = (
             ndtr((8 * (0.1 + move) - 1) / math.hypot(1, 8 * SIGMA)) for move in (radius, -radius)

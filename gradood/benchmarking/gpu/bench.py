@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from gradood.benchmarking import methods, registry
-from gradood.benchmarking.gpu.model_launches import record, replay, summary
-from gradood.benchmarking.gpu.roofline import DEVICES, TARGETS, Peaks, least_seconds, peaks
+from gradood.benchmarking.gpu.operator_calls import record
+from gradood.benchmarking.gpu.roofline import least_milliseconds, peaks
 from gradood.benchmarking.workloads import Workload
 from gradood.gradients import gradient_norms
 
@@ -57,21 +57,9 @@ def measure(
             say(f"{workload.model}: {method}")
             rows.append(_row(workload, dtype, method, prepare, name))
         rates = peaks(name)
-        least = rates and _least(_calls(workload), workload.batch, dtype, rates)
+        calls = record(*replace(workload, batch=2).build())
+        least = rates and least_milliseconds(calls, workload.batch, dtype, rates)
         yield _related(rows, least)
-
-
-def dry(
-    workloads: Sequence[Workload], dtype: torch.dtype, target: str, say: Callable[[str], None]
-) -> Iterator[dict[str, Any]]:
-    """The same launches compiled for a GPU that is not there, and their least time: no times."""
-    rates = DEVICES[TARGETS[target]] if target in TARGETS else None
-    for workload in workloads:
-        say(workload.model)
-        calls = _calls(workload)
-        found = summary(replay(calls, target, dtype, workload.batch), target)
-        least = None if rates is None else _least(calls, workload.batch, dtype, rates)
-        yield {"model": workload.model, "batch": workload.batch, **found, "least ms": least}
 
 
 def write(rows: Sequence[Row], path: Path) -> None:
@@ -151,22 +139,6 @@ def _related(rows: list[Row], least: float | None) -> list[Row]:
         }
         related.append(Row(**values))
     return related
-
-
-def _calls(workload: Workload) -> list[tuple[str, tuple[Any, ...]]]:
-    return record(*replace(workload, batch=2).build())
-
-
-def _least(calls: Sequence[Any], batch: int, dtype: torch.dtype, rates: Peaks) -> float:
-    """Milliseconds that the norms of one batch take at least."""
-    total = 0.0
-    for operator, arguments in calls:
-        made = tuple(
-            a.tensor(batch, dtype) if i < 2 and hasattr(a, "tensor") else a
-            for i, a in enumerate(arguments)
-        )
-        total += least_seconds(operator, made, rates)
-    return 1e3 * total
 
 
 def _version(package: str) -> str:

@@ -7,12 +7,14 @@ products. Computed, never measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from gradood.benchmarking.gpu.operator_calls import Shape
 
 
 class Peaks(NamedTuple):
@@ -33,7 +35,7 @@ DEVICES = {
     "MI300X": Peaks(5.3e12, 1307e12),
 }
 #: Stand-ins for dry runs, where no device has a name.
-TARGETS = {"sm_80": "A100-SXM4-80GB", "sm_90": "H100", "sm_100": "B200", "gfx942": "MI300X"}
+TARGET_DEVICES = {"sm_80": "A100-SXM4-80GB", "sm_90": "H100", "sm_100": "B200", "gfx942": "MI300X"}
 
 
 def peaks(device: str) -> Peaks | None:
@@ -49,6 +51,20 @@ def least_seconds(operator: str, arguments: tuple[Any, ...], device: Peaks) -> f
     count = _PRODUCTS.get(operator)
     products = count(*arguments) if count is not None else 0
     return max(2 * products * passes / device.operations, moved / device.bandwidth)
+
+
+def least_milliseconds(
+    calls: Sequence[tuple[str, tuple[Any, ...]]], batch: int, dtype: torch.dtype, device: Peaks
+) -> float:
+    """The least time of the recorded calls of one pass, see ``operator_calls.record``."""
+    total = 0.0
+    for operator, arguments in calls:
+        made = tuple(
+            a.tensor(batch, dtype) if i < 2 and isinstance(a, Shape) else a
+            for i, a in enumerate(arguments)
+        )
+        total += least_seconds(operator, made, device)
+    return 1e3 * total
 
 
 def _linear(x: Tensor, d: Tensor, *_: Any) -> int:

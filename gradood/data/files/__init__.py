@@ -1,7 +1,7 @@
 """Inputs from files of any size, one at a time, in order, each with an identifier.
 
-Nothing in a file is ever executed or unpacked to disk, and what is wrong with one input is said of
-that input and stops no other.
+Nothing in a file is executed or unpacked to disk. An error belongs to one input and does not stop
+the others.
 """
 
 from gradood.data.files.decoding import Decoded, decoded, first_inputs, named_inputs

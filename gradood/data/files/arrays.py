@@ -35,11 +35,9 @@ class ArraySource(Source):
         self._path, self._column = path, column
 
     def file(self) -> Path:
-        """The path."""
         return self._path
 
     def items(self, start: int = 0) -> Iterator[Item]:
-        """One item a row, identified by the file and the number."""
         name, number = printable(str(self._path)), 0
         try:
             with self._opened() as file:
@@ -59,7 +57,6 @@ class ArraySource(Source):
                 yield broken(f"{name}:{number}" if number else name, f"cannot be read ({error})")
 
     def count(self) -> int | None:
-        """Rows, by the headers."""
         rows = 0
         try:
             with self._opened() as file:

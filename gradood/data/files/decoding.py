@@ -50,7 +50,7 @@ class Decoded:
 
 
 def decoded(
-    items: Iterable[tuple[Item, Position]], transform: Transform, workers: int | None = None
+    items: Iterable[tuple[Item, Position]], transform: Transform, *, workers: int | None = None
 ) -> Iterator[Decoded]:
     """Read and transform ``items`` in threads, a few ahead, and yield them in their order.
 
@@ -173,7 +173,7 @@ def _decode_one(item: Item, after: Position, transform: Transform) -> Decoded:
         return Decoded(item.id, None, printable(reason), after)
 
 
-#: What PyTorch knows no arithmetic for, and what holds the same numbers.
+#: Dtypes without arithmetic in PyTorch -> wider ones that hold the same numbers.
 _WIDER = {"u2": np.int32, "u4": np.int64, "f16": np.float64, "f12": np.float64}
 
 

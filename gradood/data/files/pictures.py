@@ -47,7 +47,6 @@ class FolderSource(Source):
         self._count: int | None = None
 
     def items(self, start: int = 0) -> Iterator[Item]:
-        """One item a picture; what is no picture by its name is counted and named in the log."""
         left_out = LeftOut(printable(str(self._folder)))
         number = -1
         for number, (relative, found) in enumerate(self._walk(left_out)):
@@ -64,7 +63,6 @@ class FolderSource(Source):
         left_out.log()
 
     def count(self) -> int:
-        """Pictures in the folder, counted once."""
         if self._count is None:
             self._count = sum(1 for _ in self._walk(LeftOut(""))) or 1
         return self._count
@@ -113,12 +111,10 @@ class PictureSource(Source):
         self._path = path
 
     def items(self, start: int = 0) -> Iterator[Item]:
-        """The picture."""
         path = str(self._path)
         yield from [Item(printable(path), partial(picture_in, path))][start:]
 
     def count(self) -> int:
-        """One."""
         return 1
 
 
@@ -139,11 +135,7 @@ def picture_in(path: str) -> Image:
 
 
 class Room:
-    """Memory for pictures that are decoded at the same time: one alone always has enough.
-
-    Args:
-        size: Bytes.
-    """
+    """So many bytes for pictures that are decoded at the same time: one alone always has enough."""
 
     def __init__(self, size: int) -> None:
         self._size = self._left = size

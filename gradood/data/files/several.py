@@ -13,22 +13,16 @@ from gradood.errors import first_line
 
 
 class Several(Source):
-    """Mappings from the names of the model's arguments to what one row of each column holds.
-
-    Args:
-        columns: For each argument the source of its column; all of the same file.
-    """
+    """Mappings from the names of the model's arguments to a row of each column of one file."""
 
     def __init__(self, columns: Mapping[str, Source]) -> None:
         self._columns = columns
 
     def file(self) -> Path | None:
-        """The file that the columns are in."""
         return next(iter(self._columns.values())).file()
 
     def items(self, start: int = 0) -> Iterator[Item]:
-        """One item a row, identified as in the first column."""
-        before = max(start - 1, 0)  # if the columns parted there, it has been said
+        before = max(start - 1, 0)  # a mismatch there was reported before
         rows = itertools.zip_longest(*(column.items(before) for column in self._columns.values()))
         for number, row in enumerate(rows, before):
             together = None not in row and len({item.id for item in row}) == 1
@@ -38,7 +32,6 @@ class Several(Source):
                 return
 
     def count(self) -> int | None:
-        """Rows of the first column."""
         return next(iter(self._columns.values())).count()
 
     def _together(self, row: tuple[Item, ...]) -> Item:
@@ -48,7 +41,7 @@ class Several(Source):
         return {name: item.load() for name, item in zip(self._columns, row, strict=True)}
 
     def _apart(self, row: tuple[Item | None, ...]) -> Item:
-        """What says that the columns do not go together from here on."""
+        """An item that reports that the columns do not match from here on."""
         ends = ", ".join(
             f"{name} has {_described(item)}" for name, item in zip(self._columns, row, strict=True)
         )

@@ -66,11 +66,9 @@ class ShardSource(Source):
         self._path, self._column = path, None if column is None else column.lower()
 
     def file(self) -> Path:
-        """The path."""
         return self._path
 
     def items(self, start: int = 0) -> Iterator[Item]:
-        """One item a sample, identified by the shard and the sample's name."""
         shard, number = printable(str(self._path)), 0
         left_out = LeftOut(shard)
         for _, sample in groupby(self._members(), lambda member: (member.key, member.damage)):
@@ -114,7 +112,7 @@ class ShardSource(Source):
                 )
 
     def _members(self) -> Iterator[Member]:
-        """All members, and after them, so that none is lost for it, what is wrong with the file."""
+        """All readable members, and after them an error of the file."""
         try:
             yield from self._sound_members()
         except _DAMAGES as error:

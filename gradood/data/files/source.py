@@ -1,4 +1,4 @@
-"""What a source of inputs is, and sources made of others or of any Python iterable."""
+"""Sources of inputs: the interface, and sources made of others or of a Python iterable."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gradood.text import printable
 
 _LOG = logging.getLogger("gradood")
 
-#: No single input in a file may be larger: what says it is, is damaged or hostile.
+#: Bytes of the largest single input in a file; a larger size is taken for damage.
 LARGEST = 1 << 28
 
 
@@ -35,8 +35,8 @@ class Item:
 
     Attributes:
         id: Unique within its source.
-        load: Reads it, in a thread of its own: a picture of Pillow, an array or a tensor.
-            Whatever it raises is said of this input.
+        load: Reads it in another thread: a picture of Pillow, an array or a tensor. An exception
+            becomes the error of this input.
         size: Bytes that it holds until then.
     """
 
@@ -46,11 +46,7 @@ class Item:
 
 
 class LeftOut:
-    """What was found beside inputs and is none: counted by kind, and named.
-
-    Args:
-        where: It was found.
-    """
+    """Files that are no inputs: counted by kind, the first of each kind named."""
 
     def __init__(self, where: str) -> None:
         self._where = where
@@ -64,7 +60,7 @@ class LeftOut:
             self._names.setdefault(kind, []).append(printable(name))
 
     def log(self) -> None:
-        """Say what it was, if there was any."""
+        """Write a warning, if there was any."""
         if not self._counts:
             return
         kinds = []
@@ -82,9 +78,9 @@ class Source(ABC):
 
     @abstractmethod
     def items(self, start: int = 0) -> Iterator[Item]:
-        """The inputs from number ``start`` on; what cannot be read is an item that says so.
+        """The inputs from number ``start`` on; an unreadable input is an item whose load raises.
 
-        An item that says that all after it is lost comes once, and not from any later start.
+        An item that reports that the rest of a file is lost comes once, not from a later start.
         """
 
     def parts(self) -> Sequence[Source]:
@@ -116,18 +112,18 @@ class IterableSource(Source):
         read: What makes one of these of an element.
     """
 
-    def __init__(self, iterable: Iterable[Any], read: Callable[[Any], Any] | None = None) -> None:
+    def __init__(
+        self, iterable: Iterable[Any], *, read: Callable[[Any], Any] | None = None
+    ) -> None:
         self._iterable, self._read = iterable, read or _itself
 
     def items(self, start: int = 0) -> Iterator[Item]:
-        """The elements, numbered where they have no name."""
         for number, value in enumerate(itertools.islice(iter(self._iterable), start, None), start):
             named = isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str)
             name, content = value if named else (str(number), value)
             yield Item(name, partial(self._read, content))
 
     def count(self) -> int | None:
-        """The length of the iterable, if it has one."""
         try:
             return len(self._iterable)  # type: ignore[arg-type]
         except TypeError:
@@ -141,36 +137,45 @@ class Chain(Source):
         self._parts, self.is_share = parts, is_share
 
     def items(self, start: int = 0) -> Iterator[Item]:
-        """The items of every part in turn."""
         everything = itertools.chain.from_iterable(part.items() for part in self._parts)
         return itertools.islice(everything, start, None)
 
     def parts(self) -> Sequence[Source]:
-        """The sources that were chained."""
         return self._parts
 
     def count(self) -> int | None:
-        """The sum over the parts."""
         counts = [part.count() for part in self._parts]
         return None if None in counts else sum(counts)  # type: ignore[arg-type]
 
 
-class Share(Source):
+class Chosen(Source):
+    """Some of the inputs of another source, in its order."""
+
+    def __init__(self, whole: Source) -> None:
+        self._whole = whole
+
+    @abstractmethod
+    def chosen(self) -> Iterator[Item]:
+        """Those inputs, from the first one on."""
+
+    def items(self, start: int = 0) -> Iterator[Item]:
+        return itertools.islice(self.chosen(), start, None)
+
+
+class Share(Chosen):
     """One process's share of inputs that have names: by their names, whichever others there are."""
 
     is_share = True
 
     def __init__(self, whole: Source, rank: int, world: int) -> None:
-        self._whole, self._rank, self._world = whole, rank, world
+        super().__init__(whole)
+        self._rank, self._world = rank, world
 
-    def items(self, start: int = 0) -> Iterator[Item]:
-        """This share's items."""
-        mine = (i for i in self._whole.items() if crc32(i.id.encode()) % self._world == self._rank)
-        return itertools.islice(mine, start, None)
+    def chosen(self) -> Iterator[Item]:
+        return (i for i in self._whole.items() if crc32(i.id.encode()) % self._world == self._rank)
 
     def count(self) -> int | None:
-        """How many there are in the share."""
-        return sum(1 for _ in self.items())
+        return sum(1 for _ in self.chosen())
 
 
 class Stride(Source):
@@ -182,16 +187,13 @@ class Stride(Source):
         self._whole, self._rank, self._world = whole, rank, world
 
     def items(self, start: int = 0) -> Iterator[Item]:
-        """This share's items."""
         first = self._rank + start * self._world
         return itertools.islice(self._whole.items(first), 0, None, self._world)
 
     def file(self) -> Path | None:
-        """That of the whole."""
         return self._whole.file()
 
     def count(self) -> int | None:
-        """How many there are in the share."""
         whole = self._whole.count()
         return None if whole is None else len(range(self._rank, whole, self._world))
 

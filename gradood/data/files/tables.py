@@ -36,11 +36,9 @@ class TableSource(Source):
         self._path, self._column = path, column
 
     def file(self) -> Path:
-        """The path."""
         return self._path
 
     def items(self, start: int = 0) -> Iterator[Item]:
-        """One item a row, named by the column ``id`` or ``path``, or else by its number."""
         arrow, parquet = _arrow()
         name, number = printable(str(self._path)), 0
         try:
@@ -63,7 +61,6 @@ class TableSource(Source):
                 yield broken(f"{name}:{number}" if number else name, f"cannot be read ({error})")
 
     def count(self) -> int | None:
-        """Rows, by the file's metadata."""
         arrow, parquet = _arrow()
         try:
             with open(self._path, "rb") as raw:

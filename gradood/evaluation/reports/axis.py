@@ -1,4 +1,4 @@
-"""The axis of scores: their unit is the detector's own, and a few of them may be far away."""
+"""The axis of scores, which have no common unit and long tails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of ``gradood certify``: what is certified, against the radius."""
+"""The page of ``gradood certify``: guarantees against the radius."""
 
 from __future__ import annotations
 
@@ -29,14 +29,7 @@ _KINDS = {
 def certificate_page(
     made: Evidence, inputs: Tensor, *, seconds: float, facts_made: Mapping[str, Any] | None = None
 ) -> Page:
-    """The page.
-
-    Args:
-        made: Certificates of N inputs.
-        inputs: ``[N, …]``, what was certified.
-        seconds: That it took.
-        facts_made: What it was made with, for the last section.
-    """
+    """The page on certificates of inputs ``[N, …]``, which took so many ``seconds``."""
     kind, settings = made.common["kind"], made.common["settings"]
     samples = int(made.samples.sum())
     page = Page(

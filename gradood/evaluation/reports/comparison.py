@@ -36,18 +36,7 @@ def comparison_page(
     per_second: float | None = None,
     made: Mapping[str, Any] | None = None,
 ) -> Page:
-    """The page.
-
-    Args:
-        normal: Sets of normal inputs, which count as one.
-        anomalous: Sets of anomalous inputs.
-        metrics: Of each anomalous set by its name.
-        rows: The table of metrics, its head first.
-        guarantees: By set, then by how they were made.
-        threshold: Of the detector, where it is known.
-        per_second: Inputs scored a second, where any were.
-        made: What it was made with, for the last section.
-    """
+    """The page; ``rows`` are the table of metrics, ``guarantees`` by set and by what was done."""
     scores = np.concatenate([one.scores for one in normal])
     page = Page(
         "How well do the scores tell anomalous inputs from normal ones?",

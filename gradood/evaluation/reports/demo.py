@@ -19,10 +19,9 @@ from gradood.evaluation.demonstration import (
 )
 from gradood.evaluation.reports import figures
 from gradood.evaluation.reports.figures import Plot
-from gradood.evaluation.reports.html import Html, facts, soft, table, tag, tiles
+from gradood.evaluation.reports.html import COLOURS, Html, facts, soft, table, tag, tiles
 from gradood.evaluation.reports.page import Page
 from gradood.evaluation.reports.pictures import captioned
-from gradood.evaluation.reports.style import COLOURS
 
 _EXAMPLES = 8
 _LINES = {
@@ -43,12 +42,7 @@ _SETTINGS = {
 
 
 def demo_page(result: Demonstration, versions: str) -> Page:
-    """The page.
-
-    Args:
-        result: What ``demonstrate`` returned.
-        versions: One line on what it ran with, for the last section.
-    """
+    """The page on what ``demonstrate`` returned."""
     page = Page(
         "Is this picture anomalous for this classifier?",
         "gradood asks how much every layer of a trained network would have to change to call a "

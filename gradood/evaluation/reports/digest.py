@@ -1,4 +1,4 @@
-"""What a report says of scores, gathered in one pass and in constant memory."""
+"""Statistics of scores for reports, in one pass and in constant memory."""
 
 from __future__ import annotations
 
@@ -46,11 +46,7 @@ class ScoredSet(NamedTuple):
 
 
 class Digest:
-    """Counts, extremes and a random sample of scored rows.
-
-    Args:
-        keep: How many of the highest and of the lowest scores are kept.
-        seed: Of the sample.
+    """Counts, a random sample, and the ``keep`` highest and lowest of scored rows.
 
     Attributes:
         scored: Rows with a score.

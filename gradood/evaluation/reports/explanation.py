@@ -57,15 +57,7 @@ def explanation_page(
     threshold: float | None = None,
     made: Mapping[str, Any] | None = None,
 ) -> Page:
-    """A page on the inputs ``strange``, beside the normal ones ``usual``.
-
-    Args:
-        strange: To be explained.
-        usual: Normal inputs.
-        names: Of the L parameters.
-        threshold: Of the detector.
-        made: What the page was made with.
-    """
+    """A page on inputs, beside the normal ones ``usual``; ``names`` are those of the layers."""
     page = Page(
         "What reacted, and to what",
         "How far the gradient norm of every parameter is from those of normal inputs, in standard "

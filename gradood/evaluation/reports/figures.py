@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,7 @@ from matplotlib.figure import Figure
 
 from gradood.evaluation.curves import Floats
 from gradood.evaluation.reports.axis import Squash
-from gradood.evaluation.reports.html import Html, tag
-from gradood.evaluation.reports.style import ANOMALOUS, COLOURS, NORMAL
+from gradood.evaluation.reports.html import ANOMALOUS, COLOURS, NORMAL, Html
 from gradood.text import printable
 
 _INK, _SOFT, _LINE = (COLOURS[name][0] for name in ("ink", "soft", "line"))
@@ -51,15 +50,17 @@ class Plot:
         # Text stays text: it can be read aloud, searched and shown in the reader's font.
         with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), _any_letters():
             self.figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-        drawn = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
-        content = re.sub(r'<g id="[^"]*"', "<g", drawn[drawn.index(">", drawn.index("<svg")) + 1 :])
-        # The reader's font, and no style sheet that would reach beyond the figure.
-        content = re.sub(r" font-family: [^;\"]*;|<style.*?</style>", "", content, flags=re.DOTALL)
+        drawn = ElementTree.fromstring(buffer.getvalue())
+        drawn.attrib = {"viewBox": drawn.attrib["viewBox"], "role": "img"}
+        for element in list(drawn.iter()):
+            _for_the_page(element)
+        title = ElementTree.Element("title")
+        title.text = printable(self.alt)
+        drawn.insert(0, title)
+        content = ElementTree.tostring(drawn, encoding="unicode")
         for colour, (light, _) in COLOURS.items():
             content = content.replace(light, f"var(--{colour})")
-        (box,) = re.findall(r'viewBox="([^"]*)"', drawn)
-        title = tag("title", self.alt)
-        return Html(f'<svg viewBox="{box}" role="img">{title}{content.rstrip()}')
+        return Html(content)
 
     def png(self) -> bytes:
         """On white, at 144 dots an inch."""
@@ -67,6 +68,27 @@ class Plot:
         with _any_letters():
             self.figure.savefig(buffer, format="png", dpi=144, facecolor="white")
         return buffer.getvalue()
+
+
+def _for_the_page(element: ElementTree.Element) -> None:
+    """Drop what HTML does without, and what would reach beyond a figure: style sheets and names.
+
+    Without namespaces, ``xlink:href`` is the ``href`` of SVG 2; the font is the reader's.
+    """
+    element.tag = _local(element.tag)
+    element.attrib = {_local(name): value for name, value in element.attrib.items()}
+    for child in list(element):
+        if _local(child.tag) in ("style", "metadata"):
+            element.remove(child)
+    if element.tag == "g":
+        element.attrib.pop("id", None)
+    if style := element.get("style"):
+        rules = (rule for rule in style.split("; ") if not rule.startswith("font-family"))
+        element.set("style", "; ".join(rules))
+
+
+def _local(name: str) -> str:
+    return name.rpartition("}")[2]
 
 
 def histogram(
@@ -80,13 +102,7 @@ def histogram(
 ) -> Plot:
     """Shares of the scores of one or two kinds of inputs in bins, and the threshold.
 
-    Args:
-        counts: By kind, ``[B]``.
-        edges: ``[B + 1]``.
-        squash: The axis.
-        title: Above the panel.
-        threshold: Scores above it are anomalous.
-        kind: Of the figure.
+    ``counts`` are ``[B]`` by kind, ``edges`` ``[B + 1]``.
     """
     figure, panel = _panel(title, "score (more anomalous →)", "share of inputs")
     places = squash.forward(edges)
@@ -230,7 +246,7 @@ def _label(text: str, most: int = 40) -> str:
 
 
 def _thinned(places: npt.ArrayLike, values: npt.ArrayLike) -> tuple[Floats, Floats]:
-    """A line without the points that nobody could see: first and last stay."""
+    """At most ``_MOST_POINTS`` points of a line, the first and the last among them."""
     x, y = np.asarray(places, np.float64), np.asarray(values, np.float64)
     x, y = x[np.isfinite(y)], y[np.isfinite(y)]
     if len(x) <= _MOST_POINTS:

@@ -1,4 +1,4 @@
-"""Inputs as small pictures inside the page, each with what was found about it."""
+"""Inputs as small pictures inside the page, with captions."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -9,8 +10,8 @@ import numpy as np
 
 from gradood.data.files.source import Source
 from gradood.errors import InputError
+from gradood.evaluation.conformal import control_fdr
 from gradood.evaluation.reports import figures
-from gradood.evaluation.reports.chances import p_value_parts
 from gradood.evaluation.reports.digest import SAMPLE, Digest, Row, histogram_of
 from gradood.evaluation.reports.html import Html, beside, facts, html, soft, table, tag, tiles
 from gradood.evaluation.reports.page import Page
@@ -18,6 +19,8 @@ from gradood.evaluation.reports.pictures import gallery
 from gradood.progress import Throughput
 
 _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+#: Rates of false calls, and inputs up to which they are controlled: that holds all p-values.
+_LEVELS, _MOST = (0.01, 0.05, 0.1, 0.2), 1_000_000
 
 
 def score_page(
@@ -31,13 +34,8 @@ def score_page(
 ) -> Page:
     """A page on a finished score file, in memory that does not depend on its length.
 
-    Args:
-        rows: Gives the rows of the file from the beginning; called twice.
-        source: The inputs, to show the most anomalous ones; None for their names alone.
-        title: Of the page.
-        throughput: Of the run; None if nothing was scored in it.
-        threshold: Of the detector.
-        made: What it was made with, for the last section.
+    ``rows`` gives the rows of the file from the beginning, twice. Without a source inputs are named
+    and not shown, without a throughput nothing was scored in this run.
 
     Raises:
         InputError: No row has a score.
@@ -99,6 +97,42 @@ def _distribution(
              drawn if digest.scored > SAMPLE else ""),
         beside(page.plots([plot]), table(("quantile", "score"), listed)),
     ]  # fmt: skip
+
+
+def p_value_parts(page: Page, found: Counter[float]) -> list[Html]:
+    """The share of inputs up to each p-value, and numbers of calls at some rates of false ones.
+
+    ``found`` counts how often each p-value occurs: a calibration set has few.
+    """
+    values = np.array(sorted(found))
+    counts = np.array([found[value] for value in values.tolist()])
+    total, below = int(counts.sum()), counts.cumsum()
+    lines = {
+        "inputs": (np.append(0, values), np.append(0, below / total)),
+        "if all were normal": (np.array([0.0, 1.0]), np.array([0.0, 1.0])),
+    }
+    plot = figures.curves("p_values", lines, x="p-value", y="share of inputs at or below")
+    every = values.repeat(counts) if total <= _MOST else None
+    rows = []
+    for level in _LEVELS:
+        small = int(counts[values <= level].sum())
+        calls = [
+            "–"
+            if every is None
+            else f"{np.count_nonzero(control_fdr(every, level=level, method=method)):,}"
+            for method in ("bh", "storey")
+        ]
+        rows.append((f"{level:g}", f"{small:,}", f"{level * total:,.0f}", *calls))
+    head = ("level", "p ≤ level", "expected of normal inputs", "Benjamini–Hochberg", "Storey")
+    return [
+        soft(
+            "The probability that a normal input scores as high, by the scores of the calibration. "
+            "It is valid for inputs that are exchangeable with those. The two last columns are how "
+            "many inputs can be called anomalous so that, on average, no more than this share of "
+            "the calls is false: for independent inputs."
+        ),
+        beside(page.plots([plot]), table(head, rows)),
+    ]
 
 
 def _extremes(digest: Digest, source: Source | None) -> list[Html]:

@@ -31,6 +31,8 @@ class Call(ABC):
     channels: ClassVar[int] = -1
     #: Whether the operator brings its input to a common scale.
     normalises: ClassVar[bool] = False
+    #: Whether its norms are what operators return, unread: a pass may fill them in at its end.
+    defers: ClassVar[bool] = False
 
     operands: Mapping[str, Tensor]
     data: Tensor | None

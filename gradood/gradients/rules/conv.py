@@ -49,6 +49,7 @@ class ConvCall(Call):
     channels = 1
 
     transposed: ClassVar[bool] = False
+    defers = True
 
     def __init__(self, x: Tensor, weight: Tensor, bias: Any, geometry: Geometry) -> None:
         self.data = x

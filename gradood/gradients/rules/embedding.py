@@ -21,6 +21,7 @@ class EmbeddingCall(Call):
 
     #: Also those of calls that index in another way.
     needs_data: ClassVar[frozenset[str]] = frozenset({"weight", *CopyCall.needs_data})
+    defers = True
 
     def __init__(
         self, indices: Tensor, weight: Tensor, padding_idx: int = -1, by_frequency: bool = False

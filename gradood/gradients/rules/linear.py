@@ -23,6 +23,7 @@ class LinearCall(Call):
     #: Also those of calls that are no product of tokens with one matrix.
     needs_data: ClassVar[frozenset[str]] = frozenset({"weight", *ContractionCall.needs_data})
     transposed: ClassVar[bool] = False
+    defers = True
 
     def __init__(self, x: Tensor, weight: Any, bias: Any) -> None:
         self.data = x

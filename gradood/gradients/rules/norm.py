@@ -23,6 +23,7 @@ class _NormCall(Call):
     """Shared by every normalisation: both norms come from one pass over x and d."""
 
     normalises = True
+    defers = True
 
     def __init__(self, x: Tensor, weight: Any, bias: Any) -> None:
         self.data = x

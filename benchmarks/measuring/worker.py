@@ -15,12 +15,13 @@ from functools import partial
 
 import torch
 
-from gradood.benchmarking.check import compare, expected
-from gradood.benchmarking.job import Job, Outcome
+from benchmarks.measuring.check import compare, expected
+from benchmarks.measuring.job import Job, Outcome
+from benchmarks.measuring.memory import peak_bytes
+from benchmarks.measuring.others import include
 from gradood.benchmarking.machine import installed
-from gradood.benchmarking.memory import peak_bytes
 from gradood.benchmarking.methods import Call, Norms
-from gradood.benchmarking.registry import include, method
+from gradood.benchmarking.registry import method
 from gradood.benchmarking.timing import take_turns
 
 

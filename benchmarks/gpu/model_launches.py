@@ -1,6 +1,6 @@
 """The operator calls of whole models, replayed as dry launches for any GPU.
 
-``python -m gradood.benchmarking.gpu.model_launches --out launches.json`` runs every model on two
+``python -m benchmarks.gpu.model_launches --out launches.json`` runs every model on two
 samples on the CPU, notes the sizes and strides of each call, and compiles what a batch of 64 would
 launch: some 60 different kernels a GPU for all models together.
 """
@@ -14,64 +14,20 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from gradood.benchmarking.gpu.dry_driver import DESCRIBED, TARGETS, Launch, dry
-from gradood.benchmarking.gpu.resources import resources
+from benchmarks.gpu.dry_driver import DESCRIBED, TARGETS, Launch, dry
+from benchmarks.gpu.resources import resources
+from gradood import pending
+from gradood.benchmarking.gpu.operator_calls import Shape, record
+from gradood.benchmarking.gpu.roofline import DEVICES, TARGET_DEVICES, least_milliseconds
 
 MODELS = ("resnet18", "resnet50", "vit_b_16", "mobilenet_v3_large")
 BATCH = 64
 _RECORDED = 2
-#: Backends of the CPU take over backward passes of norm layers; on a GPU PyTorch's own runs, and
-#: the norm is an operator of its own: its name, and which arguments it keeps.
-_ON_GPU = {
-    "batch_norm_backward_sqnorm": ("batch_norm_sqnorm", (0, 1, 2, 3)),
-    "layer_norm_backward_sqnorm": ("layer_norm_sqnorm", (0, 1, 3, 4)),
-}
-
-
-class _Shape(NamedTuple):
-    """What a launcher sees of a tensor."""
-
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-
-    def tensor(self, samples: int | None, dtype: torch.dtype | None) -> Tensor:
-        """A tensor without memory, for another number of samples, in another type."""
-        size = self.size if samples is None else (samples, *self.size[1:])
-        number = dtype if dtype is not None and self.dtype.is_floating_point else self.dtype
-        return torch.empty_strided(size, self.stride, dtype=number, device="meta")
-
-
-class _Recorder(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.calls: list[tuple[str, tuple[Any, ...]]] = []
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        if function.namespace == "gradood":
-            name = function.__name__.removesuffix(".default")
-            name, places = _ON_GPU.get(name, (name, range(len(args))))
-            self.calls.append((name, tuple(_described(args[i]) for i in places)))
-        return function(*args, **(kwargs or {}))
-
-
-def record(model: nn.Module, x: Tensor) -> list[tuple[str, tuple[Any, ...]]]:
-    """Every operator call that the gradient norms of a batch make, tensors by their shapes."""
-    from gradood import gradient_norms
-
-    gradient_norms(model, x[:1])  # the plan is made without recording
-    recorder = _Recorder()
-    with recorder:
-        gradient_norms(model, x, micro_batch=len(x))  # one pass, however little memory is free
-    return recorder.calls
 
 
 def replay(
@@ -83,15 +39,17 @@ def replay(
     """Compile what the calls would launch for a batch."""
     from gradood.ops import triton_backend
 
-    with dry(target) as launches:
+    sums: dict[Any, pending.Sums] = {}
+    with dry(target) as launches, pending.held(sums):
         for operator, args in calls:
             made = [
                 a.tensor(batch if i < 2 else None, dtype if i < 2 else None)
-                if isinstance(a, _Shape)
+                if isinstance(a, Shape)
                 else a
                 for i, a in enumerate(args)
             ]
             getattr(triton_backend, operator)(*made)
+        pending.finish(sums)
     return launches
 
 
@@ -121,10 +79,14 @@ def _model(name: str) -> tuple[nn.Module, Tensor]:
 
 
 def _summaries(target: str, calls: dict[str, Any], dtype: str) -> dict[str, Any]:
-    return {
-        name: summary(replay(found, target, getattr(torch, dtype)), target)
-        for name, found in calls.items()
-    }
+    number = getattr(torch, dtype)
+    device = DEVICES.get(TARGET_DEVICES.get(target, ""))
+    table = {}
+    for name, found in calls.items():
+        table[name] = summary(replay(found, target, number), target)
+        if device is not None:
+            table[name]["least ms, computed"] = least_milliseconds(found, BATCH, number, device)
+    return table
 
 
 def main() -> None:
@@ -141,12 +103,6 @@ def main() -> None:
         tasks = [pool.submit(_summaries, target, calls, chosen.dtype) for target in chosen.target]
         table = {target: task.result() for target, task in zip(chosen.target, tasks, strict=True)}
     chosen.out.write_text(json.dumps(table, indent=1) + "\n")
-
-
-def _described(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return _Shape(tuple(value.shape), value.stride(), value.dtype)
-    return value
 
 
 if __name__ == "__main__":

@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from gradood.benchmarking import bench
 from gradood.benchmarking.workloads import Workload
 
 #: For times, the allocator keeps what it has, so that no method pays for pages that another
 #: returned; for memory it returns at once what is freed, so that resident pages are live ones.
 ALLOCATOR = {
-    "time": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34)},
+    "time": bench.ALLOCATOR,
     "memory": {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"},
 }
 
@@ -27,7 +28,7 @@ class Job:
     Attributes:
         task: ``"time"``, or ``"memory"`` for exactly one method.
         rounds: How often each method has its turn; ``slow_rounds`` for slow ones.
-        methods_from: Modules whose ``METHODS`` are measured too; see ``registry.include``.
+        methods_from: Modules whose ``METHODS`` are measured too; see ``others.include``.
     """
 
     task: str
@@ -79,7 +80,7 @@ def run_together(jobs: Sequence[Job]) -> list[list[Outcome]]:
     Saves the time to start one for each, at the price that an earlier job's memory is around.
     """
     process = subprocess.run(
-        [sys.executable, "-m", "gradood.benchmarking.worker"],
+        [sys.executable, "-m", "benchmarks.measuring.worker"],
         input=json.dumps([asdict(job) for job in jobs]),
         env=environment(jobs[0], os.environ),
         capture_output=True,

@@ -1,12 +1,12 @@
 """Choose tile sizes for the Triton kernels on the GPU at hand, and write them to the launch table.
 
-    python benchmarks/tune_triton.py            # on a GPU: time, print, rewrite its column
-    python benchmarks/tune_triton.py --dry sm_90 --family outer    # none: registers and spills only
+    python -m benchmarks.gpu.tune            # on a GPU: time, print, rewrite its column
+    python -m benchmarks.gpu.tune --dry sm_90 --family outer    # none: registers and spills only
 
 For every family, number type and bucket it tries the candidates around the entry in use, discards
 those that spill or exceed shared memory, and keeps the fastest by ``do_bench``'s median. The column
 of the GPU (``sm_90`` …) in ``kernels/launch_table.json`` is all that changes; run the resource gate
-afterwards: ``python -m gradood.benchmarking.gpu.resources --out tests/kernels/resources.json``.
+afterwards: ``python -m benchmarks.gpu.resources --out tests/kernels/resources.json``.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from collections.abc import Iterator
 import torch
 from triton.errors import TritonError
 
-from gradood.benchmarking.gpu.dry_driver import TARGETS, dry
+from benchmarks.gpu.dry_driver import TARGETS, dry
+from benchmarks.gpu.resources import resources
 from gradood.benchmarking.gpu.launch_cases import LaunchCase, launch_cases
-from gradood.benchmarking.gpu.resources import resources
 from gradood.errors import BackendError
 from gradood.kernels import launch
 from gradood.kernels.launch import Settings

@@ -9,8 +9,8 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from gradood.benchmarking.records import Row
-from gradood.benchmarking.report import setting
+from benchmarks.measuring.records import Row
+from benchmarks.measuring.report import setting
 from gradood.errors import InputError
 
 _OURS, _OTHERS, _TEXT = "#d1495b", "#9aa5b1", "#333333"

@@ -1,6 +1,6 @@
 """What compiled kernels take: registers, spills, shared memory, instructions, widths of loads.
 
-``python -m gradood.benchmarking.gpu.resources --out tests/kernels/resources.json`` compiles every
+``python -m benchmarks.gpu.resources --out tests/kernels/resources.json`` compiles every
 case for every target and writes the table that the tests hold the kernels to.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 
 import triton
 
-from gradood.benchmarking.gpu.dry_driver import DESCRIBED, Launch, dry
+from benchmarks.gpu.dry_driver import DESCRIBED, Launch, dry
 from gradood.benchmarking.gpu.launch_cases import launch_cases
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"

@@ -1,6 +1,6 @@
 """Every kernel compiled by every version of Triton that a promised PyTorch brings, for every GPU.
 
-``python -m gradood.benchmarking.gpu.matrix --out benchmarks/results/triton_matrix`` installs each
+``python -m benchmarks.gpu.matrix --out benchmarks/results/triton_matrix`` installs each
 version into a folder of its own, compiles every launch case for every target in a process of its
 own, since some compilers end it, and writes ``….json`` and ``….md``. Nothing runs on a GPU.
 """
@@ -36,9 +36,9 @@ TARGETS = ("sm_75", "sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
 
 def compile_cases(target: str, parts: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """What becomes of each case with the Triton of this process, as ``state`` and ``detail``."""
-    from gradood.benchmarking.gpu.dry_driver import dry
+    from benchmarks.gpu.dry_driver import dry
+    from benchmarks.gpu.resources import resources
     from gradood.benchmarking.gpu.launch_cases import launch_cases
-    from gradood.benchmarking.gpu.resources import resources
     from gradood.ops import triton_backend
 
     for name, case in launch_cases().items():
@@ -105,7 +105,7 @@ def as_markdown(table: Table) -> str:
         "# What Triton makes of the kernels, by version and GPU",
         "",
         "Launch cases that compile; nothing ran on a GPU. Again:",
-        "`python -m gradood.benchmarking.gpu.matrix --out benchmarks/results/triton_matrix`.",
+        "`python -m benchmarks.gpu.matrix --out benchmarks/results/triton_matrix`.",
         "",
         f"| Triton | PyTorch | {' | '.join(targets)} |",
         f"| --- | --- |{' --- |' * len(targets)}",
@@ -148,7 +148,7 @@ def _install(version: str, folder: Path) -> None:
 
 def _compile(version: str, target: str, folder: Path, parts: Sequence[str]) -> dict[str, Any]:
     rows: dict[str, Any] = {}
-    root = str(Path(__file__).parents[3])
+    root = str(Path(__file__).parents[2])
     kept = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     with tempfile.TemporaryDirectory() as cache:
         paths = [str(folder / version), root, *filter(None, [kept.get("PYTHONPATH")])]

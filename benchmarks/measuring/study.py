@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
+from benchmarks.measuring.job import Job, Outcome, run, run_together
+from benchmarks.measuring.records import Row
 from gradood.benchmarking import machine
-from gradood.benchmarking.job import Job, Outcome, run, run_together
-from gradood.benchmarking.records import Row
+from gradood.benchmarking.bench import with_references
 from gradood.benchmarking.registry import (
     ACTIVATION_ONLY,
     FORWARD_BACKWARD,
@@ -83,14 +84,6 @@ def _job(settings: Settings, workload: Workload, threads: int, autocast: bool) -
     rounds, slow = settings.rounds, settings.slow_rounds
     modules = tuple(settings.methods_from)
     return Job("time", workload, names, threads, autocast, rounds, slow, modules)
-
-
-def with_references(names: Sequence[str]) -> tuple[str, ...]:
-    """The methods and what their ratios are taken to, in the registry's order."""
-    wanted = {ACTIVATION_ONLY, FORWARD_BACKWARD, *names}
-    for name in wanted:
-        method(name)
-    return tuple(name for name in METHODS if name in wanted)
 
 
 def describe(threads: int, autocast: bool) -> str:

@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from gradood.benchmarking.records import Row
+from benchmarks.measuring.records import Row
 from gradood.benchmarking.registry import CPP, TORCH
 
 _ABSENT = "–"
