@@ -198,10 +198,10 @@ def _weighted(evidence: Evidence, weight: float) -> Bounded:
 
 
 #: Of the gradient detector's certificates.
-SIGMA, RADIUS, SAMPLES, FPR, WRONG = 0.12, 0.06, 200, 0.1, 1e-3
+SIGMA, RADIUS, SAMPLES, FPR, WRONG = 0.12, 0.06, 100, 0.1, 1e-3
 
 
-def gradient(count: int = 30, fit: int = 500) -> Iterator[tuple[str, str, float]]:
+def gradient(count: int = 16, fit: int = 300) -> Iterator[tuple[str, str, float]]:
     """Medians and decisions of the default gradient detector, with the denoiser and without."""
     ours = load_denoiser(CHECKPOINTS / "cifar10-denoiser.safetensors").bfloat16()
     for kind, denoiser in (("denoised", ours), ("noisy", None)):

@@ -90,8 +90,10 @@ def fashion(root: Path | None, seed: int) -> TrainingSet:
 
 
 def cifar10(root: Path | None, seed: int) -> TrainingSet:
-    """CIFAR-10 and the public ResNet-20; outliers are Tiny ImageNet and half of the textures."""
-    del seed
+    """CIFAR-10 and the public ResNet-20.
+
+    Outliers are Tiny ImageNet, half of the textures, and formulas in two colours.
+    """
     if root is None:
         raise InputError("cifar10 has to come from a folder of picture sets: give --data FOLDER")
     normal = picture_set("cifar10-train", root)
@@ -99,7 +101,11 @@ def cifar10(root: Path | None, seed: int) -> TrainingSet:
 
     def outliers() -> Tensor:
         near, far = (picture_set(name, root) for name in ("tiny-imagenet", "textures"))
-        return torch.cat([near.pixels, halves(far)[0].pixels])
+        # A third of each: there are few textures.
+        known = halves(far)[0].pixels
+        known = known.repeat(-(-len(near) // len(known)), 1, 1, 1)[: len(near)]
+        made = coloured(textures(len(near), seed=seed).pixels, seed)
+        return torch.cat([near.pixels, known, made])
 
     return TrainingSet(
         normal.pixels,
@@ -124,6 +130,14 @@ def halves(images: ImageSet) -> tuple[ImageSet, ImageSet]:
     shuffled = images.sample(len(images))
     middle = len(images) // 2
     return shuffled.select(slice(0, middle)), shuffled.select(slice(middle, None))
+
+
+def coloured(grey: Tensor, seed: int) -> Tensor:
+    """Uint8 ``[N, 1, 28, 28]`` -> ``[N, 3, 32, 32]``: black and white become any two colours."""
+    generator = torch.Generator().manual_seed(seed)
+    shares = F.pad(grey.float() / 255, (2, 2, 2, 2), mode="reflect")
+    dark, light = torch.rand(2, len(grey), 3, 1, 1, generator=generator, device="cpu")
+    return (255 * (dark + (light - dark) * shares)).round().byte()
 
 
 def shifted(pixels: Tensor, generator: torch.Generator) -> Tensor:

@@ -53,10 +53,10 @@ Adversarial Robust Out-Of-Distribution Detection* (DISTRO), 2023, arXiv 2303.149
 
 Made by `{command}`. Classifier: the public ResNet-20 of akamaster/pytorch_resnet_cifar10. Denoiser:
 {denoiser}. The discriminator, and the outlier-exposed classifier where its checkpoint was there,
-saw outliers of Tiny ImageNet, which is not scored here, and of the half of the textures that is
-not: for textures the outliers are of the same kind, for cifar100, svhn and scenes they are not. The
-number after a model's name is its noise; slight noise is 0.02. Normal: {normal} test pictures;
-anomalous: {anomalous} pictures of each set.
+saw outliers of Tiny ImageNet and patterns by formula, which are not scored here, and of the half of
+the textures that is not: for textures the outliers are of the same kind, for cifar100, svhn and
+scenes they are not. The number after a model's name is its noise; slight noise is 0.02. Normal:
+{normal} test pictures; anomalous: {anomalous} pictures of each set.
 
 What differs from the paper: its denoiser is a public diffusion model of fifty million parameters,
 ours is small enough for one core, and so is the classifier: clean and certified accuracy are lower.

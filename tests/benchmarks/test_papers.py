@@ -10,6 +10,7 @@ from benchmarks.experiments.rows import Row
 from benchmarks.papers.page import markdown
 from benchmarks.papers.replication import Sizes
 from benchmarks.papers.variants import READ, Fewer, Linear, filter_norms
+from benchmarks.training_sets import coloured, shifted
 from gradood.data import embedded_classifier, embedded_images
 from gradood.evaluation import evaluate
 from gradood.gradients import gradient_norms
@@ -89,6 +90,28 @@ def test_the_distro_page_tells_accuracy_that_is_lost_and_guarantees_that_are_emp
     assert told.count("guarantees no AUROC beyond chance on svhn-test") == 2
     accuracy[1]["accuracy"] = "0.905"
     assert distro_tables.losses(distro_rows(0.6), accuracy, ["plain", "joint"]) == []
+
+
+def test_pictures_are_mirrored_and_moved_by_two_pixels_at_most():
+    picture = torch.arange(3 * 32 * 32).view(1, 3, 32, 32).remainder(251).byte().repeat(64, 1, 1, 1)
+    found = (255 * shifted(picture, torch.Generator().manual_seed(0))).round()
+    inner = found[:, :, 2:-2, 2:-2]
+    allowed = [
+        one[:, y : y + 28, x : x + 28].float()
+        for one in (picture[0], picture[0].flip(2))
+        for y in range(5)
+        for x in range(5)
+    ]
+    which = [{n for n, one in enumerate(allowed) if torch.equal(one, i)} for i in inner]
+    assert all(which) and len({min(one) for one in which}) > 20
+
+
+def test_black_and_white_become_two_colours():
+    grey = torch.tensor([0, 255, 128]).byte().view(3, 1, 1, 1).expand(3, 1, 28, 28)
+    found = coloured(torch.cat([grey[:1].expand(1, 1, 28, 28), grey[1:]]), 0)
+    assert found.shape == (3, 3, 32, 32) and found.dtype == torch.uint8
+    assert all(len(one.flatten(1).unique(dim=1).T) == 1 for one in found)
+    assert len(found[:, :, 0, 0].unique(dim=0)) == 3
 
 
 needs_data = pytest.mark.skipif(
