@@ -92,7 +92,7 @@ def class_claims(
         moved = apgd(
             subject.attacked,
             x[rows],
-            labels,
+            labels=labels,
             epsilon=radii * reach,
             norm="l2",
             loss="probability",

@@ -37,7 +37,6 @@ from gradood.smoothing.patched_unet import PatchedUNet
 log = logging.getLogger("gradood")
 BATCH, EVERY = 64, 200
 WARM_UP = 100
-STABILITY = 0.3
 DESCRIBED = ("command", "seconds_of_one_core")
 SCHEDULER = {
     "num_train_timesteps": 1000,
@@ -59,27 +58,31 @@ class Task:
         self.data = data
         self.scheduler = diffusers.DDPMScheduler(**SCHEDULER)
         self.alphas = self.scheduler.alphas_cumprod
-        self.sigmas, self.rate = data.sigmas, data.rate
+        self.sigmas, self.rate, self.batch = data.sigmas, data.rate, BATCH
         self.classifier = None
         if tuned:
             self.sigmas, self.rate = data.tuned_sigmas, data.tuned_rate
+            self.batch = data.tuned_batch
             self.classifier, self.outliers = data.classifier(), data.outliers()
 
     def timesteps(self) -> Tensor:
-        """Steps ``[BATCH]`` whose noise levels are uniform in log sigma."""
+        """Steps ``[batch]`` whose noise levels are uniform in log sigma."""
         ratio = (1 - self.alphas).sqrt() / self.alphas.sqrt()
         low, high = (math.log(2 * sigma) for sigma in self.sigmas)  # pixels in [-1, 1]
-        wanted = low + (high - low) * torch.rand(BATCH, generator=self.draw)
+        wanted = low + (high - low) * torch.rand(self.batch, generator=self.draw)
         return torch.searchsorted(ratio.log(), wanted).clamp(max=len(ratio) - 1)
 
     def pictures(self) -> tuple[Tensor, int]:
-        """``[BATCH, C, H, W]`` in [0, 1], and how many of them are normal: those come first."""
-        pixels, normal = self.data.pixels, BATCH if self.classifier is None else 3 * BATCH // 4
+        """``[batch, C, H, W]`` in [0, 1], and how many of them are normal: those come first."""
+        pixels, normal = (
+            self.data.pixels,
+            self.batch if self.classifier is None else 3 * self.batch // 4,
+        )
         rows = torch.randint(len(pixels), (normal,), generator=self.draw)
         x = self.data.vary(pixels[rows], self.draw)
-        if normal == BATCH:
+        if normal == self.batch:
             return x, normal
-        rows = torch.randint(len(self.outliers), (BATCH - normal,), generator=self.draw)
+        rows = torch.randint(len(self.outliers), (self.batch - normal,), generator=self.draw)
         return torch.cat([x, self.data.vary_outliers(self.outliers[rows], self.draw)]), normal
 
     def loss(self, network: nn.Module) -> Tensor:
@@ -100,7 +103,7 @@ class Task:
             before = self.classifier(x).float().log_softmax(1)
             after = self.classifier(denoised.clamp(0, 1)).float().log_softmax(1)
         change = F.kl_div(after, before, log_target=True, reduction="batchmean")
-        return loss + STABILITY * change
+        return loss + self.data.stability * change
 
 
 class Training:
@@ -182,7 +185,7 @@ class Training:
 def main(
     output: Annotated[Path, typer.Option(help="The safetensors file to write.")],
     of: Annotated[str, typer.Option(help="The data: fashion-mnist or cifar10.")] = "fashion-mnist",
-    steps: Annotated[int, typer.Option(help="Of 64 pictures each.")] = 4000,
+    steps: Annotated[int, typer.Option(help="Of 64 pictures each; see training_sets.")] = 4000,
     tune: Annotated[
         Path | None, typer.Option(help="Go on with this one, for the classifier's opinion.")
     ] = None,

@@ -10,9 +10,9 @@ from benchmarks.papers.replication import FEW, MAIN, RADII, TARGETS, Sizes
 
 PAPER = "all-hot"
 LIMITS = (
-    "One thing changed at a time: how many pictures it trains on, and what is trained. *linear* is "
-    "a logistic regression on the same standardised log norms; C is the inverse weight of its "
-    "penalty."
+    "One thing changed at a time, beside the rows of the tables above: how many pictures are "
+    "trained on, how strong the penalty of *linear* is (C is the inverse of its weight, 0.1 "
+    "above), and what it reads."
 )
 
 

@@ -40,7 +40,7 @@ LABELS = {
 #: What is trained on anomalies in the tables of every network.
 SUPERVISED = {**PAPER, **BETTER}
 #: Normal pictures, and anomalous ones a set, that norms by filter are taken of.
-FEW = (500, 150)
+FEW = (300, 60)
 #: The network on which labels are compared and the detectors are attacked.
 MAIN = "resnet20"
 
