@@ -64,8 +64,9 @@ class Sampler:
         """
         queue = deque(row for row, entry in enumerate(tally) if not entry.finished)
         active: list[int] = []
-        size = _fixed if stop is None else sequential.block_at
         tile = self._noisy.tile
+        # Without a sequential test, blocks need not grow.
+        size = sequential.block_at if stop else lambda _, tile: min(sequential.MOST, tile)
         try:
             with _Bar(self._noisy.settings.progress, tally, n) as shown:
                 while queue or active:
@@ -112,11 +113,6 @@ class Sampler:
                 values = (results[0] if len(results) == 1 else torch.cat(results))[:rows_done]
                 owner = torch.from_numpy(owners[:rows_done]).to(values.device)
                 yield blocks[:whole], counter(values, owner, blocks[:whole])
-
-
-def _fixed(start: int, tile: int) -> int:
-    """Samples of a block without a sequential test."""
-    return min(sequential.MOST, tile)
 
 
 def _plan(

@@ -111,7 +111,8 @@ def verify_with_model(
     """
     if len(records) != len(x):
         raise InputError(f"there are {len(records)} certificates for {len(x)} inputs")
-    if settings is None and any(_denoised(record) for record in records):
+    recorded = (record.get("settings") for record in records)
+    if settings is None and any(isinstance(s, dict) and s.get("denoiser") for s in recorded):
         raise InputError("these certificates had a denoiser; give settings that hold it")
     problems: list[str | None] = [None] * len(records)
     for rows in _runs(records):
@@ -145,11 +146,6 @@ def _runs(records: Sequence[JsonObject]) -> list[list[int]]:
         run[1].add(number)
         run[2].append(row)
     return [rows for _, _, rows in runs]
-
-
-def _denoised(record: JsonObject) -> bool:
-    settings = record.get("settings")
-    return isinstance(settings, dict) and settings.get("denoiser") is not None
 
 
 def _again(

@@ -115,7 +115,7 @@ class IterableSource(Source):
     def __init__(
         self, iterable: Iterable[Any], *, read: Callable[[Any], Any] | None = None
     ) -> None:
-        self._iterable, self._read = iterable, read or _itself
+        self._iterable, self._read = iterable, read or itself
 
     def items(self, start: int = 0) -> Iterator[Item]:
         for number, value in enumerate(itertools.islice(iter(self._iterable), start, None), start):
@@ -207,5 +207,6 @@ def _fail(reason: str) -> NoReturn:
     raise InputError(reason)
 
 
-def _itself(value: Any) -> Any:
+def itself(value: Any) -> Any:
+    """The value: what an input that needs no reading is loaded with."""
     return value
