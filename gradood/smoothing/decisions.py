@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from gradood.arguments import checked, number_between
 from gradood.detectors import Detector
 from gradood.errors import InputError
 from gradood.smoothing.bounds import anytime, binomial, sequential
-from gradood.smoothing.counting import CountAbove
+from gradood.smoothing.counting import count_above
 from gradood.smoothing.evidence import Evidence, JsonObject, Run, check_goal
 from gradood.smoothing.inference import Score
 from gradood.smoothing.noise import ESTIMATION
@@ -121,7 +122,8 @@ def certify_decision(
             clear = (proved | hopeless).all(1)
             return np.asarray((clear & proved[:, 0]).any(0) | clear.all(0))
 
-    run.sampler.run(run.main, CountAbove(threshold), run.n, ESTIMATION, stop)
+    counter = partial(count_above, threshold=threshold)
+    run.sampler.run(run.main, counter, run.n, ESTIMATION, stop)
     evidence = run.evidence(
         [{"counts": count} for count in run.main.counts.tolist()], certificate_from
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from gradood.arguments import checked, number_between
 from gradood.smoothing.bounds import binomial, quantile
-from gradood.smoothing.counting import CountBetween, Record
+from gradood.smoothing.counting import count_between, record
 from gradood.smoothing.evidence import (
     Evidence,
     JsonObject,
@@ -137,9 +138,10 @@ def bounds_of(common: JsonObject, row: JsonObject, q: float, share: float) -> tu
 def count_scores(run: Run) -> list[JsonObject]:
     """Draw all samples of scores, between edges that a pilot chooses."""
     n0 = run.settings.n0
-    run.sampler.run(run.pilot, Record(n0), n0, SELECTION)
+    run.sampler.run(run.pilot, partial(record, n=n0), n0, SELECTION)
     edges = np.array([edges_from(pilot) for pilot in run.pilot.counts])
-    run.sampler.run(run.main, CountBetween(torch.from_numpy(edges)), run.n, ESTIMATION)
+    counter = partial(count_between, edges=torch.from_numpy(edges))
+    run.sampler.run(run.main, counter, run.n, ESTIMATION)
     parts = [compact(*pair) for pair in zip(run.main.counts, edges, strict=True)]
     return [{"edges": kept, "counts": counts} for kept, counts in parts]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import numpy as np
@@ -68,7 +69,7 @@ class Sampler:
         # Without a sequential test, blocks need not grow.
         size = sequential.block_at if stop else lambda _, tile: min(sequential.MOST, tile)
         try:
-            with _Bar(self._noisy.settings.progress, tally, n) as shown:
+            with _shown(self._noisy.settings.progress, tally, n) as update:
                 while queue or active:
                     needed = sum(size(tally[row].samples, tile) for row in active)
                     while queue and needed < self._tiles * tile:
@@ -81,7 +82,7 @@ class Sampler:
                     for done, counts in self._count(blocks, counter, tag):
                         _book(tally, done, counts, n, stop)
                     active = [row for row in active if not tally[row].finished]
-                    shown.update()
+                    update()
                     self._save(False)
         finally:
             self._save(True)
@@ -176,28 +177,20 @@ def _turns(blocks: Sequence[Block]) -> Iterator[list[int]]:
     yield from turns
 
 
-class _Bar:
-    """Inputs that are finished, and samples drawn, on stderr."""
+@contextmanager
+def _shown(show: bool | None, tally: Tally, n: int) -> Iterator[Callable[[], None]]:
+    """A bar of finished inputs and drawn samples on stderr; what brings it up to date."""
+    with bar(TextColumn("{task.fields[state]}"), show=show) as progress:
+        task = progress.add_task("certifying", total=len(tally), state="")
 
-    def __init__(self, show: bool | None, tally: Tally, n: int) -> None:
-        self._tally, self._n = tally, n
-        self._progress = bar(TextColumn("{task.fields[state]}"), show=show)
+        def update() -> None:
+            if progress.disable:
+                return
+            finished = sum(entry.finished for entry in tally)
+            drawn = sum(entry.samples for entry in tally)
+            begun = sum(entry.samples / n for entry in tally if not entry.finished)
+            state = f"{finished}/{len(tally)} inputs, {drawn:,} samples"
+            progress.update(task, completed=finished + begun, state=state)
 
-    def __enter__(self) -> _Bar:
-        self._progress.start()
-        self._task = self._progress.add_task("certifying", total=len(self._tally), state="")
-        self.update()
-        return self
-
-    def update(self) -> None:
-        """Show where the tally stands."""
-        if self._progress.disable:
-            return
-        finished = sum(entry.finished for entry in self._tally)
-        drawn = sum(entry.samples for entry in self._tally)
-        begun = sum(entry.samples / self._n for entry in self._tally if not entry.finished)
-        state = f"{finished}/{len(self._tally)} inputs, {drawn:,} samples"
-        self._progress.update(self._task, completed=finished + begun, state=state)
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        update()
+        yield update

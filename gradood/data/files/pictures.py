@@ -104,20 +104,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-class PictureSource(Source):
-    """One picture."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def items(self, start: int = 0) -> Iterator[Item]:
-        path = str(self._path)
-        yield from [Item(printable(path), partial(picture_in, path))][start:]
-
-    def count(self) -> int:
-        return 1
-
-
 def picture_in(path: str) -> Image:
     """The picture in a file.
 

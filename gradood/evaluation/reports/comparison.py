@@ -124,7 +124,7 @@ def _flagged(digests: Any) -> str:
 
 def _curves(scores: Floats, anomalous: Sequence[ScoredSet]) -> list[figures.Plot]:
     roc = {one.name: roc_points(scores, one.scores).line for one in anomalous}
-    precision = {one.name: pr_points(scores, one.scores).line for one in anomalous}
+    precision = {one.name: pr_points(scores, one.scores) for one in anomalous}
     return [figures.roc(roc), figures.precision_recall(precision)]
 
 
