@@ -6,11 +6,11 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from gradood.arrays import Floats, Ints
 from gradood.errors import InputError
 from gradood.results import Result
 
 Scores = Tensor | npt.ArrayLike
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def as_scores(scores: Scores, name: str) -> Floats:
     return array
 
 
-def ranked(normal: Floats, anomalous: Floats) -> tuple[npt.NDArray[np.int64], Floats]:
+def ranked(normal: Floats, anomalous: Floats) -> tuple[Ints, Floats]:
     """Replace scores by their dense ranks: same order, same ties, and all of them finite.
 
     Returns:

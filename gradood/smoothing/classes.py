@@ -8,20 +8,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import ndtr, ndtri
 from torch import Tensor
 
 from gradood.arguments import checked
+from gradood.arrays import Bools, Floats, Ints
 from gradood.smoothing.bounds import anytime, binomial, sequential
 from gradood.smoothing.counting import count_classes
 from gradood.smoothing.evidence import Evidence, JsonObject, Run, check_goal
 from gradood.smoothing.noise import ESTIMATION, SELECTION
 from gradood.smoothing.settings import Smoothing
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 #: Looks of a sequential test at which giving up is wrong add up to about the settings' futility.
 _LOOKS = 20

@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import ndtr, ndtri
 from torch import Tensor
 
 from gradood.arguments import checked, number_between
+from gradood.arrays import Bools, Floats, Ints
 from gradood.detectors import Detector
 from gradood.errors import InputError
 from gradood.smoothing.bounds import anytime, binomial, sequential
@@ -22,10 +22,6 @@ from gradood.smoothing.evidence import Evidence, JsonObject, Run, check_goal
 from gradood.smoothing.inference import Score
 from gradood.smoothing.noise import ESTIMATION
 from gradood.smoothing.settings import Smoothing
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

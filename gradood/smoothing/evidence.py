@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gradood.arguments import at_least
+from gradood.arrays import Floats
 from gradood.errors import InputError
 from gradood.smoothing.inference import Certified
 from gradood.smoothing.noise import NoisyInputs
@@ -146,7 +147,7 @@ class Run:
             self.main.reopen()
 
     @property
-    def slack(self) -> npt.NDArray[np.float64]:
+    def slack(self) -> Floats:
         """``[N]``, see ``rounding``."""
         return np.broadcast_to(self.inputs.slack, len(self.inputs.ids))
 

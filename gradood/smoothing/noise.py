@@ -9,11 +9,11 @@ from dataclasses import replace
 from math import prod
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from gradood import ops
+from gradood.arrays import Floats
 from gradood.errors import InputError
 from gradood.inputs import require_one_tensor
 from gradood.smoothing.rounding import levels, slack
@@ -55,13 +55,13 @@ class NoisyInputs:
         self._levels = levels(settings.sigma, settings.exact_grid)
 
     @property
-    def magnitude(self) -> npt.NDArray[np.float64]:
+    def magnitude(self) -> Floats:
         """``[N]``: the largest absolute number of each input."""
         largest = self.x.abs().flatten(1).amax(1).double()
         return np.asarray(largest.cpu().numpy(), np.float64)
 
     @property
-    def slack(self) -> npt.NDArray[np.float64]:
+    def slack(self) -> Floats:
         """``[N]``: how far the probability of any event may be from the one that is sampled."""
         return slack(self.settings.as_json(), self.x.shape[1:], self.magnitude)
 

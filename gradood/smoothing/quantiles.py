@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from gradood.arguments import checked, number_between
+from gradood.arrays import Floats
 from gradood.smoothing.bounds import binomial, quantile
 from gradood.smoothing.counting import count_between, record
 from gradood.smoothing.evidence import (
@@ -25,8 +25,6 @@ from gradood.smoothing.evidence import (
 from gradood.smoothing.inference import Score
 from gradood.smoothing.noise import ESTIMATION, SELECTION
 from gradood.smoothing.settings import Smoothing
-
-Floats = npt.NDArray[np.float64]
 
 #: Edges of a histogram, and how many times the spread of the pilot scores they reach.
 _EDGES, _REACH = 2048, 1e4
@@ -146,7 +144,7 @@ def count_scores(run: Run) -> list[JsonObject]:
     return [{"edges": kept, "counts": counts} for kept, counts in parts]
 
 
-def edges_from(pilot: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def edges_from(pilot: Floats) -> Floats:
     """Ascending edges: dense about the pilot scores, ever wider apart away from them.
 
     ``median + spread sinh(u)`` for u on a uniform grid; the pilot scores themselves and their lower

@@ -29,6 +29,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gradood.arrays import Floats
+
 #: Steps of the grid of 8-bit pictures in 1.
 BYTES = 255.0
 
@@ -41,9 +43,7 @@ def levels(sigma: float, exact_grid: bool) -> float:
     return BYTES if exact_grid else 2.0 ** min(7 - math.floor(math.log2(sigma)), 1000)
 
 
-def slack(
-    settings: Mapping[str, Any], shape: Sequence[int], magnitude: npt.ArrayLike
-) -> npt.NDArray[np.float64]:
+def slack(settings: Mapping[str, Any], shape: Sequence[int], magnitude: npt.ArrayLike) -> Floats:
     """``d tau``, at most 1.
 
     Args:

@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from rich.progress import TextColumn
 from torch import Tensor
 
+from gradood.arrays import Bools, Ints
 from gradood.errors import ModelError
 from gradood.progress import bar
 from gradood.smoothing.bounds import sequential
@@ -28,9 +28,9 @@ from gradood.smoothing.inference import Certified
 from gradood.smoothing.noise import NoisyInputs
 from gradood.smoothing.tally import Entry, Tally
 
-Numbers: TypeAlias = "npt.NDArray[np.int64]"
+Numbers: TypeAlias = "Ints"
 #: ``(rows, counts [A, K], samples [A])`` -> bool ``[A]``: which inputs need no more samples?
-Stop: TypeAlias = "Callable[[Numbers, Numbers, Numbers], npt.NDArray[np.bool_]]"
+Stop: TypeAlias = "Callable[[Numbers, Numbers, Numbers], Bools]"
 
 
 #: Tiles that "auto" draws at once, to share the cost of bookkeeping.

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from gradood.evaluation.curves import Floats, pr_points, roc_points
+from gradood.arrays import Floats
+from gradood.evaluation.curves import pr_points, roc_points
 from gradood.evaluation.guaranteed import Guarantee
 from gradood.evaluation.metrics import Metrics
 from gradood.evaluation.reports import figures

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gradood.arrays import Floats
 from gradood.data.files.source import Source
-from gradood.evaluation.curves import Floats
 from gradood.evaluation.reports.axis import Squash
 
 #: A row of a score file: id, score, decision, layers and error.

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from gradood.evaluation.curves import Floats
+from gradood.arrays import Floats
 from gradood.evaluation.reports.axis import Squash
 from gradood.evaluation.reports.html import ANOMALOUS, COLOURS, NORMAL, Html
 from gradood.text import printable
