@@ -47,7 +47,7 @@ _ATTACKS: dict[str, Callable[[nn.Module, Tensor, Tensor, int], Adversarial]] = {
         model, x, labels=labels, epsilon=EPSILON, seed=seed
     ),
 }
-#: Pictures attacked for training and for scoring: ten steps of PGD on more take too long.
+#: Pictures attacked for training and for scoring; ten steps of PGD on more would take too long.
 _ATTACKED_TO_FIT, _ATTACKED_TO_SCORE = 150, 200
 #: Made anomalies of each kind.
 _MADE = 100

@@ -18,7 +18,7 @@ from gradood.results import Result
 from gradood.smoothing.bounds import dataset
 from gradood.smoothing.evidence import Evidence
 
-#: Which noise inputs had: evidence, or their ids under one seed.
+#: The noise of inputs: evidence of certificates, or ids under one seed.
 Noise: TypeAlias = "Evidence | Sequence[int] | Tensor"
 
 

@@ -17,9 +17,9 @@ from gradood.arrays import Bools, Floats
 from gradood.detectors.threshold import Calibration
 from gradood.errors import InputError
 
-#: By how much the rate may have risen: the bets, in multiples of the normal rate.
+#: Alternative rates to bet on, in multiples of the normal rate.
 _FACTORS = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0)
-#: Capital beyond it says nothing more, and would overflow.
+#: The capital is clipped here, so that it does not overflow.
 _MOST = 1e280
 
 

@@ -20,8 +20,8 @@ class Block(NamedTuple):
     size: int
 
 
-#: What is kept of samples: (their results, which block each belongs to, blocks) -> rows that add
-#: up, ``[blocks, K]`` on the CPU.
+#: (Results of samples, the block of each, blocks) -> rows that can be added, ``[blocks, K]`` on the
+#: CPU.
 Counter: TypeAlias = "Callable[[Tensor, Tensor, Sequence[Block]], Tensor]"
 
 
@@ -86,6 +86,6 @@ def _votes(
 
 
 def _upwards(values: Tensor) -> Tensor:
-    """float32 no smaller than float64 values, so that a histogram does not understate them."""
+    """float32 values rounded up, so that a histogram does not understate float64 ones."""
     single = values.float()
     return torch.where(single < values, torch.nextafter(single, torch.ones_like(single)), single)

@@ -128,7 +128,7 @@ def certify_decision(
 
 
 def certificate_from(common: JsonObject, row: JsonObject) -> JsonObject:
-    """The certificate that follows from what was counted for one input."""
+    """The certificate of one input, from its counts."""
     settings, target = common["settings"], common["target"]
     sigma, alpha, n = settings["sigma"], settings["alpha"], row["samples"]
     above, missing = row["counts"]
@@ -164,7 +164,7 @@ def _limits(common: JsonObject) -> tuple[Floats, Floats]:
 
 
 def _answers(common: JsonObject, counts: Ints, samples: Ints, slack: Floats) -> Ints:
-    """What the tests for "anomalous" and for "normal" say at each radius, ``[2, R, A]``."""
+    """Results of the tests for "anomalous" and for "normal" at each radius, ``[2, R, A]``."""
     settings = common["settings"]
     high, low = _limits(common)
     above, missing = counts.T

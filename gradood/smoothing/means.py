@@ -92,7 +92,7 @@ def certify_mean(
 
 
 def certificate_from(common: JsonObject, row: JsonObject) -> JsonObject:
-    """The bounds that follow from what was counted for one input."""
+    """The bounds of one input, from its counts."""
     settings = common["settings"]
     c = np.array(common["target"]["radius"]) / settings["sigma"]
     arguments = row["counts"], row["edges"], c, settings["alpha"] / 2

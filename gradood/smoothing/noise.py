@@ -19,7 +19,7 @@ from gradood.inputs import require_one_tensor
 from gradood.smoothing.rounding import levels, slack
 from gradood.smoothing.settings import DTYPES, Smoothing
 
-#: Streams of noise that never meet.
+#: Independent streams of noise.
 ESTIMATION, SELECTION = 0, 1
 
 #: Numbers of a tile that "auto" aims at, by kind of device, and the limits of its rows.
@@ -42,7 +42,7 @@ class NoisyInputs:
 
     def __init__(self, x: Tensor, ids: Sequence[int] | Tensor | None, settings: Smoothing) -> None:
         _check_inputs(x, settings)
-        # float64 stays: rounded to float32 it would be another input.
+        # float64 is kept: rounded to float32 it would be another input.
         self.x = x.detach() if x.dtype == torch.float64 else x.detach().float()
         self.ids = _checked_ids(ids, len(x))
         if settings.seed is None:

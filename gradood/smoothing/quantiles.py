@@ -26,7 +26,7 @@ from gradood.smoothing.inference import Score
 from gradood.smoothing.noise import ESTIMATION, SELECTION
 from gradood.smoothing.settings import Smoothing
 
-#: Edges of a histogram, and how many times the spread of the pilot scores they reach.
+#: Number of edges of a histogram, and its range in spreads of the pilot scores.
 _EDGES, _REACH = 2048, 1e4
 
 
@@ -108,7 +108,7 @@ def certify_quantile(
 
 
 def certificate_from(common: JsonObject, row: JsonObject) -> JsonObject:
-    """The bounds that follow from what was counted for one input."""
+    """The bounds of one input, from its counts."""
     share = common["settings"]["alpha"] / 2
     below, above = bounds_of(common, row, common["target"]["q"], share)
     return {"lower": below.tolist(), "upper": above.tolist()}
@@ -145,7 +145,7 @@ def count_scores(run: Run) -> list[JsonObject]:
 
 
 def edges_from(pilot: Floats) -> Floats:
-    """Ascending edges: dense about the pilot scores, ever wider apart away from them.
+    """Ascending edges: dense around the pilot scores, and sparser away from them.
 
     ``median + spread sinh(u)`` for u on a uniform grid; the pilot scores themselves and their lower
     neighbours are edges too, so that atoms are bounded exactly.

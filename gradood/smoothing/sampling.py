@@ -54,7 +54,7 @@ class Sampler:
     def run(
         self, tally: Tally, counter: Counter, n: int, tag: int, stop: Stop | None = None
     ) -> None:
-        """Add samples to ``tally`` until each input has n, or ``stop`` has had enough of them.
+        """Add samples to ``tally`` until each input has n, or ``stop`` says that it needs no more.
 
         Args:
             tally: What was counted before; it is changed, one whole block at a time.
@@ -98,7 +98,7 @@ class Sampler:
         rows, firsts, sizes = np.array(blocks, np.int64).T
         owners = np.arange(len(blocks)).repeat(sizes)
         used = len(owners)
-        # Padding repeats the last copy, so that it cannot be stranger than what is counted.
+        # Padding repeats the last copy, so that it adds no unusual input.
         place = np.minimum(np.arange(-(-used // tile) * tile), used - 1)
         samples = (firsts - sizes.cumsum() + sizes)[owners] + np.arange(used)
         copies = torch.from_numpy(np.stack([rows[owners], samples])[:, place])

@@ -24,7 +24,7 @@ _CERTIFICATE_FROM: dict[str, Conclusion] = {
     "quantile": quantiles.certificate_from,
     "spread": spreads.certificate_from,
 }
-#: By kind, what certifies.
+#: The certifying function by kind.
 CERTIFY: dict[str, Callable[..., Any]] = {
     "class": classes.certify_class,
     "decision": decisions.certify_decision,
@@ -32,7 +32,7 @@ CERTIFY: dict[str, Callable[..., Any]] = {
     "quantile": quantiles.certify_quantile,
     "spread": spreads.certify_spread,
 }
-#: What a command adds to a record for the reader; nothing follows from it.
+#: Fields that a command adds to a record for the reader.
 _LABELS = ("file", "units")
 #: Special functions of other versions of scipy may differ in their last digits.
 _TOLERANCE = 1e-9
@@ -125,7 +125,7 @@ def verify_with_model(
     return problems
 
 
-#: What is the same in all records of one run.
+#: Fields that all records of one run share.
 _COMMON = ("format", "kind", "target", "anytime", "settings", "tile", "shape", "model", "denoiser")
 
 

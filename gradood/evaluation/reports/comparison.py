@@ -18,7 +18,7 @@ from gradood.evaluation.reports.page import Page
 from gradood.evaluation.reports.pictures import gallery
 from gradood.evaluation.reports.scores import errors
 
-#: What is guaranteed, as figures and tables call it.
+#: Guaranteed metrics and their labels.
 _GUARANTEED = {
     "auroc": "AUROC ≥",
     "aupr_anomalous": "AUPR ≥",
