@@ -209,6 +209,12 @@ class _Messages(logging.Handler):
         self._reporter.message(record.levelname.lower(), record.getMessage())
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 def memory() -> float:
     """Megabytes that this process keeps in memory now, or at most so far where only that is known.
 

@@ -8,6 +8,8 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from gradood.progress import cores as cores
+
 #: Processor features on which the speed of these kernels depends.
 _FEATURES = (
     "avx2 fma avx512f avx512bw avx512_vnni avx512_bf16 avx512_fp16 amx_tile amx_bf16 amx_int8 "
@@ -28,12 +30,6 @@ def processor() -> tuple[str, str]:
         model += f", family {facts['cpu family']} model {facts['model']}"
     flags = f"{facts.get('flags', '')} {facts.get('Features', '')}".split()
     return model, " ".join(f for f in _FEATURES if f in flags)
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def load() -> float:

@@ -93,6 +93,6 @@ app.command()(watch)
 
 def main() -> None:
     """Run the command line; the entry point of ``gradood`` and ``python -m gradood``."""
-    # Before PyTorch is imported: threads that wait spinning slow a busy machine down many times.
+    # Before PyTorch is imported: threads that spin while waiting slow a busy machine down.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     app()

@@ -67,11 +67,12 @@ def _version(package: str) -> str | None:
 def _cpu() -> dict[str, Any]:
     import torch
 
-    affinity = getattr(os, "sched_getaffinity", None)
+    from gradood.progress import cores
+
     return {
         "machine": f"{platform.system()} {platform.machine()}",
         "capability": torch.backends.cpu.get_cpu_capability(),
-        "cores": len(affinity(0)) if affinity else os.cpu_count(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
     }
 

@@ -53,7 +53,8 @@ def made_with(
     models: ModelOptions | None,
 ) -> dict[str, Any]:
     """The facts at the end of a page: inputs, model, detector, machine, versions and time."""
-    from gradood.benchmarking.machine import cores, processor
+    from gradood.benchmarking.machine import processor
+    from gradood.progress import cores
 
     found: dict[str, Any] = {name: ", ".join(map(str, paths)) for name, paths in inputs.items()}
     if models is not None:

@@ -138,7 +138,7 @@ def _run(
         except KeyboardInterrupt as interrupt:
             reporter.message("warning", "interrupted; --resume goes on from here")
             raise typer.Exit(INTERRUPTED) from interrupt
-        # A process may have no share of few inputs; all of them are not to be without a score.
+        # The share of one process may be empty; a whole run without any score is an error.
         if not file.state["scored"] and (file.state["skipped"] or not source.is_share):
             raise InputError(f"no input could be scored; {file.state['skipped']} were skipped")
         file.finish()

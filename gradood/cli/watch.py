@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections import deque
@@ -105,12 +106,14 @@ def _normal_rate(
     detector: Path | None, rate: float | None, threshold: float | None, alpha: float
 ) -> tuple[float, float, float | None]:
     """The rate to test against, the test's alpha, and the threshold if there is one."""
+    from gradood.arguments import number_between
     from gradood.detectors.checkpoint import read_header
     from gradood.detectors.threshold import Calibration
     from gradood.evaluation.watching import calibrated_rate
 
-    if not 0 < alpha < 1:
-        raise InputError(f"--alpha {alpha}: expected a probability in (0, 1)")
+    number_between("--alpha", alpha)
+    if threshold is not None and math.isnan(threshold):
+        raise InputError("--threshold nan: expected a number; no score would be above it")
     header = {} if detector is None else read_header(detector)
     if threshold is None:
         threshold = header.get("threshold")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gradood.evaluation import Guarantee, GuaranteedMetrics
 
 _ALPHA = 1e-3
-#: Steps from radius 0 to the one that is asked for.
+#: Steps from radius 0 to the largest.
 _RADII = 10
 
 

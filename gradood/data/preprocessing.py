@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Transform: TypeAlias = "Callable[[Image], Tensor]"
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-#: Pixels of a resized picture from which on only what is kept of it is computed.
+#: Pixels of a resized picture from which on only the crop is computed.
 _LARGE = 4_000_000
 #: Pixels on either side that an interpolation reads, at most.
 _SUPPORT = 3

@@ -16,9 +16,9 @@ from gradood.errors import CheckpointError
 
 Network = TypeVar("Network", bound=nn.Module)
 
-#: Where training scripts put the weights among other things they save.
+#: Keys under which training scripts save the weights.
 _NESTED = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema")
-#: What wrappers for training put before every name.
+#: Prefixes that wrappers for training put before every name.
 _PREFIXES = ("module.", "_orig_mod.")
 
 

@@ -13,6 +13,10 @@ from gradood.gradients import GradientNorms
 #: Added to the powers of a layer, relative to their mean: a silent channel has no logarithm.
 SILENCE = 1e-2
 
+#: Least deviation of a layer's distances, relative to their mean: those of as few inputs as a
+#: layer has channels are all alike.
+LEAST_SPREAD = 0.1
+
 LEARNED = ("layer_means", "layer_scales", "layer_whitenings", "layer_sizes")
 
 
@@ -28,7 +32,11 @@ def read_layers(norms: GradientNorms) -> list[Tensor]:
 
 
 def fit_layers(norms: GradientNorms) -> Learned:
-    """Means, deviations and whitening matrices, of all layers in one row each."""
+    """Means, deviations and whitening matrices, of all layers in one row each.
+
+    A layer's matrix is divided by the deviation of its distances, so that each counts the same: the
+    distances of early layers vary three times as much.
+    """
     layers = [layer.double() for layer in read_layers(norms)]
     means, scales, whitenings = [], [], []
     for layer in layers:
@@ -37,7 +45,11 @@ def fit_layers(norms: GradientNorms) -> Learned:
         scale = torch.where(deviation > CONSTANT, 1 / deviation, 0.0)
         means.append(mean)
         scales.append(scale)
-        whitenings.append(whitening_matrix(covariance((layer - mean) * scale)).flatten())
+        centred = (layer - mean) * scale
+        whitening = whitening_matrix(covariance(centred))
+        deviation, usual = torch.std_mean(_distances(centred @ whitening))
+        spread = torch.maximum(deviation, LEAST_SPREAD * usual)
+        whitenings.append((whitening / spread).flatten())
     return {
         "layer_means": torch.cat(means),
         "layer_scales": torch.cat(scales),
@@ -49,7 +61,7 @@ def fit_layers(norms: GradientNorms) -> Learned:
 
 
 def score_layers(norms: GradientNorms, learned: Learned) -> Tensor:
-    """``Σ_l √(‖W_l (s_l − μ_l)‖² / d_l)``."""
+    """``Σ_l √(‖W_l (s_l − μ_l)‖² / d_l)``, s_l the vector of layer l, μ_l and W_l as learned."""
     sizes = learned["layer_sizes"].tolist()
     total = norms.logits.new_zeros(len(norms.logits), dtype=learned["layer_means"].dtype)
     whitenings = learned["layer_whitenings"].split([size * size for size in sizes])
@@ -62,5 +74,9 @@ def score_layers(norms: GradientNorms, learned: Learned) -> Tensor:
     for layer, mean, scale, whitening in parts:
         size = len(mean)
         whitened = ((layer - mean) * scale) @ whitening.view(size, size)
-        total = total + (whitened.square().sum(1) / size + 1e-12).sqrt()
+        total = total + _distances(whitened)
     return total
+
+
+def _distances(whitened: Tensor) -> Tensor:
+    return (whitened.square().mean(1) + 1e-12).sqrt()

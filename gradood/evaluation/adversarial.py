@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gradood.arguments import checked
+from gradood.arrays import Floats
 from gradood.errors import InputError
-from gradood.evaluation.curves import Floats, Scores, as_scores
+from gradood.evaluation.curves import Scores, as_scores
 from gradood.evaluation.guaranteed import GuaranteedMetrics, as_bounds, radii, stacked, worst
 from gradood.results import Result
 

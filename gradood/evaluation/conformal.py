@@ -6,17 +6,14 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 from scipy import special
 
 from gradood.arguments import at_least, checked, number_between
+from gradood.arrays import Bools, Floats, Ints
 from gradood.errors import InputError
-from gradood.evaluation.curves import Floats, Scores, as_numbers
+from gradood.evaluation.curves import Scores, as_numbers
 from gradood.evaluation.guaranteed import check_noise
 from gradood.smoothing.quantiles import QuantileCertificates
-
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 
 @checked

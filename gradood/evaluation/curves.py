@@ -6,11 +6,11 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from gradood.arrays import Floats, Ints
 from gradood.errors import InputError
 from gradood.results import Result
 
 Scores = Tensor | npt.ArrayLike
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def as_scores(scores: Scores, name: str) -> Floats:
     return array
 
 
-def ranked(normal: Floats, anomalous: Floats) -> tuple[npt.NDArray[np.int64], Floats]:
+def ranked(normal: Floats, anomalous: Floats) -> tuple[Ints, Floats]:
     """Replace scores by their dense ranks: same order, same ties, and all of them finite.
 
     Returns:
@@ -86,26 +86,8 @@ def ranked(normal: Floats, anomalous: Floats) -> tuple[npt.NDArray[np.int64], Fl
     return ranks.astype(np.int64), distinct
 
 
-@dataclass(frozen=True)
-class PrPoints(Result):
-    """One operating point per distinct threshold, from the strictest; anomalous is positive.
-
-    Attributes:
-        recall: Float64 ``[T]``, share of anomalous inputs called anomalous, ascending.
-        precision: Float64 ``[T]``, share of anomalous ones among the inputs called anomalous.
-    """
-
-    recall: Floats
-    precision: Floats
-
-    @property
-    def line(self) -> tuple[Floats, Floats]:
-        """What a plot draws: x and y."""
-        return self.recall, self.precision
-
-
-def pr_points(scores_normal: Scores, scores_anomalous: Scores) -> PrPoints:
-    """Precision and recall at every threshold; arguments and errors as ``roc_points``.
+def pr_points(scores_normal: Scores, scores_anomalous: Scores) -> tuple[Floats, Floats]:
+    """Recall ``[T]``, ascending, and precision at every threshold; arguments as ``roc_points``.
 
     The area under the steps that hold each precision back to the recall before it is the average
     precision, ``evaluate(...).aupr_anomalous``.
@@ -113,7 +95,7 @@ def pr_points(scores_normal: Scores, scores_anomalous: Scores) -> PrPoints:
     points = roc_points(scores_normal, scores_anomalous)
     hits = points.true_positive_rate[1:] * len(as_scores(scores_anomalous, "scores_anomalous"))
     alarms = points.false_positive_rate[1:] * len(as_scores(scores_normal, "scores_normal"))
-    return PrPoints(points.true_positive_rate[1:], hits / (hits + alarms))
+    return points.true_positive_rate[1:], hits / (hits + alarms)
 
 
 def roc_points(scores_normal: Scores, scores_anomalous: Scores) -> RocPoints:

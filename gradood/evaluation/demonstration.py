@@ -47,7 +47,7 @@ _ATTACKS: dict[str, Callable[[nn.Module, Tensor, Tensor, int], Adversarial]] = {
         model, x, labels=labels, epsilon=EPSILON, seed=seed
     ),
 }
-#: Pictures attacked for training and for scoring: ten steps of PGD on more take too long.
+#: Pictures attacked for training and for scoring; ten steps of PGD on more would take too long.
 _ATTACKED_TO_FIT, _ATTACKED_TO_SCORE = 150, 200
 #: Made anomalies of each kind.
 _MADE = 100
@@ -83,8 +83,6 @@ class SetResult:
         metrics: By detector.
         reaction: ``[L]``, by how many standard deviations of normal data the median log norm of
             each parameter tensor is above (or below) the normal mean.
-        detected: Share of ``anomalous`` above the calibrated threshold of the detector that needs
-            no anomalies.
     """
 
     name: str
@@ -94,7 +92,6 @@ class SetResult:
     anomalous: dict[str, Tensor]
     metrics: dict[str, Metrics]
     reaction: Tensor
-    detected: float
 
 
 @dataclass(frozen=True)
@@ -226,7 +223,6 @@ def _score_set(
     anomalous = {name: one.score(norms) for name, one in detectors.items()}
     reaction = torch.zeros(len(norms.names), dtype=torch.float32, device="cpu")
     reaction[standardise.kept] = standardise(log_norms(norms.values)).median(0).values
-    threshold = detectors[DEFAULT].threshold
     return SetResult(
         name=split.name,
         about=split.about,
@@ -235,7 +231,6 @@ def _score_set(
         anomalous=anomalous,
         metrics={name: evaluate(normal[name], anomalous[name]) for name in DETECTORS},
         reaction=reaction,
-        detected=float((anomalous[DEFAULT] > threshold).float().mean()),
     )
 
 
@@ -246,15 +241,8 @@ def _embedded_splits(normals: int, at_most: int | None, seed: int) -> list[_Spli
             one = _load(name, at_most, seed)
             fit, score = halve_by_group(one, seed=seed)
             about = f"{one.source}. Licence: {one.licence}."
-            splits.append(
-                _Split(
-                    name,
-                    about,
-                    fit.images,
-                    score.images,
-                    torch.arange(normals, dtype=torch.int64, device="cpu"),
-                )
-            )
+            every = torch.arange(normals, dtype=torch.int64, device="cpu")
+            splits.append(_Split(name, about, fit.images, score.images, every))
     return splits
 
 

@@ -11,13 +11,14 @@ import numpy.typing as npt
 from torch import Tensor
 
 from gradood.arguments import checked
+from gradood.arrays import Floats
 from gradood.errors import InputError
-from gradood.evaluation.curves import Floats, Scores, as_numbers
+from gradood.evaluation.curves import Scores, as_numbers
 from gradood.results import Result
 from gradood.smoothing.bounds import dataset
 from gradood.smoothing.evidence import Evidence
 
-#: Which noise inputs had: evidence, or their ids under one seed.
+#: The noise of inputs: evidence of certificates, or ids under one seed.
 Noise: TypeAlias = "Evidence | Sequence[int] | Tensor"
 
 

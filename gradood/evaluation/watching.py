@@ -13,14 +13,13 @@ from scipy.special import betaln
 from scipy.stats import beta
 
 from gradood.arguments import checked, number_between
+from gradood.arrays import Bools, Floats
 from gradood.detectors.threshold import Calibration
 from gradood.errors import InputError
 
-Floats = npt.NDArray[np.float64]
-
-#: By how much the rate may have risen: the bets, in multiples of the normal rate.
+#: Alternative rates to bet on, in multiples of the normal rate.
 _FACTORS = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0)
-#: Capital beyond it says nothing more, and would overflow.
+#: The capital is clipped here, so that it does not overflow.
 _MOST = 1e280
 
 
@@ -98,7 +97,7 @@ class AlarmRateTest:
         return found
 
     @property
-    def risen(self) -> npt.NDArray[np.bool_]:
+    def risen(self) -> Bools:
         """Whether the rate was found to have risen at any time so far, ``[streams]``."""
         return self.risen_at > 0
 

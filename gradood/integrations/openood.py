@@ -77,7 +77,7 @@ class Postprocessor:
             raise InputError("setup(net, id_loader_dict, ood_loader_dict) has not been called")
         with torch.no_grad():
             logits = class_logits(net, data)
-        # As metrics want it, finite: of an input that is no number the least there is.
+        # Metrics need finite confidences: a score of +inf becomes the lowest number.
         return logits.argmax(1), torch.nan_to_num(-self._detector.score(data))
 
     def inference(

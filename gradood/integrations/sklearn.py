@@ -12,12 +12,11 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
+from gradood.arrays import Floats, Ints
 from gradood.errors import InputError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-Floats = npt.NDArray[np.float64]
 
 
 class GradientOutlier(OutlierMixin, BaseEstimator):  # type: ignore[misc]
@@ -102,7 +101,7 @@ class GradientOutlier(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """``score_samples`` less ``offset_``: negative for what is anomalous."""
         return self.score_samples(X) - self.offset_
 
-    def predict(self, X: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    def predict(self, X: npt.ArrayLike) -> Ints:
         """1 for normal inputs, -1 for anomalous ones, as ``Detector.predict`` has them."""
         return np.where(self.decision_function(X) < 0, -1, 1)
 

@@ -89,7 +89,7 @@ def transformers_model(
 def _architecture(transformers: Any, config: Any) -> Any:
     """The class that the configuration names, if it is one of the package's own classifiers."""
     for name in config.architectures or ():
-        # Some have more to their names, as "…ForImageClassificationWithTeacher" has.
+        # Some names have a suffix: "…ForImageClassificationWithTeacher".
         if "Classification" in name and hasattr(transformers, name):
             return getattr(transformers, name)
     for auto in ("AutoModelForImageClassification", "AutoModelForSequenceClassification"):

@@ -203,7 +203,7 @@ class ScoreFile:
 
     def _differences(self, found: Mapping[str, Any]) -> list[str]:
         before, now = dict(found["settings"]), dict(self.state["settings"])
-        # Names with their paths in them say what is done; those relative to one folder do not.
+        # Names with full paths identify inputs; those relative to one folder do not.
         alone = found["relative"] or self.state["relative"] or now.get("world", 1) > 1
         if alone:
             before["inputs"], now["inputs"] = found["inputs"], self.state["inputs"]

@@ -67,7 +67,7 @@ class RayScorer:
         return batch | {
             "score": np.array([_or(row["score"], np.nan) for row in rows], np.float32),
             "decision": np.array([_or(row["decision"], 0) for row in rows], np.int8),
-            # Text even where there is none, so that blocks without rows have the same columns.
+            # Always text, so that blocks without rows have the same column types.
             "layers": np.array([json.dumps(row["layers"]) for row in rows], np.str_),
             "error": np.array([row["error"] or "" for row in rows], np.str_),
         }

@@ -12,9 +12,9 @@ from typing import Any
 from gradood.data.optional import require
 from gradood.errors import InputError
 
-#: Everything that a row says.
+#: All fields of a row.
 COLUMNS = ("id", "score", "decision", "layers", "error")
-#: Rows of one group of a Parquet file, and what is held to write it.
+#: Rows of one group of a Parquet file, which are in memory to write it.
 _GROUP = 16_384
 #: Names whose ends ask for a format that scores are not written in.
 _OTHERS = frozenset(

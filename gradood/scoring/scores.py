@@ -50,7 +50,7 @@ class RowScorer:
 
     def lines(self, batch: Batch) -> list[str]:
         """One JSON object an input: id, score, decision, layers and error."""
-        # Put together by hand: json.dumps takes as long as reading a small picture.
+        # Formatted by hand: json.dumps takes as long as reading a small picture.
         rows = zip(*(result.tolist() for result in batch.results), strict=True)
         chances = iter(
             self.detector.p_values_of(batch.results[0]).tolist() if self._p_values else ()

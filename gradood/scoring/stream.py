@@ -120,7 +120,7 @@ class Stream:
             chosen, places = places[: self._limit], places[self._limit :]
             inputs = [tensor for i in chosen if (tensor := items[i].tensor) is not None]
             try:
-                parts.append(self._results(_batch_of(inputs)))
+                parts.append(self._results(inputs))
                 self._failures = 0
             except Exception as error:
                 if isinstance(error, (NotFittedError, BackendError)):
@@ -138,13 +138,14 @@ class Stream:
         results = tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
         return Batch([item.id for item in items], errors, results, items[-1].after, self._limit)
 
-    def _results(self, inputs: Tensor | Inputs) -> Sequence[Tensor]:
+    def _results(self, inputs: Sequence[Any]) -> Sequence[Tensor]:
         device, dtype = self._loaded.device, self._loaded.dtype
-        if isinstance(inputs, Inputs):
-            inputs = inputs.to(device, dtype)
+        if isinstance(inputs[0], Inputs):
+            batch: Tensor | Inputs = Inputs.cat(inputs).to(device, dtype)
         else:
-            inputs = inputs.to(device, dtype if inputs.is_floating_point() else None)
-        return [result.cpu() for result in self._compute(inputs)]
+            stacked = torch.stack(list(inputs))
+            batch = stacked.to(device, dtype if stacked.is_floating_point() else None)
+        return [result.cpu() for result in self._compute(batch)]
 
     def _halve(self, size: int, name: str, error: Exception) -> None:
         if size == 1:
@@ -176,10 +177,6 @@ def _kind(inputs: Tensor | Inputs) -> tuple[object, ...]:
     if isinstance(inputs, Inputs):
         return inputs.kind
     return inputs.shape, inputs.dtype
-
-
-def _batch_of(inputs: Sequence[Any]) -> Tensor | Inputs:
-    return Inputs.cat(inputs) if isinstance(inputs[0], Inputs) else torch.stack(list(inputs))
 
 
 def _is_lack_of_memory(error: Exception) -> bool:

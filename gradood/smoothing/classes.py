@@ -8,22 +8,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import ndtr, ndtri
 from torch import Tensor
 
 from gradood.arguments import checked
+from gradood.arrays import Bools, Floats, Ints
 from gradood.smoothing.bounds import anytime, binomial, sequential
 from gradood.smoothing.counting import count_classes
 from gradood.smoothing.evidence import Evidence, JsonObject, Run, check_goal
 from gradood.smoothing.noise import ESTIMATION, SELECTION
 from gradood.smoothing.settings import Smoothing
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
-
-#: Looks of a sequential test at which giving up is wrong add up to about the settings' futility.
+#: Looks of a sequential test over which the settings' futility is divided.
 _LOOKS = 20
 
 
@@ -133,7 +129,7 @@ def certify_class(
 
 
 def certificate_from(common: JsonObject, row: JsonObject) -> JsonObject:
-    """The certificate that follows from what was counted for one input."""
+    """The certificate of one input, from its counts."""
     if common["target"]["radius"] is not None:
         return _at_radii(common, row)
     counts, alpha, n = np.array([row["counts"]]), common["settings"]["alpha"], row["samples"]
@@ -187,7 +183,7 @@ def _from_bounds(
     common: JsonObject,
     least: float,
 ) -> JsonObject:
-    """What bounds of the sampled probabilities give, if that is 0 < reach >= ``least``."""
+    """The result for bounds of sampled probabilities; abstains for a radius below ``least``."""
     low = max(float(lower) - slack, 0.0)
     high = min(1 - low, float(upper) + slack)
     # 1 and 0 have infinite quantiles; no bound of a certificate reaches them.
@@ -197,7 +193,7 @@ def _from_bounds(
 
 
 class _Claims(NamedTuple):
-    """What sequential tests try to prove of each input: P(label) > lower, P(any other) < upper.
+    """The claims that sequential tests try to prove: P(label) > lower, P(any other) < upper.
 
     Bounds are ``[R, A]``, a row a radius.
     """
@@ -223,10 +219,10 @@ def _claims(pilot: Ints, common: JsonObject) -> _Claims:
     hits, others = _votes(label, pilot)
     total = pilot.sum(1) + 1
     top, second = ndtri((hits + 0.5) / total), ndtri((others + 0.5) / total)
-    # Else it is as good as two classes, where the first bound implies the second.
+    # Otherwise there are practically two classes, and the first bound implies the second.
     two_sided = top + second <= -0.1
     c = _radii(common)[:, None] / common["settings"]["sigma"]
-    # Halfway, in eighths: few values, so that the exact calculation is made for few.
+    # Halfway, rounded to eighths, so that few values need the exact calculation.
     middle = np.where(two_sided, np.round(4 * (top + second)) / 8, 0.0)
     return _Claims(label, ndtr(middle + c), ndtr(middle - c), two_sided)
 
@@ -240,7 +236,7 @@ def _votes(label: Ints, counts: Ints) -> tuple[Ints, Ints]:
 
 
 def _goals(claims: _Claims, slack: Floats) -> Floats:
-    """``[2, R, A]``: what the sampled probabilities of label, and of no other, must exceed."""
+    """``[2, R, A]``: thresholds of the sampled probabilities of the label, and of no other."""
     goals = np.stack([claims.lower, 1 - claims.upper]) + slack
     return sequential.coarse(np.minimum(goals, 1 - 2.0**-40))
 

@@ -17,7 +17,7 @@ from gradood.smoothing.fingerprint import fingerprint
 from gradood.smoothing.noise import NoisyInputs
 from gradood.smoothing.settings import Smoothing
 
-#: What a ``certify`` function claims where nothing is said.
+#: Defaults of the targets of the ``certify`` functions.
 _TARGETS: Mapping[str, Mapping[str, Any]] = {
     "class": {"radius": None},
     "decision": {"threshold": None, "radius": None, "q": 0.5},

@@ -20,8 +20,8 @@ class Block(NamedTuple):
     size: int
 
 
-#: What is kept of samples: (their results, which block each belongs to, blocks) -> rows that add
-#: up, ``[blocks, K]`` on the CPU.
+#: (Results of samples, the block of each, blocks) -> rows that can be added, ``[blocks, K]`` on the
+#: CPU.
 Counter: TypeAlias = "Callable[[Tensor, Tensor, Sequence[Block]], Tensor]"
 
 
@@ -30,72 +30,51 @@ def count_classes(logits: Tensor, owners: Tensor, blocks: Sequence[Block]) -> Te
     return _votes(logits, owners, "argmax", None, blocks)
 
 
-class CountAbove:
+def count_above(
+    values: Tensor, owners: Tensor, blocks: Sequence[Block], *, threshold: float
+) -> Tensor:
     """int64 ``[blocks, 2]``: scores above one threshold, and NaN."""
-
-    def __init__(self, threshold: float) -> None:
-        self._threshold = threshold
-
-    def __call__(self, values: Tensor, owners: Tensor, blocks: Sequence[Block]) -> Tensor:
-        """See ``Counter``."""
-        # Compared as PyTorch does, in the precision of the scores; votes have that of float32.
-        above = torch.where(values.isnan(), torch.nan, (values > self._threshold).float())
-        return _votes(
-            above, owners, "above", torch.tensor([0.5], dtype=torch.float32, device="cpu"), blocks
-        )
+    # Compared as PyTorch does, in the precision of the scores; votes have that of float32.
+    above = torch.where(values.isnan(), torch.nan, (values > threshold).float())
+    limit = torch.tensor([0.5], dtype=torch.float32, device="cpu")
+    return _votes(above, owners, "above", limit, blocks)
 
 
-class CountUnit:
+def count_unit(values: Tensor, owners: Tensor, blocks: Sequence[Block], *, edges: Tensor) -> Tensor:
     """int64 ``[blocks, K + 2]``: a histogram of scores in [0, 1] over fixed edges.
 
     Raises:
         InputError: A score lies outside.
     """
-
-    def __init__(self, edges: Tensor) -> None:
-        self._edges = edges
-
-    def __call__(self, values: Tensor, owners: Tensor, blocks: Sequence[Block]) -> Tensor:
-        """See ``Counter``."""
-        outside = values[(values < 0) | (values > 1)]
-        if len(outside):
-            raise InputError(
-                f"the score is {float(outside[0]):g} on a noisy input; certify_mean needs scores "
-                "in [0, 1]. Scale or clamp them, or use certify_quantile"
-            )
-        return _votes(_upwards(values), owners, "histogram", self._edges, blocks)
+    outside = values[(values < 0) | (values > 1)]
+    if len(outside):
+        raise InputError(
+            f"the score is {float(outside[0]):g} on a noisy input; certify_mean needs scores "
+            "in [0, 1]. Scale or clamp them, or use certify_quantile"
+        )
+    return _votes(_upwards(values), owners, "histogram", edges, blocks)
 
 
-class CountBetween:
+def count_between(
+    values: Tensor, owners: Tensor, blocks: Sequence[Block], *, edges: Tensor
+) -> Tensor:
     """int64 ``[blocks, K + 2]``: histograms over edges ``[N, K]`` of every input's own."""
-
-    def __init__(self, edges: Tensor) -> None:
-        self._edges = edges
-
-    def __call__(self, values: Tensor, owners: Tensor, blocks: Sequence[Block]) -> Tensor:
-        """See ``Counter``."""
-        edges = self._edges[[block.row for block in blocks]].to(values.device, torch.float64)
-        columns = edges.shape[1] + 2
-        value = values.double()[:, None]
-        column = torch.searchsorted(edges[owners], value)[:, 0]
-        column = torch.where(value[:, 0].isnan(), columns - 1, column)
-        flat = torch.bincount(owners * columns + column, minlength=len(blocks) * columns)
-        return flat.view(len(blocks), columns).cpu()
+    edges = edges[[block.row for block in blocks]].to(values.device, torch.float64)
+    columns = edges.shape[1] + 2
+    value = values.double()[:, None]
+    column = torch.searchsorted(edges[owners], value)[:, 0]
+    column = torch.where(value[:, 0].isnan(), columns - 1, column)
+    flat = torch.bincount(owners * columns + column, minlength=len(blocks) * columns)
+    return flat.view(len(blocks), columns).cpu()
 
 
-class Record:
+def record(values: Tensor, owners: Tensor, blocks: Sequence[Block], *, n: int) -> Tensor:
     """float64 ``[blocks, n]``: the scores themselves, each in the column of its sample."""
-
-    def __init__(self, n: int) -> None:
-        self._n = n
-
-    def __call__(self, values: Tensor, owners: Tensor, blocks: Sequence[Block]) -> Tensor:
-        """See ``Counter``."""
-        result = torch.zeros(len(blocks), self._n, dtype=torch.float64, device="cpu")
-        parts = values.double().cpu().split([block.size for block in blocks])
-        for row, block, part in zip(result, blocks, parts, strict=True):
-            row[block.first : block.first + block.size] = part
-        return result
+    result = torch.zeros(len(blocks), n, dtype=torch.float64, device="cpu")
+    parts = values.double().cpu().split([block.size for block in blocks])
+    for row, block, part in zip(result, blocks, parts, strict=True):
+        row[block.first : block.first + block.size] = part
+    return result
 
 
 def _votes(
@@ -107,6 +86,6 @@ def _votes(
 
 
 def _upwards(values: Tensor) -> Tensor:
-    """float32 no smaller than float64 values, so that a histogram does not understate them."""
+    """float32 values rounded up, so that a histogram does not understate float64 ones."""
     single = values.float()
     return torch.where(single < values, torch.nextafter(single, torch.ones_like(single)), single)

@@ -5,26 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import ndtr, ndtri
 from torch import Tensor
 
 from gradood.arguments import checked, number_between
+from gradood.arrays import Bools, Floats, Ints
 from gradood.detectors import Detector
 from gradood.errors import InputError
 from gradood.smoothing.bounds import anytime, binomial, sequential
-from gradood.smoothing.counting import CountAbove
+from gradood.smoothing.counting import count_above
 from gradood.smoothing.evidence import Evidence, JsonObject, Run, check_goal
 from gradood.smoothing.inference import Score
 from gradood.smoothing.noise import ESTIMATION
 from gradood.smoothing.settings import Smoothing
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -121,7 +118,8 @@ def certify_decision(
             clear = (proved | hopeless).all(1)
             return np.asarray((clear & proved[:, 0]).any(0) | clear.all(0))
 
-    run.sampler.run(run.main, CountAbove(threshold), run.n, ESTIMATION, stop)
+    counter = partial(count_above, threshold=threshold)
+    run.sampler.run(run.main, counter, run.n, ESTIMATION, stop)
     evidence = run.evidence(
         [{"counts": count} for count in run.main.counts.tolist()], certificate_from
     )
@@ -130,7 +128,7 @@ def certify_decision(
 
 
 def certificate_from(common: JsonObject, row: JsonObject) -> JsonObject:
-    """The certificate that follows from what was counted for one input."""
+    """The certificate of one input, from its counts."""
     settings, target = common["settings"], common["target"]
     sigma, alpha, n = settings["sigma"], settings["alpha"], row["samples"]
     above, missing = row["counts"]
@@ -166,7 +164,7 @@ def _limits(common: JsonObject) -> tuple[Floats, Floats]:
 
 
 def _answers(common: JsonObject, counts: Ints, samples: Ints, slack: Floats) -> Ints:
-    """What the tests for "anomalous" and for "normal" say at each radius, ``[2, R, A]``."""
+    """Results of the tests for "anomalous" and for "normal" at each radius, ``[2, R, A]``."""
     settings = common["settings"]
     high, low = _limits(common)
     above, missing = counts.T

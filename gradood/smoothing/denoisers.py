@@ -134,7 +134,7 @@ class EpsDenoiser(nn.Module):
         return ((clean.clamp(low, high) - low) / (high - low)).to(noisy.dtype)
 
     def _predict(self, x_t: Tensor, step: int) -> Tensor:
-        """The network's prediction, float32, without what else it predicts."""
+        """The network's prediction, float32, without a learned variance."""
         whole = float(self.timestep_scale).is_integer()
         kind = torch.int64 if whole else torch.float32
         steps = torch.full((len(x_t),), step * self.timestep_scale, dtype=kind, device=x_t.device)

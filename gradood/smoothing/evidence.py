@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gradood.arguments import at_least
+from gradood.arrays import Floats
 from gradood.errors import InputError
 from gradood.smoothing.inference import Certified
 from gradood.smoothing.noise import NoisyInputs
@@ -28,10 +29,10 @@ from gradood.writing import write_file
 FORMAT = 2
 
 JsonObject = dict[str, Any]
-#: From what all inputs have in common and what was counted for one, to its certificate.
+#: (What all inputs have in common, the counts of one) -> its certificate.
 Conclusion = Callable[[JsonObject, JsonObject], JsonObject]
 
-#: Of columns of results that are not float64.
+#: Dtypes of columns that are not float64.
 _DTYPES = {"label": torch.int64, "decision": torch.int64, "abstained": torch.bool}
 
 
@@ -146,7 +147,7 @@ class Run:
             self.main.reopen()
 
     @property
-    def slack(self) -> npt.NDArray[np.float64]:
+    def slack(self) -> Floats:
         """``[N]``, see ``rounding``."""
         return np.broadcast_to(self.inputs.slack, len(self.inputs.ids))
 
@@ -161,7 +162,7 @@ class Run:
         return self._tallies["main"]
 
     def evidence(self, counts: Sequence[JsonObject], certificate_from: Conclusion) -> Evidence:
-        """What was counted and what follows from it, provided that the model is still the same."""
+        """The counts and the certificates from them; refuses a model that has changed meanwhile."""
         rows = self._rows(counts)
         results = tuple(certificate_from(self.common, row) for row in rows)
         self.model.check_unchanged()
@@ -225,7 +226,7 @@ def check_radii(radius: float | Sequence[float] | Tensor) -> list[float]:
 
 
 def compact(counts: npt.ArrayLike, edges: npt.ArrayLike) -> tuple[list[float], list[int]]:
-    """The same histogram without the edges on neither side of which anything was counted."""
+    """The same histogram without edges between two empty columns."""
     counts, edges = np.asarray(counts, np.int64), np.asarray(edges, np.float64)
     used = counts[:-1] > 0
     kept = used[:-1] | used[1:]

@@ -14,7 +14,7 @@ from torch import Tensor
 from gradood.arguments import checked
 from gradood.smoothing.bounds import binomial, mean
 from gradood.smoothing.bounds.histogram import default_edges
-from gradood.smoothing.counting import CountUnit
+from gradood.smoothing.counting import count_unit
 from gradood.smoothing.evidence import Evidence, JsonObject, Run, check_radii, compact
 from gradood.smoothing.inference import Score
 from gradood.smoothing.noise import ESTIMATION
@@ -79,7 +79,7 @@ def certify_mean(
     target = {"radius": check_radii(radius)}
     run = Run("mean", score, x, settings, target, ids, state, more)
     edges = default_edges()
-    counter = CountUnit(torch.from_numpy(edges))
+    counter = partial(count_unit, edges=torch.from_numpy(edges))
     run.sampler.run(run.main, counter, run.n, ESTIMATION)
     parts = [compact(count, edges) for count in run.main.counts]
     evidence = run.evidence(
@@ -92,7 +92,7 @@ def certify_mean(
 
 
 def certificate_from(common: JsonObject, row: JsonObject) -> JsonObject:
-    """The bounds that follow from what was counted for one input."""
+    """The bounds of one input, from its counts."""
     settings = common["settings"]
     c = np.array(common["target"]["radius"]) / settings["sigma"]
     arguments = row["counts"], row["edges"], c, settings["alpha"] / 2

@@ -9,17 +9,17 @@ from dataclasses import replace
 from math import prod
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from gradood import ops
+from gradood.arrays import Floats
 from gradood.errors import InputError
 from gradood.inputs import require_one_tensor
 from gradood.smoothing.rounding import levels, slack
 from gradood.smoothing.settings import DTYPES, Smoothing
 
-#: Streams of noise that never meet.
+#: Independent streams of noise.
 ESTIMATION, SELECTION = 0, 1
 
 #: Numbers of a tile that "auto" aims at, by kind of device, and the limits of its rows.
@@ -42,7 +42,7 @@ class NoisyInputs:
 
     def __init__(self, x: Tensor, ids: Sequence[int] | Tensor | None, settings: Smoothing) -> None:
         _check_inputs(x, settings)
-        # float64 stays: rounded to float32 it would be another input.
+        # float64 is kept: rounded to float32 it would be another input.
         self.x = x.detach() if x.dtype == torch.float64 else x.detach().float()
         self.ids = _checked_ids(ids, len(x))
         if settings.seed is None:
@@ -55,13 +55,13 @@ class NoisyInputs:
         self._levels = levels(settings.sigma, settings.exact_grid)
 
     @property
-    def magnitude(self) -> npt.NDArray[np.float64]:
+    def magnitude(self) -> Floats:
         """``[N]``: the largest absolute number of each input."""
         largest = self.x.abs().flatten(1).amax(1).double()
         return np.asarray(largest.cpu().numpy(), np.float64)
 
     @property
-    def slack(self) -> npt.NDArray[np.float64]:
+    def slack(self) -> Floats:
         """``[N]``: how far the probability of any event may be from the one that is sampled."""
         return slack(self.settings.as_json(), self.x.shape[1:], self.magnitude)
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from gradood.arguments import checked, number_between
+from gradood.arrays import Floats
 from gradood.smoothing.bounds import binomial, quantile
-from gradood.smoothing.counting import CountBetween, Record
+from gradood.smoothing.counting import count_between, record
 from gradood.smoothing.evidence import (
     Evidence,
     JsonObject,
@@ -25,9 +26,7 @@ from gradood.smoothing.inference import Score
 from gradood.smoothing.noise import ESTIMATION, SELECTION
 from gradood.smoothing.settings import Smoothing
 
-Floats = npt.NDArray[np.float64]
-
-#: Edges of a histogram, and how many times the spread of the pilot scores they reach.
+#: Number of edges of a histogram, and its range in spreads of the pilot scores.
 _EDGES, _REACH = 2048, 1e4
 
 
@@ -109,7 +108,7 @@ def certify_quantile(
 
 
 def certificate_from(common: JsonObject, row: JsonObject) -> JsonObject:
-    """The bounds that follow from what was counted for one input."""
+    """The bounds of one input, from its counts."""
     share = common["settings"]["alpha"] / 2
     below, above = bounds_of(common, row, common["target"]["q"], share)
     return {"lower": below.tolist(), "upper": above.tolist()}
@@ -137,15 +136,16 @@ def bounds_of(common: JsonObject, row: JsonObject, q: float, share: float) -> tu
 def count_scores(run: Run) -> list[JsonObject]:
     """Draw all samples of scores, between edges that a pilot chooses."""
     n0 = run.settings.n0
-    run.sampler.run(run.pilot, Record(n0), n0, SELECTION)
+    run.sampler.run(run.pilot, partial(record, n=n0), n0, SELECTION)
     edges = np.array([edges_from(pilot) for pilot in run.pilot.counts])
-    run.sampler.run(run.main, CountBetween(torch.from_numpy(edges)), run.n, ESTIMATION)
+    counter = partial(count_between, edges=torch.from_numpy(edges))
+    run.sampler.run(run.main, counter, run.n, ESTIMATION)
     parts = [compact(*pair) for pair in zip(run.main.counts, edges, strict=True)]
     return [{"edges": kept, "counts": counts} for kept, counts in parts]
 
 
-def edges_from(pilot: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Ascending edges: dense about the pilot scores, ever wider apart away from them.
+def edges_from(pilot: Floats) -> Floats:
+    """Ascending edges: dense around the pilot scores, and sparser away from them.
 
     ``median + spread sinh(u)`` for u on a uniform grid; the pilot scores themselves and their lower
     neighbours are edges too, so that atoms are bounded exactly.

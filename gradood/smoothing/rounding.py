@@ -1,4 +1,4 @@
-r"""How far floating point may be from the theorem: one number, counted in every bound.
+r"""The error of floating point against the theorem: one number that every bound includes.
 
 In floating point ``x + sigma Z`` is rounded, and with it the theorem's premise: what the model sees
 is not a function of the real sum, and shows traces of x (Voracek and Hein, "Sound randomized
@@ -29,6 +29,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gradood.arrays import Floats
+
 #: Steps of the grid of 8-bit pictures in 1.
 BYTES = 255.0
 
@@ -36,14 +38,12 @@ BYTES = 255.0
 def levels(sigma: float, exact_grid: bool) -> float:
     """``1 / g``: 255, or the power of two that makes ``sigma / g`` at least 128, below 256.
 
-    So fine that no model tells, and so coarse that rounding rarely matters.
+    Too fine to change a model's results, and coarse enough that rounding rarely matters.
     """
     return BYTES if exact_grid else 2.0 ** min(7 - math.floor(math.log2(sigma)), 1000)
 
 
-def slack(
-    settings: Mapping[str, Any], shape: Sequence[int], magnitude: npt.ArrayLike
-) -> npt.NDArray[np.float64]:
+def slack(settings: Mapping[str, Any], shape: Sequence[int], magnitude: npt.ArrayLike) -> Floats:
     """``d tau``, at most 1.
 
     Args:

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from rich.progress import TextColumn
 from torch import Tensor
 
+from gradood.arrays import Bools, Ints
 from gradood.errors import ModelError
 from gradood.progress import bar
 from gradood.smoothing.bounds import sequential
@@ -27,9 +28,9 @@ from gradood.smoothing.inference import Certified
 from gradood.smoothing.noise import NoisyInputs
 from gradood.smoothing.tally import Entry, Tally
 
-Numbers: TypeAlias = "npt.NDArray[np.int64]"
+Numbers: TypeAlias = "Ints"
 #: ``(rows, counts [A, K], samples [A])`` -> bool ``[A]``: which inputs need no more samples?
-Stop: TypeAlias = "Callable[[Numbers, Numbers, Numbers], npt.NDArray[np.bool_]]"
+Stop: TypeAlias = "Callable[[Numbers, Numbers, Numbers], Bools]"
 
 
 #: Tiles that "auto" draws at once, to share the cost of bookkeeping.
@@ -53,7 +54,7 @@ class Sampler:
     def run(
         self, tally: Tally, counter: Counter, n: int, tag: int, stop: Stop | None = None
     ) -> None:
-        """Add samples to ``tally`` until each input has n, or ``stop`` has had enough of them.
+        """Add samples to ``tally`` until each input has n, or ``stop`` says that it needs no more.
 
         Args:
             tally: What was counted before; it is changed, one whole block at a time.
@@ -64,10 +65,11 @@ class Sampler:
         """
         queue = deque(row for row, entry in enumerate(tally) if not entry.finished)
         active: list[int] = []
-        size = _fixed if stop is None else sequential.block_at
         tile = self._noisy.tile
+        # Without a sequential test, blocks need not grow.
+        size = sequential.block_at if stop else lambda _, tile: min(sequential.MOST, tile)
         try:
-            with _Bar(self._noisy.settings.progress, tally, n) as shown:
+            with _shown(self._noisy.settings.progress, tally, n) as update:
                 while queue or active:
                     needed = sum(size(tally[row].samples, tile) for row in active)
                     while queue and needed < self._tiles * tile:
@@ -80,7 +82,7 @@ class Sampler:
                     for done, counts in self._count(blocks, counter, tag):
                         _book(tally, done, counts, n, stop)
                     active = [row for row in active if not tally[row].finished]
-                    shown.update()
+                    update()
                     self._save(False)
         finally:
             self._save(True)
@@ -96,7 +98,7 @@ class Sampler:
         rows, firsts, sizes = np.array(blocks, np.int64).T
         owners = np.arange(len(blocks)).repeat(sizes)
         used = len(owners)
-        # Padding repeats the last copy, so that it cannot be stranger than what is counted.
+        # Padding repeats the last copy, so that it adds no unusual input.
         place = np.minimum(np.arange(-(-used // tile) * tile), used - 1)
         samples = (firsts - sizes.cumsum() + sizes)[owners] + np.arange(used)
         copies = torch.from_numpy(np.stack([rows[owners], samples])[:, place])
@@ -112,11 +114,6 @@ class Sampler:
                 values = (results[0] if len(results) == 1 else torch.cat(results))[:rows_done]
                 owner = torch.from_numpy(owners[:rows_done]).to(values.device)
                 yield blocks[:whole], counter(values, owner, blocks[:whole])
-
-
-def _fixed(start: int, tile: int) -> int:
-    """Samples of a block without a sequential test."""
-    return min(sequential.MOST, tile)
 
 
 def _plan(
@@ -180,28 +177,20 @@ def _turns(blocks: Sequence[Block]) -> Iterator[list[int]]:
     yield from turns
 
 
-class _Bar:
-    """Inputs that are finished, and samples drawn, on stderr."""
+@contextmanager
+def _shown(show: bool | None, tally: Tally, n: int) -> Iterator[Callable[[], None]]:
+    """A bar of finished inputs and drawn samples on stderr; what brings it up to date."""
+    with bar(TextColumn("{task.fields[state]}"), show=show) as progress:
+        task = progress.add_task("certifying", total=len(tally), state="")
 
-    def __init__(self, show: bool | None, tally: Tally, n: int) -> None:
-        self._tally, self._n = tally, n
-        self._progress = bar(TextColumn("{task.fields[state]}"), show=show)
+        def update() -> None:
+            if progress.disable:
+                return
+            finished = sum(entry.finished for entry in tally)
+            drawn = sum(entry.samples for entry in tally)
+            begun = sum(entry.samples / n for entry in tally if not entry.finished)
+            state = f"{finished}/{len(tally)} inputs, {drawn:,} samples"
+            progress.update(task, completed=finished + begun, state=state)
 
-    def __enter__(self) -> _Bar:
-        self._progress.start()
-        self._task = self._progress.add_task("certifying", total=len(self._tally), state="")
-        self.update()
-        return self
-
-    def update(self) -> None:
-        """Show where the tally stands."""
-        if self._progress.disable:
-            return
-        finished = sum(entry.finished for entry in self._tally)
-        drawn = sum(entry.samples for entry in self._tally)
-        begun = sum(entry.samples / self._n for entry in self._tally if not entry.finished)
-        state = f"{finished}/{len(self._tally)} inputs, {drawn:,} samples"
-        self._progress.update(self._task, completed=finished + begun, state=state)
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        update()
+        yield update

@@ -1,4 +1,4 @@
-"""How an input is smoothed, and how sure a certificate has to be."""
+"""Settings of smoothing and of the confidence of certificates."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 @checked
 @dataclass(frozen=True, kw_only=True)
 class Smoothing:
-    """Gaussian smoothing ``x + sigma Z`` of a model, and the confidence of what is said about it.
+    """Gaussian smoothing ``x + sigma Z`` of a model, and the confidence of its certificates.
 
     Certificates are about the smoothed model: the random one that adds the noise, applies the
     denoiser if there is one, and then the model in the precision and layout chosen here. It may be
@@ -103,7 +103,7 @@ class Smoothing:
                 raise InputError(f"clamp = {self.clamp}; expected (low, high) with low < high")
 
     def as_json(self) -> dict[str, Any]:
-        """What a certificate depends on, as JSON values: all but how it is computed and shown."""
+        """The settings on which a certificate depends, as JSON values."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values["denoiser"] = None if self.denoiser is None else _name_of(self.denoiser)
         values["clamp"] = None if self.clamp is None else [float(v) for v in self.clamp]

@@ -106,7 +106,7 @@ def certify_spread(
 
 
 def certificate_from(common: JsonObject, row: JsonObject) -> JsonObject:
-    """The bounds that follow from what was counted for one input."""
+    """The bounds of one input, from its counts."""
     share, weight = common["settings"]["alpha"] / _BOUNDS, common["target"]["weight"]
     (low1, up1), (low2, up2), (low3, up3) = (
         bounds_of(common, row, q, share) for q in (0.25, 0.5, 0.75)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 
+from gradood.arrays import Ints
 from gradood.state_file import StateFile
 
 _KEY = "gradood-sampling"
@@ -75,7 +76,7 @@ class Tally:
         return np.stack(rows) if rows else like[None][:0]
 
     @property
-    def samples(self) -> npt.NDArray[np.int64]:
+    def samples(self) -> Ints:
         """``[N]``."""
         return np.array([entry.samples for entry in self._entries], np.int64)
 

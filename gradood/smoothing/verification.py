@@ -24,7 +24,7 @@ _CERTIFICATE_FROM: dict[str, Conclusion] = {
     "quantile": quantiles.certificate_from,
     "spread": spreads.certificate_from,
 }
-#: By kind, what certifies.
+#: The certifying function by kind.
 CERTIFY: dict[str, Callable[..., Any]] = {
     "class": classes.certify_class,
     "decision": decisions.certify_decision,
@@ -32,7 +32,7 @@ CERTIFY: dict[str, Callable[..., Any]] = {
     "quantile": quantiles.certify_quantile,
     "spread": spreads.certify_spread,
 }
-#: What a command adds to a record for the reader; nothing follows from it.
+#: Fields that a command adds to a record for the reader.
 _LABELS = ("file", "units")
 #: Special functions of other versions of scipy may differ in their last digits.
 _TOLERANCE = 1e-9
@@ -111,7 +111,8 @@ def verify_with_model(
     """
     if len(records) != len(x):
         raise InputError(f"there are {len(records)} certificates for {len(x)} inputs")
-    if settings is None and any(_denoised(record) for record in records):
+    recorded = (record.get("settings") for record in records)
+    if settings is None and any(isinstance(s, dict) and s.get("denoiser") for s in recorded):
         raise InputError("these certificates had a denoiser; give settings that hold it")
     problems: list[str | None] = [None] * len(records)
     for rows in _runs(records):
@@ -124,7 +125,7 @@ def verify_with_model(
     return problems
 
 
-#: What is the same in all records of one run.
+#: Fields that all records of one run share.
 _COMMON = ("format", "kind", "target", "anytime", "settings", "tile", "shape", "model", "denoiser")
 
 
@@ -145,11 +146,6 @@ def _runs(records: Sequence[JsonObject]) -> list[list[int]]:
         run[1].add(number)
         run[2].append(row)
     return [rows for _, _, rows in runs]
-
-
-def _denoised(record: JsonObject) -> bool:
-    settings = record.get("settings")
-    return isinstance(settings, dict) and settings.get("denoiser") is not None
 
 
 def _again(

@@ -137,6 +137,7 @@ def test_a_file_that_grows_is_followed(tmp_path):
     ("x", ("--rate", 0.05, "--threshold", 1), "line 1"),
     ("1.0", (), "--rate"), ("1.0", ("--rate", 2), "rate = 2"),
     ("1.0", ("--rate", 0.1, "--alpha", 0), "--alpha"),
+    ("1.0", ("--rate", 0.1, "--threshold", "nan"), "--threshold nan"),
 ])  # fmt: skip
 def test_mistakes_get_a_sentence(lines, arguments, said):
     result = run("watch", "-", *arguments, input=lines + "\n" if lines else "")

@@ -233,10 +233,18 @@ def test_layers_are_whitened_one_by_one(counts):
         floor = 0.01 * power[:, own].mean(1, keepdim=True)
         rows = torch.cat([mean[:, own], (power[:, own] + floor).log()], 1).numpy()
         rows = (rows - rows[:200].mean(0)) / rows[:200].std(0, ddof=1)
-        distance = mahalanobis(rows[200:], shrunk(np.cov(rows[:200].T), SHRINKAGE))
-        expected += np.sqrt(distance / (2 * count))
+        distance = mahalanobis(rows, shrunk(np.cov(rows[:200].T), SHRINKAGE))
+        root = np.sqrt(distance / (2 * count))
+        expected += root[200:] / max(root[:200].std(ddof=1), 0.1 * root[:200].mean())
         start += count
     np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_layers_that_few_inputs_do_not_fill_count_no_more_than_others(model, pictures):
+    part, norms = PARTS["layers"], GradientDetector(model, parts=["layers"]).norms
+    few = part.fit(norms(pictures.fit[:24]))  # as many are as far off as can be: there is no spread
+    scores = part.score(norms(pictures.normal), few)
+    assert 1 < float(scores.mean()) < 1000
 
 
 def test_scores_are_standardised_on_normal_inputs_that_were_held_back(model, norms):

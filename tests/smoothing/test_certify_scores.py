@@ -1,6 +1,7 @@
 """Decisions, means and quantiles of scores whose smoothed values are known, and of detectors."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -149,7 +150,7 @@ def test_float64_scores_are_not_rounded_down(points):
     from gradood.smoothing.bounds.histogram import default_edges
 
     edges = torch.from_numpy(default_edges())
-    counter = counting.CountUnit(edges)
+    counter = partial(counting.count_unit, edges=edges)
     values = torch.full((4,), value, dtype=torch.float64)
     counted = counter(values, torch.zeros(4, dtype=torch.long), [counting.Block(0, 0, 4)])
     column = int(counted[0].argmax())

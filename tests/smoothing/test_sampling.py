@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -131,21 +132,21 @@ def test_samples_are_counted_exactly_once(points):
     plan.copies = copies
     model = Certified(lambda x: x[:, 0], plan.settings, 1)
     sampler = Sampler(model, plan, lambda now: None)
-    from gradood.smoothing.counting import CountAbove
+    from gradood.smoothing.counting import count_above
     from gradood.smoothing.tally import Tally
 
     tally = Tally(2)
-    sampler.run(tally, CountAbove(1.5), 77, noise.ESTIMATION)
+    sampler.run(tally, partial(count_above, threshold=1.5), 77, noise.ESTIMATION)
     assert set(seen) == {(row, sample) for row in range(2) for sample in range(77)}
     assert tally.samples.tolist() == [77, 77]
 
 
 def test_records_know_their_samples():
-    from gradood.smoothing.counting import Record
+    from gradood.smoothing.counting import record
 
     blocks = [Block(0, 0, 2), Block(1, 3, 1)]
     owners = torch.tensor([0, 0, 1])
-    rows = Record(4)(torch.tensor([1.0, 2.0, 3.0]), owners, blocks)
+    rows = record(torch.tensor([1.0, 2.0, 3.0]), owners, blocks, n=4)
     assert rows.tolist() == [[1, 2, 0, 0], [0, 0, 0, 3]]
 
 

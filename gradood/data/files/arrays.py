@@ -14,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 
-from gradood.data.files.source import LARGEST, Item, Source, broken
+from gradood.data.files.source import LARGEST, Item, Source, broken, itself
 from gradood.errors import InputError
 from gradood.text import printable
 
@@ -50,7 +50,7 @@ class ArraySource(Source):
                             raise InputError(f"the file ends after {of} rows")
                         if number >= start:
                             array = np.frombuffer(row, dtype).reshape(shape[1:])
-                            yield Item(f"{name}:{number}", partial(_itself, array), size)
+                            yield Item(f"{name}:{number}", partial(itself, array), size)
                     number = first + shape[0]  # what is wrong after it comes after all rows
         except _DAMAGES as error:
             if number >= start:
@@ -101,10 +101,6 @@ def _arrays(file: IO[bytes]) -> Iterator[tuple[tuple[int, ...], np.dtype[Any]]]:
 
 def _row_size(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
     return int(np.prod(shape[1:])) * dtype.itemsize
-
-
-def _itself(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return array
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +19,7 @@ from gradood.data.files.source import Item, Position, Source
 from gradood.data.optional import require
 from gradood.errors import InputError
 from gradood.inputs import Inputs, require_one_tensor
+from gradood.progress import cores
 from gradood.text import printable
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def decoded(
             other arrays and tensors are inputs as they are.
         workers: Threads; None for one a core, at most 8.
     """
-    workers = workers or min(8, _cores())
+    workers = workers or min(8, cores())
     # Several inputs a task, since handing over a task takes as long as reading a small picture:
     # one at first, until it is known how large inputs are.
     several, ahead = 1, 2 * workers
@@ -204,8 +204,3 @@ def _from_bytes(pixels: Tensor, transform: Transform) -> Tensor:
 def _ahead(tensor: Tensor | Inputs | None, workers: int) -> int:
     size = tensor.nbytes if tensor is not None else 0
     return max(2 * workers, min(_MOST_AHEAD, _AHEAD_BYTES // max(size, 1)))
-
-
-def _cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1

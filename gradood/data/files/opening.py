@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gradood.data.files.arrays import ArraySource
-from gradood.data.files.pictures import SUFFIXES, FolderSource, PictureSource
+from gradood.data.files.pictures import SUFFIXES, FolderSource, picture_in
 from gradood.data.files.several import Several
 from gradood.data.files.shards import ShardSource
 from gradood.data.files.source import Chain, IterableSource, Share, Source, Stride
@@ -131,7 +131,7 @@ def _open(path: Path, column: str | None, several: bool) -> Source:
     if name.endswith(_TAR):
         return ShardSource(path, column)
     if path.suffix.lower() in SUFFIXES:
-        return PictureSource(path)
+        return IterableSource([(printable(str(path)), str(path))], read=picture_in)
     raise InputError(
         f"{printable(str(path))} is of no known kind; give folders of pictures, .npy, .npz, "
         ".parquet or .tar files"

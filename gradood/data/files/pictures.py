@@ -21,7 +21,7 @@ from gradood.text import printable
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-#: By the ends of their names; other files in a folder are no inputs.
+#: Endings of pictures; other files in a folder are left out.
 SUFFIXES = frozenset(
     (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".bmp", ".dib", ".gif", ".pbm")
     + (".pgm", ".ppm", ".pnm", ".pfm", ".tif", ".tiff", ".webp")
@@ -104,20 +104,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-class PictureSource(Source):
-    """One picture."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def items(self, start: int = 0) -> Iterator[Item]:
-        path = str(self._path)
-        yield from [Item(printable(path), partial(picture_in, path))][start:]
-
-    def count(self) -> int:
-        return 1
-
-
 def picture_in(path: str) -> Image:
     """The picture in a file.
 
@@ -125,7 +111,7 @@ def picture_in(path: str) -> Image:
         InputError: There is none that can be read.
     """
     try:
-        # A pipe would be waited for, a device read for ever.
+        # Reading a pipe would block, reading a device would not end.
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise InputError("it is no regular file")
         with open(path, "rb") as file:

@@ -25,7 +25,7 @@ from gradood.text import printable
 
 _LOG = logging.getLogger("gradood")
 _DAMAGES = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError, ValueError)
-#: How compressed files begin, and what reads them, one after another where there are several.
+#: First bytes of compressed files, and what reads them, several streams in a row included.
 _COMPRESSED = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ", lzma.open))
 
 

@@ -22,10 +22,10 @@ _LOG = logging.getLogger("gradood")
 LARGEST = 1 << 28
 
 
-#: Of each kind of what was left out, so many are named.
+#: How many files of each kind that is left out are named.
 _NAMED = 3
 
-#: Where reading goes on: the number of the part, and of the input within it.
+#: Where reading resumes: the number of the part, and of the input within it.
 Position: TypeAlias = "tuple[int, int]"
 
 
@@ -73,7 +73,7 @@ class LeftOut:
 class Source(ABC):
     """Inputs in an order that is always the same."""
 
-    #: Whether other processes have the rest, so that it may well be empty.
+    #: Whether other processes have the rest, so that this part may be empty.
     is_share: bool = False
 
     @abstractmethod
@@ -115,7 +115,7 @@ class IterableSource(Source):
     def __init__(
         self, iterable: Iterable[Any], *, read: Callable[[Any], Any] | None = None
     ) -> None:
-        self._iterable, self._read = iterable, read or _itself
+        self._iterable, self._read = iterable, read or itself
 
     def items(self, start: int = 0) -> Iterator[Item]:
         for number, value in enumerate(itertools.islice(iter(self._iterable), start, None), start):
@@ -207,5 +207,6 @@ def _fail(reason: str) -> NoReturn:
     raise InputError(reason)
 
 
-def _itself(value: Any) -> Any:
+def itself(value: Any) -> Any:
+    """The value: what an input that needs no reading is loaded with."""
     return value

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gradood.evaluation.curves import Floats
+from gradood.arrays import Floats
 
 
 class Squash(NamedTuple):

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from gradood.evaluation.curves import Floats, pr_points, roc_points
+from gradood.arrays import Floats
+from gradood.evaluation.curves import pr_points, roc_points
 from gradood.evaluation.guaranteed import Guarantee
 from gradood.evaluation.metrics import Metrics
 from gradood.evaluation.reports import figures
@@ -17,7 +18,7 @@ from gradood.evaluation.reports.page import Page
 from gradood.evaluation.reports.pictures import gallery
 from gradood.evaluation.reports.scores import errors
 
-#: What is guaranteed, as figures and tables call it.
+#: Guaranteed metrics and their labels.
 _GUARANTEED = {
     "auroc": "AUROC ≥",
     "aupr_anomalous": "AUPR ≥",
@@ -124,7 +125,7 @@ def _flagged(digests: Any) -> str:
 
 def _curves(scores: Floats, anomalous: Sequence[ScoredSet]) -> list[figures.Plot]:
     roc = {one.name: roc_points(scores, one.scores).line for one in anomalous}
-    precision = {one.name: pr_points(scores, one.scores).line for one in anomalous}
+    precision = {one.name: pr_points(scores, one.scores) for one in anomalous}
     return [figures.roc(roc), figures.precision_recall(precision)]
 
 

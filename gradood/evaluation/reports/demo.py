@@ -139,10 +139,12 @@ def _histogram(one: SetResult, detector: str, threshold: float | None) -> Plot:
 
 
 def _curve(one: SetResult, kind: str) -> Plot:
-    points = roc_points if kind == "roc" else pr_points
-    lines = {name: points(one.normal[name], one.anomalous[name]).line for name in DETECTORS}
-    draw = figures.roc if kind == "roc" else figures.precision_recall
-    return draw(lines, title=one.name, styles=_LINES)
+    scores = {name: (one.normal[name], one.anomalous[name]) for name in DETECTORS}
+    if kind == "roc":
+        lines = {name: roc_points(*pair).line for name, pair in scores.items()}
+        return figures.roc(lines, title=one.name, styles=_LINES)
+    lines = {name: pr_points(*pair) for name, pair in scores.items()}
+    return figures.precision_recall(lines, title=one.name, styles=_LINES)
 
 
 def _reactions(page: Page, result: Demonstration) -> list[Html]:

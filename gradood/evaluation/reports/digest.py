@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gradood.arrays import Floats
 from gradood.data.files.source import Source
-from gradood.evaluation.curves import Floats
 from gradood.evaluation.reports.axis import Squash
 
 #: A row of a score file: id, score, decision, layers and error.
@@ -53,6 +53,7 @@ class Digest:
         skipped: Rows without.
         decided: Rows with a decision.
         flagged: Those of them that are anomalous.
+        limits: The lowest and the highest score.
         errors: The first rows without a score.
         reactions: How often each layer was named as having reacted, in rows with a score.
         p_values: How often each conformal p-value occurs; as many as calibration scores, and one.
@@ -67,7 +68,7 @@ class Digest:
         self._sample = np.empty(SAMPLE)
         self._high: list[tuple[float, int, Row]] = []
         self._low: list[tuple[float, int, Row]] = []
-        self._limits = (np.inf, -np.inf)
+        self.limits = (np.inf, -np.inf)
 
     def read(self, rows: Iterable[Row]) -> Iterator[Row]:
         """Pass rows on, and take note of them."""
@@ -90,7 +91,7 @@ class Digest:
         if slot < SAMPLE:
             self._sample[slot] = score
         self.scored += 1
-        self._limits = min(self._limits[0], score), max(self._limits[1], score)
+        self.limits = min(self.limits[0], score), max(self.limits[1], score)
         self.decided += row.get("decision") is not None
         self.flagged += row.get("decision") == 1
         self.reactions.update(layer["name"] for layer in row.get("layers") or ())
@@ -109,11 +110,6 @@ class Digest:
     def lowest(self) -> list[Ranked]:
         """The least anomalous rows, the least anomalous one first."""
         return [Ranked(-place, row) for _, place, row in sorted(self._low, key=_first)[::-1]]
-
-    @property
-    def limits(self) -> tuple[float, float]:
-        """The lowest and the highest score."""
-        return self._limits
 
     @property
     def sample(self) -> Floats:

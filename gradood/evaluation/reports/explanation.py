@@ -6,16 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from gradood.arrays import Bools, Floats
 from gradood.data.files.source import Source
 from gradood.evaluation.reports import figures
 from gradood.evaluation.reports.digest import Ranked
 from gradood.evaluation.reports.html import facts, soft, table
 from gradood.evaluation.reports.page import Page
 from gradood.evaluation.reports.pictures import gallery
-
-Floats = npt.NDArray[np.float64]
 
 #: Layers in the table, in the figure, and normal inputs beside each input.
 _LAYERS, _DRAWN, _NEAREST = 15, 40, 10
@@ -117,5 +115,5 @@ def _section(
     )
 
 
-def _share(found: npt.NDArray[np.bool_]) -> str:
+def _share(found: Bools) -> str:
     return f"{found.mean():.1%}" if found.any() else "none"

@@ -16,13 +16,13 @@ import numpy.typing as npt
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from gradood.evaluation.curves import Floats
+from gradood.arrays import Floats
 from gradood.evaluation.reports.axis import Squash
 from gradood.evaluation.reports.html import ANOMALOUS, COLOURS, NORMAL, Html
 from gradood.text import printable
 
 _INK, _SOFT, _LINE = (COLOURS[name][0] for name in ("ink", "soft", "line"))
-#: Of lines that have no meaning of their own: colours first, then dashes.
+#: Colours, then dashes, of lines without a style of their own.
 _CYCLE = [
     (COLOURS[name][0], dashes)
     for dashes in ("-", "--", ":")
@@ -30,7 +30,7 @@ _CYCLE = [
 ]
 #: Inches of a panel, without its legend.
 _WIDTH, _HEIGHT = 4.2, 2.9
-#: A line has at most so many points: more cannot be told apart.
+#: Largest number of points of a line.
 _MOST_POINTS = 400
 
 Line = tuple[npt.ArrayLike, npt.ArrayLike]
@@ -190,7 +190,7 @@ def heat_map(kind: str, values: Floats, down: Sequence[str], across: Sequence[st
     """``[D, A]`` in standard deviations: red is larger than normal, blue smaller."""
     figure = Figure(figsize=(10.5, 1.6 + 0.3 * len(down)), layout="constrained")
     panel = figure.subplots()
-    # Past six standard deviations, more says nothing more.
+    # Values past six standard deviations have the same colour.
     image = panel.imshow(values, cmap="RdBu_r", vmin=-6, vmax=6, aspect="auto")
     _plain(panel)
     panel.set_xticks(range(len(across)), [*map(_label, across)], rotation=90, fontsize=7)
@@ -205,7 +205,7 @@ def heat_map(kind: str, values: Floats, down: Sequence[str], across: Sequence[st
 
 def _panel(title: str, x: str, y: str) -> tuple[Figure, Any]:
     figure = Figure(figsize=(_WIDTH, _HEIGHT))
-    # By hand: to find a layout takes longer than to draw, and some pages hold dozens of figures.
+    # Fixed margins: finding a layout takes longer than drawing, and pages hold dozens of figures.
     figure.subplots_adjust(left=0.62 / _WIDTH, right=0.98, top=0.91, bottom=0.5 / _HEIGHT)
     panel = figure.subplots()
     panel.set_title(_label(title), fontsize=10, color=_INK, parse_math=False)

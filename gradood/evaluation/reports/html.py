@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 
 from gradood.text import printable
 
-#: By name: on white, as figures are drawn, and what a dark page shows instead.
+#: Colours by name: on a light page, as figures are drawn, and on a dark one.
 COLOURS = {
     "ink": ("#1d2733", "#e4e9ee"),
     "soft": ("#5a6977", "#9fadba"),

@@ -17,7 +17,7 @@ from gradood.data.optional import require
 from gradood.evaluation.reports.digest import Ranked, Row
 from gradood.evaluation.reports.html import Html, html, tag
 
-#: Sides of pictures on the page, at most; smaller ones are not enlarged but by the browser.
+#: Largest side of pictures on the page; the browser enlarges smaller ones.
 _SIDE = 192
 #: Pictures below this side are shown with visible pixels.
 _FEW_PIXELS = 64

@@ -32,15 +32,20 @@ def watch_page(
         if now["risen"]
         else "The rate of alarms has not been found to rise."
     )
+    unscored = f"; {now['unscored']:,} inputs have none, and count as alarms"
+    gained = now["capital"]
     page = Page("Watching the rate of alarms", said, renew=renew)
     low, high = now["interval"]
     page.add(
         tiles(
             [
-                (f"{now['seen']:,}", _scores(now["unscored"])),
+                (f"{now['seen']:,}", f"scores{unscored if now['unscored'] else ''}"),
                 (f"{now['share']:.2%}", f"alarms so far: {now['alarms']:,}"),
                 (f"{now['recent']:.2%}", "alarms among the last 1,000"),
-                (_capital(now["capital"]), f"evidence of a rise; {now['needed']:,.0f} prove it"),
+                (
+                    f"{gained:.3g}" if gained < 1e6 else f"10^{np.log10(gained):.0f}",
+                    f"evidence of a rise; {now['needed']:,.0f} prove it",
+                ),
             ]
         )
     )
@@ -78,11 +83,3 @@ def watch_page(
     }
     page.section("How it stands", facts(known))
     return page
-
-
-def _scores(unscored: int) -> str:
-    return f"scores; {unscored:,} inputs have none, and count as alarms" if unscored else "scores"
-
-
-def _capital(capital: float) -> str:
-    return f"{capital:.3g}" if capital < 1e6 else f"10^{np.log10(capital):.0f}"

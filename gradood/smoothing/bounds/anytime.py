@@ -8,9 +8,8 @@ Pearson's, at that share.
 import numpy as np
 import numpy.typing as npt
 
+from gradood.arrays import Floats
 from gradood.smoothing.bounds import binomial, sequential
-
-Floats = npt.NDArray[np.float64]
 
 #: Shares of alpha: of the e-process, of the planned number of samples, and of each round one.
 ALWAYS, PLANNED, ROUND = 0.25, 0.6, 0.05

@@ -9,10 +9,10 @@ more than shift(E s(x + sigma Z), c).
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 
+from gradood.arrays import Floats, Ints
 from gradood.smoothing.bounds import binomial
-from gradood.smoothing.bounds.histogram import Floats, Sample
+from gradood.smoothing.bounds.histogram import Sample
 
 
 def dkw(sample: Sample, c: Floats, alpha: float) -> Floats:
@@ -48,7 +48,7 @@ def rank(sample: Sample, c: Floats, alpha: float) -> Floats:
 
 
 @lru_cache(maxsize=64)
-def _rank_band(n: int, alpha: float) -> tuple[npt.NDArray[np.int64], Floats]:
+def _rank_band(n: int, alpha: float) -> tuple[Ints, Floats]:
     """Ranks from the top, ascending, uniform in logit(rank / (n + 1)), and the band there."""
     wanted = 128 if n <= 10_000 else 512
     logits = np.linspace(-np.log(n), np.log(n), 4 * wanted)

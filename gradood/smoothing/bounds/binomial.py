@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-Floats = npt.NDArray[np.float64]
+from gradood.arrays import Floats
 
 
 def lower(successes: npt.ArrayLike, n: npt.ArrayLike, alpha: npt.ArrayLike) -> Floats:

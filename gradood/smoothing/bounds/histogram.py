@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
-Counts = npt.NDArray[np.int64]
+from gradood.arrays import Floats, Ints
+
+Counts = Ints
 
 
 class Sample(NamedTuple):

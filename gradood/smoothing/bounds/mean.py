@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
+from gradood.arrays import Bools, Floats
 from gradood.smoothing.bounds import anytime, binomial
 from gradood.smoothing.bounds.band import dkw, integral, rank
-from gradood.smoothing.bounds.histogram import Floats, Sample, mirrored, rounded_up
+from gradood.smoothing.bounds.histogram import Sample, mirrored, rounded_up
 
-Bools = npt.NDArray[np.bool_]
 Bound = Callable[[Sample, Floats, float], Floats]
 
 #: Fractions of the largest bet. Small ones serve large n, those near 1 small variances.

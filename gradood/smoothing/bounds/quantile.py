@@ -17,11 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
+from gradood.arrays import Bools, Floats, Ints
 from gradood.smoothing.bounds import anytime, binomial, sequential
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 #: Special functions are good to about 1e-13; a tail this much nearer to alpha is called too large.
 _ROUNDING = 1e-10

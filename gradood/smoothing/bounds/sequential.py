@@ -6,10 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special, stats
 
+from gradood.arrays import Floats, Ints
 from gradood.smoothing.bounds import binomial
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 #: What ``decide`` answers.
 FUTILE, GO_ON, CERTIFY = -1, 0, 1
