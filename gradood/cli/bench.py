@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gradood.cli.report import say
+from gradood.errors import InputError
 
 if TYPE_CHECKING:
     from gradood.benchmarking.bench import Row
@@ -48,12 +49,20 @@ def bench(
         bool, typer.Option("--cuda", help="Instead: on this machine's GPU, in bfloat16.")
     ] = False,
     out: Annotated[Path, typer.Option(help="Folder for the CSV files.")] = _DEFAULT_OUT,
+    methods_from: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
+    memory: Annotated[bool | None, typer.Option(hidden=True)] = None,
+    autocast: Annotated[bool | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Time the norms beside forward and backward passes, vmap and a loop.
 
     Other packages, peak memory and bfloat16 autocast: python -m benchmarks.measuring, from a
     checkout of the repository with gradood's extra, bench.
     """
+    if methods_from or memory is not None or autocast is not None:
+        raise InputError(
+            "--methods-from, --memory and --autocast moved: python -m benchmarks.measuring has "
+            "them, in a checkout of the repository"
+        )
     # Imported late, so that `gradood --help` does not wait for PyTorch.
     from gradood.benchmarking.bench import Job, run, with_references, write
     from gradood.benchmarking.registry import METHODS
