@@ -10,8 +10,15 @@ from torch import nn
 
 import gradood
 from gradood import arguments
+from gradood.data.files import open_source
+from gradood.data.preprocessing import Preprocessing
 from gradood.errors import GradoodError, InputError
+from gradood.integrations.openood import openood_postprocessor
+from gradood.integrations.pytorch_ood import pytorch_ood_detector
+from gradood.integrations.sklearn import GradientOutlier
 from gradood.scoring.models import load_model
+from gradood.scoring.ray import RayScorer
+from gradood.scoring.stream import Stream
 
 PACKAGES = ("attacks", "data", "detectors", "distro", "evaluation", "gradients", "smoothing")
 #: Public classes that users get as results, or fill with results.
@@ -24,7 +31,9 @@ OPEN = {"needs_fit", "verify", "roc_points", "evaluate", "embedded_classifier",
 
 def public():
     """Public functions, and classes that are made by users, by name."""
-    found = {"load_model": load_model}
+    others = (load_model, Preprocessing, Stream, RayScorer, open_source, openood_postprocessor,
+              pytorch_ood_detector)  # fmt: skip
+    found = {one.__name__: one for one in others}
     for package in (getattr(gradood, name) for name in PACKAGES):
         names = getattr(package, "__all__", [n for n in vars(package) if n[0] != "_"])
         for name in names:
@@ -40,7 +49,7 @@ def public():
 
 PUBLIC = public()
 #: Annotations that say nothing that could be checked, and the arguments that have them.
-UNSAID = ("Any", "npt.ArrayLike", "Scores", "Source", "Noise", "Sequence[Row]")
+UNSAID = ("LoadedModel", "Any", "npt.ArrayLike", "Scores", "Source", "Noise", "Sequence[Row]")
 
 
 def named(function):
@@ -105,6 +114,10 @@ CALLS = {
     "upper_normal": (gradood.evaluate_guaranteed, BOUNDS | {"upper_normal": {}}, "upper_normal"),
     "radius": (gradood.evaluate_guaranteed, BOUNDS | {"radius": "x"}, "radius"),
     "p": (gradood.control_fdr, {"p": object()}, "p must be real numbers"),
+    "of a commitment": (gradood.smoothing.commit, {"kind": "quantile", "model": MODEL, "x": X,
+                        "settings": gradood.Smoothing(sigma=0.1), "q": "x"}, "q = 'x'"),
+    "of scikit-learn": (GradientOutlier(MODEL, detector=3).fit, {"X": X.numpy()}, "detector = 3"),
+    "batch_size": (Stream, {"compute": print, "loaded": None, "batch_size": 0}, "at least 1"),
     "negative count": (gradood.data.uniform_noise, {"count": -1}, "at least 0"),
 }  # fmt: skip
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from gradood.arguments import at_least, checked
 from gradood.data.files import Decoded, Source, decoded
 from gradood.errors import BackendError, InputError, ModelError, NotFittedError
 from gradood.inputs import Inputs
@@ -48,6 +49,7 @@ class Batch:
     limit: int
 
 
+@checked
 class Stream:
     """Runs batches of inputs of one kind through ``compute``.
 
@@ -73,10 +75,8 @@ class Stream:
         workers: int | None = None,
         limit: int = 1 << 31,
     ) -> None:
-        if batch_size != "auto" and batch_size < 1:
-            raise InputError(f"batch_size = {batch_size}; expected at least 1, or auto")
-        if on_error not in ("fail", "skip"):
-            raise InputError(f'on_error = {on_error!r}; expected "fail" or "skip"')
+        if batch_size != "auto":
+            at_least("batch_size", batch_size)
         self._compute, self._loaded = compute, loaded
         self._batch_size, self._on_error, self._workers = batch_size, on_error, workers
         self._limit = limit

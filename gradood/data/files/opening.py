@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from gradood.arguments import checked
 from gradood.data.files.arrays import ArraySource
 from gradood.data.files.pictures import SUFFIXES, FolderSource, picture_in
 from gradood.data.files.several import Several
@@ -19,6 +20,7 @@ from gradood.text import printable
 _TAR = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tbz")
 
 
+@checked
 def open_source(
     paths: Sequence[str | os.PathLike[str]],
     *,
