@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradood.arguments import checked
+from gradood.arguments import checked, one_of
 from gradood.data.preprocessing import Preprocessing, Transform, read_preprocessing
 from gradood.data.weights import load_weights
 from gradood.errors import InputError
@@ -90,8 +90,7 @@ def load_model(
         torch.Size([5, 10])
         >>> load_model("timm:resnet18", weights="resnet18.safetensors")        # doctest: +SKIP
     """
-    if dtype not in DTYPES:
-        raise InputError(f"dtype = {dtype!r}; expected one of {', '.join(DTYPES)}")
+    one_of("dtype", dtype, DTYPES)
     place = find_device(device)
     model, transform = _make(name, weights, classes, trust)
     if preprocess is not None:
