@@ -206,11 +206,7 @@ def find_device(name: str) -> torch.device:
 
 
 def named(option: str, name: str, expected: str) -> Any:
-    """What ``module:attribute`` is; modules of the current folder are found, too.
-
-    Raises:
-        InputError: There is no such module or attribute; the message says what was expected.
-    """
+    """What ``module:attribute`` is; modules of the current folder are found, too."""
     module, _, attribute = name.partition(":")
     if not getattr(sys.flags, "safe_path", False) and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as under python -m; the gradood script has its own folder

@@ -83,12 +83,7 @@ class Stream:
         self._failures = 0
 
     def run(self, source: Source, start: Position = (0, 0)) -> Iterator[Batch]:
-        """The batches of ``source`` from ``start`` on.
-
-        Raises:
-            InputError: Under "fail", an input cannot be read or scored; the message names it.
-            ModelError: The model can take no input, or one alone does not fit into memory.
-        """
+        """The batches of ``source`` from ``start`` on."""
         waiting: list[Decoded] = []
         kind: tuple[object, ...] = ()
         usable = 0

@@ -75,11 +75,7 @@ def as_source(inputs: Any) -> Source:
 
 
 def by_argument(column: str | Sequence[str] | None) -> dict[str | None, str | None]:
-    """The column of each argument of a model; None is its only one, and stands for any column.
-
-    Raises:
-        InputError: Two columns are for one argument.
-    """
+    """The column of each argument of a model; None is its only one, and stands for any column."""
     given = [column] if isinstance(column, str) else list(column or ())
     if not given:
         return {None: None}
