@@ -107,7 +107,6 @@ def certify(
     By default on the embedded network and pictures. Certificates are about the smoothed model, and
     are written with everything that is needed to check them again.
     """
-    # Imported late, so that `gradood --help` does not wait for PyTorch.
     from gradood.scoring.denoisers import load_denoiser
     from gradood.smoothing import Smoothing
     from gradood.smoothing.verification import CERTIFY
