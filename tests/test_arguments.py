@@ -1,4 +1,4 @@
-"""Every public function refuses arguments of a wrong type in a sentence that names them."""
+"""Public functions carry ``gradood.arguments.checked``: wrong types are refused by name."""
 
 import inspect
 from dataclasses import is_dataclass
