@@ -60,7 +60,6 @@ def score(
     left alone by --resume, so that a run can be repeated until it succeeds, but reported on again;
     an error if inputs are there by now that it lacks.
     """
-    # Imported late, so that `gradood --help` does not wait for PyTorch.
     from gradood.scoring.fitting import ready_detector
     from gradood.scoring.output import ScorePipe, open_scores
     from gradood.scoring.rows import COLUMNS, read_rows
