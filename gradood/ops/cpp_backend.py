@@ -27,9 +27,10 @@ OPERATORS = (
     *("bias_sqnorm", "linear_sqnorm", "conv_sqnorm", "embedding_sqnorm"),
     *("batch_norm_sqnorm", "layer_norm_sqnorm", "group_norm_sqnorm"),
     *("batch_norm_backward_sqnorm", "layer_norm_backward_sqnorm"),
+    *("channel_sums", "batch_norm_sums"),
     *("noisy_batch", "grid_batch", "vote_count"),
 )
-TAKES_OVER = ("batch_norm_backward_sqnorm", "layer_norm_backward_sqnorm")
+TAKES_OVER = ("batch_norm_sums", "batch_norm_backward_sqnorm", "layer_norm_backward_sqnorm")
 
 _kernels: ModuleType | None
 try:
@@ -92,9 +93,16 @@ def reject(op: str, *args: Any) -> str | None:
         return noise_cpp.reject(op, *args)
     if op == "conv_sqnorm" and args[0].dim() > 5:
         return "more than three spatial dimensions"
+    if op == "batch_norm_sums" and not _is_written(args[0]):
+        return "the kernel writes dense float32 alone"
     if op.endswith("backward_sqnorm") and torch.float16 in (args[0].dtype, args[1].dtype):
         return "the kernel writes no float16"
     return None
+
+
+def _is_written(x: Tensor) -> bool:
+    dense = x.dim() > 1 and (x.is_contiguous() or x.movedim(1, -1).is_contiguous())
+    return dense and x.dtype == torch.float32
 
 
 def algorithm(op: str, *args: object) -> str:
@@ -124,6 +132,39 @@ def bias_sqnorm(d: Tensor) -> Tensor:
     norm = _new(d.shape[0])
     _call("bias", *_describe(d), _address(norm, d.shape[0]))
     return norm
+
+
+def channel_sums(a: Tensor) -> Tensor:
+    """See ``reference.channel_sums``."""
+    require_fit(a.dim() == 3, "channel_sums", a)
+    size = (a.shape[0], 2, a.shape[1])
+    sums = torch.empty(size, dtype=torch.float32, device="cpu")
+    if a.numel() == 0:
+        return sums.zero_()
+    _call("channel_sums", *_describe(a), address(sums, torch.float32, size))
+    return sums
+
+
+def batch_norm_sums(
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """See ``reference.batch_norm_sums``."""
+    samples, channels = x.shape[:2]
+    size, positions = (samples, 2, channels), prod(x.shape[2:])
+    out, sums = torch.empty_like(x), torch.empty(size, dtype=torch.float32, device="cpu")
+    if x.numel() == 0:
+        return out, sums.zero_()
+    inner = (positions, 1) if x.is_contiguous() else (1, channels)
+    layout = (DTYPES[x.dtype], samples, channels, positions, channels * positions, *inner)
+    statistics = [0 if t is None else _address(t, channels) for t in (mean, variance, weight, bias)]
+    results = (address_of_any(out), address(sums, torch.float32, size))
+    _call("batch_norm_sums", address_of_any(x), *layout, *statistics, eps, *results)
+    return out, sums
 
 
 def linear_sqnorm(x: Tensor, d: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
