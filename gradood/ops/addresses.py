@@ -65,7 +65,7 @@ def _place(t: Tensor) -> int:
 
 
 def _on_cpu(t: Tensor) -> bool:
-    return t.device.type == "cpu" and t.layout == torch.strided
+    return t.is_cpu and t.layout is torch.strided
 
 
 def require_fit(fits: bool, operator: str, *tensors: Tensor | tuple[int, ...]) -> None:
