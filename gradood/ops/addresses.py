@@ -1,4 +1,4 @@
-"""Where tensors lie, for the C++ kernels: the one place where an address leaves Python.
+"""Addresses of tensors for the C++ kernels: the only place where one leaves Python.
 
 The kernels believe what they are told and read and write there, so everything is checked here.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradood.errors import BackendError
 
-#: What the kernels read, by the number that they know it by.
+#: Dtypes that the kernels read, each with its number there.
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 

@@ -81,8 +81,9 @@ def test_quick_cases_compile_to_what_is_committed(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_everything_compiles_to_what_is_committed(tmp_path):
-    table = compiled(tmp_path, "resources")
+@pytest.mark.parametrize("target", DESCRIBED)
+def test_everything_compiles_to_what_is_committed(tmp_path, target):
+    table = compiled(tmp_path, "resources", "--target", target)
     assert set(table["cases"]) == set(CASES)
     same_as_committed(table)
 
