@@ -57,8 +57,9 @@ def _protocol(
         "features.\n\n"
         f"What differs from the paper: its networks were its authors', ours are public "
         f"({', '.join(accuracies)}); scenes, gtsrb and mnist stand beside its kinds of sets; its "
-        "attacks' strengths are those of `benchmarks/experiments/attacked.py`, DeepFool and C&W shortened; "
-        "attacked pictures are rounded to 256 levels, must fool after that, and are scored against "
+        "attacks' strengths are those of `benchmarks/experiments/attacked.py`, DeepFool and C&W "
+        "shortened; attacked pictures are rounded to 256 levels, must fool after that, and are "
+        "scored against "
         "their own originals. Its tables are not repeated: we had its abstract, which prints no "
         "figure, and not its tables."
     )
