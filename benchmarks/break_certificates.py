@@ -70,7 +70,7 @@ BUDGETS = {
     "class": Budget(0.05, 500, 500, 50, 10, 100, 2, 50),
     "confidence": Budget(0.05, 500, 500, 50, 10, 100, 2, 25),
     "gradient": Budget(0.05, 500, 50, 10, 10, 100, 2, 5),
-    "cifar-class": Budget(0.12, 200, 500, 50, 2, 20, 1, 50),
+    "cifar-class": Budget(0.12, 200, 500, 25, 2, 20, 1, 25),
     "cifar-gradient": Budget(0.12, 100, 40, 40, 2, 20, 1, 8),
     "cifar-gradient-denoised": Budget(0.12, 100, 40, 40, 2, 20, 1, 8),
 }
