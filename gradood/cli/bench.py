@@ -46,7 +46,7 @@ def bench(
         bool, typer.Option(help="Also torchvision's ResNet-50 and ViT-B/16, at 224 pixels.")
     ] = False,
     cuda: Annotated[
-        bool, typer.Option("--cuda", help="Instead: on this machine's GPU, in bfloat16.")
+        bool, typer.Option("--cuda", help="Instead: on this machine's GPU, ResNet-50 and ViT-B/16.")
     ] = False,
     out: Annotated[Path, typer.Option(help="Folder for the CSV files.")] = _DEFAULT_OUT,
     methods_from: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
@@ -74,7 +74,7 @@ def bench(
     if cuda:
         from gradood.cli.bench_cuda import on_gpu
 
-        on_gpu(workloads, out)
+        on_gpu(workloads if model or batch else None, out)
         return
     counts = tuple(threads or (1, 2))
     if quick:
