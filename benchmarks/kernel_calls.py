@@ -102,11 +102,16 @@ def _make() -> dict[str, Call]:
         "conv, 3d": _conv(5, 6, (5, 6, 7), (3, 2, 3), (1, 2, 1), (1, 0, 1)),
         "conv, 3d wide": _conv(16, 7, (4, 5, 6), (2, 3, 3), 1, (1, 1, 0), (2, 1, 1)),
         "conv, many pixels": _conv(16, 16, (41, 41), (3, 3), 1, 1, 1, 1, False),
+        "conv, dilated, wider than the image": _conv(17, 33, (9, 5), (3, 3), 1, (2, 3), (2, 3)),
+        "conv, three by three groups": _conv(32, 48, (17, 18), (3, 3), 1, (0, 2), 1, 2),
         "stem": _conv(3, 16, (16, 17), (7, 7), 2, 3),
         "stem, groups": _conv(6, 9, (9, 9), (3, 3), 1, 1, 1, 3),
         "patches": _conv(3, 48, (16, 16), (4, 4), 4),
         "pointwise": _conv(32, 48, (5, 5), (1, 1)),
         "pointwise, strided": _conv(17, 8, (9, 9), (1, 1), 2),
+        "pointwise, strided, a few tokens": _conv(60, 70, (5, 5), (1, 1), 2),
+        "pointwise, strided, many tokens": _conv(18, 20, (19, 25), (1, 1), (2, 3)),
+        "pointwise, strided, 3d": _conv(18, 20, (5, 6, 7), (1, 1, 1), (2, 2, 3)),
         "pointwise, padded": _conv(20, 8, (5, 5), (1, 1), 1, 1),
         "shift-gram": _conv(96, 80, (4, 4), (3, 3), 1, 1),
         "shift-gram, several tiles": _conv(130, 120, (9, 9), (3, 3), 1, 1),
@@ -120,6 +125,10 @@ def _make() -> dict[str, Call]:
         "layer norm": _rows("layer_norm_sqnorm", (3, 17, 41), 1e-5, False),
         "layer norm, wide": _rows("layer_norm_sqnorm", (2, 3, 1201), 1e-5, False),
         "RMS norm": _rows("layer_norm_sqnorm", (2, 41, 17), 1e-5, True),
+        "layer norm, several programs": _rows("layer_norm_sqnorm", (2, 300, 33), 1e-5, False),
+        "layer norm, wider than registers": _rows("layer_norm_sqnorm", (1, 2, 8200), 1e-5, False),
+        "layer norm of one number": _rows("layer_norm_sqnorm", (2, 3, 1), 1e-5, False),
+        "RMS norm of any size": _rows("layer_norm_sqnorm", (2, 5, 7), 0.0, True),
         "group norm": _rows("group_norm_sqnorm", (2, 64, 41), 8, 1e-2),
         "group norm, long": _rows("group_norm_sqnorm", (2, 6, 1201), 2, 1e-5),
         "instance norm": _rows("group_norm_sqnorm", (2, 17, 41), 17, 1e-5),
@@ -127,9 +136,16 @@ def _make() -> dict[str, Call]:
         "embedding, padding": _embedding(70, 9, 3, 0),
         "embedding, several tiles": _embedding(130, 70, 1000, 0),
     }
-    for shape in ((2, 1, 1), (3, 17, 41), (2, 41, 17), (2, 70, 70), (2, 3, 1201)):
+    shapes = (2, 1, 1), (3, 17, 41), (2, 41, 17), (2, 70, 70), (2, 3, 1201), (1, 33, 2100)
+    for shape in shapes:
         statistics = torch.randn(shape[1]), torch.rand(shape[1]) + 0.5
         calls[f"batch norm {shape}"] = _rows("batch_norm_sqnorm", shape, *statistics)
+        both = (*statistics, torch.randn(shape[1]))
+        calls[f"batch norm backward {shape}"] = _rows("batch_norm_backward_sqnorm", shape, *both)
+        scale = torch.randn(shape[2])
+        for rms in (False, True) if shape[2] > 1 else ():  # one number flows on as zero
+            name = f"{'RMS' if rms else 'layer'} norm backward {shape}"
+            calls[name] = _rows("layer_norm_backward_sqnorm", shape, scale, 1e-5, rms)
         calls[f"bias {shape}"] = Call("bias_sqnorm", (_tensor(*shape),))
     return calls
 
@@ -177,10 +193,15 @@ def relative_error(call: Call, run: Callable[[Call], Any]) -> float:
     got, expected = run(there), call.expected()
     got = got if isinstance(got, tuple) else (got,)
     assert [g.shape for g in got] == [e.shape for e in expected]
-    assert all(g.dtype == torch.float32 for g in got)
-    errors = [
-        ((g.cpu().double() - e).abs() / e.abs().clamp_min(1e-30)).max()
-        for g, e in zip(got, expected, strict=True)
-        if e.numel()
-    ]
+    assert all(g.dtype == torch.float32 for g in got if g.dim() == 1)
+    errors = [_error(g.cpu(), e) for g, e in zip(got, expected, strict=True) if e.numel()]
     return torch.stack(errors).max().item()
+
+
+def _error(got: Tensor, expected: Tensor) -> Tensor:
+    """Of norms relative to each; of gradients to a sample's largest, beyond their own rounding."""
+    error = (got.double() - expected).abs()
+    if expected.dim() == 1:
+        return (error / expected.abs().clamp_min(1e-30)).max()
+    error = error - torch.finfo(got.dtype).eps * expected.abs()
+    return (error.flatten(1) / expected.flatten(1).abs().amax(1, True).clamp_min(1e-30)).max()

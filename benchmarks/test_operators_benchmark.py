@@ -52,6 +52,10 @@ def rows(n, side, c):
     return torch.randn(n, c, side * side), torch.randn(n, c, side * side)
 
 
+def channel_sums(n, side, c):
+    return rows(n, side, c)[:1], 2 * c * side * side
+
+
 def batch_norm(n, side, c):
     return (*rows(n, side, c), torch.randn(c), torch.rand(c)), 2 * c * side * side
 
@@ -99,6 +103,7 @@ OPERATORS = {
     "depthwise": (depthwise, "conv_sqnorm"),
     "outer": (outer, "linear_sqnorm"),
     "bias": (bias, "bias_sqnorm"),
+    "channel_sums": (channel_sums, "channel_sums"),
     "batch_norm": (batch_norm, "batch_norm_sqnorm"),
     "batch_norm_backward": (batch_norm_backward, "batch_norm_backward_sqnorm"),
     "layer_norm": (layer_norm, "layer_norm_sqnorm"),

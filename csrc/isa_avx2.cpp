@@ -7,6 +7,7 @@ struct Isa {
 };
 }  // namespace
 
+#include "activations.h"
 #include "depthwise.h"
 #include "direct.h"
 #include "gram.h"
@@ -18,6 +19,7 @@ namespace gradood {
 
 const Kernels kAvx2 = {"avx2",     direct,     gram,       depthwise,
                        outer,      batch_norm, layer_norm, layer_norm_backward,
-                       group_norm, embedding,  bias,       &kNoiseAvx2};
+                       group_norm, embedding,  bias,       channel_sums,
+                       &kNoiseAvx2};
 
 }  // namespace gradood

@@ -7,6 +7,7 @@ struct Isa {
 };
 }  // namespace
 
+#include "activations.h"
 #include "depthwise.h"
 #include "direct.h"
 #include "gram.h"
@@ -16,8 +17,9 @@ struct Isa {
 
 namespace gradood {
 
-const Kernels kAvx512 = {"avx512",   direct,     gram,       depthwise,
-                         outer,      batch_norm, layer_norm, layer_norm_backward,
-                         group_norm, embedding,  bias,       &kNoiseAvx512};
+const Kernels kAvx512 = {"avx512",     direct,     gram,       depthwise,
+                         outer,        batch_norm, layer_norm, layer_norm_backward,
+                         group_norm,   embedding,  bias,       channel_sums,
+                         &kNoiseAvx512};
 
 }  // namespace gradood

@@ -24,6 +24,7 @@ struct Kernels {
   bool (*embedding)(const int64_t* indices, const Tensor& d, int64_t padding, float* result,
                     int64_t threads);
   bool (*bias)(const Tensor& d, float* result, int64_t threads);
+  bool (*channel_sums)(const Tensor& a, const BatchNorm& layer, float* result, int64_t threads);
   const NoiseKernel* noisy_batch;
 };
 

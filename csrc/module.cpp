@@ -154,6 +154,33 @@ PyObject* bias(PyObject*, PyObject* args) {
   return run([&] { return kernels->bias(d, result, threads); });
 }
 
+PyObject* channel_sums(PyObject*, PyObject* args) {
+  Reader read(args);
+  const Tensor a = read.tensor(3);
+  float* result = read.address<float>();
+  const int64_t threads = read.threads();
+  return run([&] { return kernels->channel_sums(a, BatchNorm{}, result, threads); });
+}
+
+PyObject* batch_norm_sums(PyObject*, PyObject* args) {
+  Reader read(args);
+  const Tensor a = read.tensor(3);
+  const bool rows = a.stride[2] == 1 && a.stride[1] == a.size[2];
+  const bool columns = a.stride[1] == 1 && a.stride[2] == a.size[1];
+  const bool dense = a.stride[0] == a.size[1] * a.size[2] && (rows || columns);
+  read.require(a.dtype == Dtype::float32 && dense, "such a layout is not written");
+  BatchNorm layer;
+  layer.mean = read.address<const float>();
+  layer.variance = read.address<const float>();
+  layer.weight = read.address_or_null<const float>();
+  layer.bias = read.address_or_null<const float>();
+  layer.eps = read.real();
+  layer.to = read.address<float>();
+  float* result = read.address<float>();
+  const int64_t threads = read.threads();
+  return run([&] { return kernels->channel_sums(a, layer, result, threads); });
+}
+
 PyObject* noisy_batch(PyObject*, PyObject* args) {
   Reader read(args);
   NoisyBatch b;
@@ -255,6 +282,8 @@ PyMethodDef methods[] = {
     {"group_norm", group_norm, METH_VARARGS, nullptr},
     {"embedding", embedding, METH_VARARGS, nullptr},
     {"bias", bias, METH_VARARGS, nullptr},
+    {"channel_sums", channel_sums, METH_VARARGS, nullptr},
+    {"batch_norm_sums", batch_norm_sums, METH_VARARGS, nullptr},
     {"noisy_batch", noisy_batch, METH_VARARGS, nullptr},
     {"grid_batch", grid_batch, METH_VARARGS, nullptr},
     {"vote_count", vote_count, METH_VARARGS, nullptr},

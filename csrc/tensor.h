@@ -1,6 +1,7 @@
 // What the kernels are given: addresses, sizes and strides, and nothing of PyTorch.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 namespace gradood {
@@ -30,6 +31,22 @@ struct Tensor : Source {
 struct Result {
   float* weight;
   float* bias;
+};
+
+// A batch norm layer that is made while it is measured: `to = scale_c · a + shift_c` with
+// scale = weight / √(variance + eps) and shift = bias − mean · scale.
+struct BatchNorm {
+  const float *mean, *variance, *weight, *bias;  // weight and bias may be null
+  double eps;
+  float* to;  // null: no layer, `a` itself is measured
+
+  float scale(int64_t c) const {
+    const float rstd = 1 / std::sqrt(variance[c] + static_cast<float>(eps));
+    return weight == nullptr ? rstd : rstd * weight[c];
+  }
+  float shift(int64_t c, float scale) const {
+    return (bias == nullptr ? 0 : bias[c]) - mean[c] * scale;
+  }
 };
 
 }  // namespace gradood

@@ -33,6 +33,8 @@ _WORDS: dict[Any, str] = {
     Mapping: "a mapping",
     Sequence: "a sequence",
 }
+#: What conversions raise.
+_NO = (TypeError, ValueError, RuntimeError, OverflowError, StopIteration)
 _KINDS = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -62,7 +64,7 @@ def checked(function: _Function) -> _Function:
             return require_one_tensor(value) if annotation is Tensor else value
         try:
             return _as(annotation, value)
-        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        except _NO as error:
             words = _words(annotation)
             raise InputError(f"{name} = {_shown(value)}; expected {words}") from error
 
@@ -73,6 +75,18 @@ def checked(function: _Function) -> _Function:
         return function(*first, *given[len(places) :], **others)
 
     return call  # type: ignore[return-value]
+
+
+def number(name: str, value: Any) -> float:
+    """``value`` as a float.
+
+    Raises:
+        InputError: It is no number.
+    """
+    try:
+        return float(_as_number(float, value))
+    except _NO as error:
+        raise InputError(f"{name} = {_shown(value)}; expected a number") from error
 
 
 def number_between(name: str, value: float, low: float = 0.0, high: float = 1.0) -> float:
@@ -127,24 +141,20 @@ def _as(annotation: Any, value: Any) -> Any:
         return _as_number(annotation, value)
     if annotation in (None, types.NoneType):
         return _if(value is None, value)
-    if annotation is os.PathLike or getattr(annotation, "__module__", "").startswith("pathlib"):
-        return _if(isinstance(value, str | os.PathLike), value)
-    if isinstance(annotation, type) and not get_args(annotation):
-        return _if(isinstance(value, annotation), value)
     origin, members = get_origin(annotation), get_args(annotation)
+    if origin is os.PathLike or getattr(annotation, "__module__", "").startswith("pathlib"):
+        return _if(isinstance(value, str | os.PathLike), value)
+    if isinstance(annotation, type) and not members:
+        return _if(isinstance(value, annotation), value)
     if origin in (typing.Union, types.UnionType):
         return _as_any_of(members, value)
     if origin is Literal:
-        return _if(any(type(value) is type(m) and value == m for m in members), value)
+        return next(m for m in members if _is_same(value, m))
     if origin is tuple and members[-1] is not Ellipsis:
         _if(not isinstance(value, str) and len(value) == len(members), value)
         return tuple(map(_as, members, value))
     if origin is Sequence:
-        if isinstance(value, np.ndarray | Tensor):
-            return _if(value.ndim > 0, value)
-        _if(isinstance(value, Sequence) and not isinstance(value, str | bytes), value)
-        items = value if isinstance(value, range) else [_as(members[0], item) for item in value]
-        return items if members[0] in (int, float) else value
+        return _as_sequence(members[0], value)
     if origin is Callable:
         return _if(callable(value), value)
     if isinstance(origin, type) and issubclass(origin, Mapping | Iterable):
@@ -153,12 +163,22 @@ def _as(annotation: Any, value: Any) -> Any:
 
 
 def _as_any_of(members: Sequence[Any], value: Any) -> Any:
-    for member in members:
+    """``value`` as the first member that takes it: those of which it is an instance come first."""
+    for member in sorted(members, key=lambda m: not (isinstance(m, type) and type(value) is m)):
         try:
             return _as(member, value)
-        except (TypeError, ValueError, RuntimeError, OverflowError):
+        except _NO:
             continue
     raise TypeError
+
+
+def _as_sequence(member: Any, value: Any) -> Any:
+    if isinstance(value, np.ndarray | Tensor):
+        return _if(value.ndim > 0, value)
+    _if(isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping), value)
+    items = value if isinstance(value, Sequence) else list(value)
+    converted = items if isinstance(items, range) else [_as(member, item) for item in items]
+    return converted if member in (int, float) else items
 
 
 def _as_number(kind: type, value: Any) -> Any:
@@ -167,6 +187,12 @@ def _as_number(kind: type, value: Any) -> Any:
         return _if(isinstance(plain, bool), plain)
     _if(not isinstance(plain, bool | str | bytes), plain)
     return index(plain) if kind is int else float(plain)
+
+
+def _is_same(value: Any, known: Any) -> bool:
+    """Whether a value is a member of a Literal: 1 and True are two of them."""
+    alike = isinstance(value, type(known)) and isinstance(value, bool) == isinstance(known, bool)
+    return alike and bool(value == known)
 
 
 def _if(condition: bool, value: Any) -> Any:

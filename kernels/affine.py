@@ -1,10 +1,12 @@
-"""``Σ_c (Σ_t d x̂)²`` and ``Σ_c (Σ_t d)²``: weight and bias of every normalisation layer, fused.
+"""``Σ_c (Σ_t d x̂)²`` and ``Σ_c (Σ_t d)²``: weight and bias of a normalisation layer, fused.
 
 ``x`` and ``d`` are ``[N, T, C]`` with any strides, ``x̂ = (x − mean) · rstd`` with statistics per
 channel (batch norm), per token (layer and RMS norm) or per sample and group of channels (group and
 instance norm); the mean is subtracted first, or the sum would cancel. Without x only the second
 norm is computed, which is any layer's bias. ``2 N T C`` loads, two multiply-adds each: bound by
-memory. Statistics of the input itself are a pass of their own over x.
+memory. Where the statistics are constants, the same pass makes the gradient that flows on,
+``scale_c d``. Statistics of the input itself are a pass of their own over x; for tokens see also
+``token_norm``.
 """
 
 from __future__ import annotations
@@ -32,16 +34,24 @@ class Statistics(NamedTuple):
     groups: int = 1
 
 
-@triton.jit(do_not_specialize=["blocks"])
+#: Tokens a program at most; by the sample alone, so that results do not depend on the batch.
+_TOKENS = 1024
+
+
+@triton.jit(do_not_specialize=["blocks", "tokens", "splits"])
 def _affine_kernel(
     x,  # [N, T, C]
     d,  # [N, T, C]
     mean,  # [C], [N, T] or [N, groups]
     rstd,
-    partial,  # [N, blocks + blocks], or [N, blocks] for the bias alone
+    scale,  # [C]
+    gradient,  # [N, T, C]
+    partial,  # [N, 1 or 2 for weight and bias, blocks], or [N, 1 or 2, splits, C] before squaring
     T,
     C,
+    tokens,
     blocks,
+    splits,
     groups,
     x_n,
     x_t,
@@ -49,15 +59,22 @@ def _affine_kernel(
     d_n,
     d_t,
     d_c,
+    g_n,
+    g_t,
+    g_c,
     WEIGHT: tl.constexpr,
     CENTRED: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    SPLIT: tl.constexpr,
     KIND: tl.constexpr,
     BT: tl.constexpr,
     BC: tl.constexpr,
 ):
     program = tl.program_id(0)
-    sample = (program // blocks).to(tl.int64)
+    parts = blocks * splits
+    sample = (program // parts).to(tl.int64)
     block = program % blocks
+    split = program % parts // blocks
     c = block * BC + tl.arange(0, BC)
     c_inside = c < C
     weight = tl.zeros((BT, BC), tl.float32)
@@ -68,32 +85,47 @@ def _affine_kernel(
         place = c.to(tl.int64)
         if KIND == 2:
             place = sample * groups + c // (C // groups)
-        scale = tl.load(rstd + place, mask=c_inside, other=0.0)[None, :]
+        deviation = tl.load(rstd + place, mask=c_inside, other=0.0)[None, :]
         if CENTRED:
             centre = tl.load(mean + place, mask=c_inside, other=0.0)[None, :]
-    for start in range(0, T, BT):
-        t = start + tl.arange(0, BT)
-        t_inside = t < T
+    if GRADIENT:
+        gradient += sample * g_n
+        scales = tl.load(scale + c, mask=c_inside, other=0.0)[None, :]
+    for start in range(0, tokens, BT):
+        place_t = start + tl.arange(0, BT)
+        t = split * tokens + place_t
+        t_inside = (place_t < tokens) & (t < T)
         inside = t_inside[:, None] & c_inside[None, :]
         d_tile = tl.load(d + (t * d_t)[:, None] + (c * d_c)[None, :], mask=inside, other=0.0)
         d_tile = d_tile.to(tl.float32)
         bias += d_tile
+        if GRADIENT:
+            flows = (d_tile * scales).to(gradient.dtype.element_ty)
+            tl.store(gradient + (t * g_t)[:, None] + (c * g_c)[None, :], flows, mask=inside)
         if WEIGHT:
             x_tile = tl.load(x + (t * x_t)[:, None] + (c * x_c)[None, :], mask=inside, other=0.0)
             x_tile = x_tile.to(tl.float32)
             if KIND == 1:
-                scale = tl.load(rstd + sample * T + t, mask=t_inside, other=0.0)[:, None]
+                deviation = tl.load(rstd + sample * T + t, mask=t_inside, other=0.0)[:, None]
                 if CENTRED:
                     centre = tl.load(mean + sample * T + t, mask=t_inside, other=0.0)[:, None]
             if CENTRED:
                 x_tile -= centre
-            weight += d_tile * (x_tile * scale)
-    row = partial + sample * (2 * blocks if WEIGHT else blocks)
-    by_channel = tl.sum(bias, axis=0)
-    tl.store(row + (blocks if WEIGHT else 0) + block, tl.sum(by_channel * by_channel, axis=0))
-    if WEIGHT:
-        by_channel = tl.sum(weight, axis=0)
-        tl.store(row + block, tl.sum(by_channel * by_channel, axis=0))
+            weight += d_tile * (x_tile * deviation)
+    numbers = splits * C if SPLIT else blocks
+    row = partial + sample * (2 * numbers if WEIGHT else numbers)
+    if SPLIT:
+        row += split * C + c
+        tl.store(row + (numbers if WEIGHT else 0), tl.sum(bias, axis=0), mask=c_inside)
+        if WEIGHT:
+            tl.store(row, tl.sum(weight, axis=0), mask=c_inside)
+    else:
+        by_channel = tl.sum(bias, axis=0)
+        squared = tl.sum(by_channel * by_channel, axis=0)
+        tl.store(row + (blocks if WEIGHT else 0) + block, squared)
+        if WEIGHT:
+            by_channel = tl.sum(weight, axis=0)
+            tl.store(row + block, tl.sum(by_channel * by_channel, axis=0))
 
 
 @triton.jit(do_not_specialize=["rows", "per_sample"])
@@ -141,9 +173,16 @@ def _statistics_kernel(
     tl.store(rstd + row, 1.0 / tl.sqrt(variance + eps), mask=inside)
 
 
-def affine_sqnorm(x: Tensor, d: Tensor, statistics: Statistics) -> tuple[Tensor, Tensor]:
-    """Both norms of a normalisation layer, for ``x`` and ``d`` ``[N, T, C]``."""
-    return _launch(x, d, statistics)
+def affine_sqnorm(
+    x: Tensor, d: Tensor, statistics: Statistics, scale: Tensor | None = None,
+    gradient: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Both norms of a normalisation layer, for ``x`` and ``d`` ``[N, T, C]``.
+
+    With ``scale`` ``[C]`` also ``scale d``, into ``gradient``.
+    """
+    weight, bias = _launch(x, d, statistics, scale, gradient)
+    return weight, bias
 
 
 def bias_sqnorm(d: Tensor) -> Tensor:
@@ -151,32 +190,46 @@ def bias_sqnorm(d: Tensor) -> Tensor:
     return _launch(d, d, None)[0]
 
 
-def _launch(x: Tensor, d: Tensor, statistics: Statistics | None) -> tuple[Tensor, Tensor]:
+def _launch(
+    x: Tensor, d: Tensor, statistics: Statistics | None, scale: Tensor | None = None,
+    gradient: Tensor | None = None,
+) -> list[Tensor]:  # fmt: skip
     samples, tokens, channels = d.shape
     block_t, block_c, warps = _blocks(d)
-    blocks = triton.cdiv(channels, block_c)
-    partial = reduction.partials(d, blocks if statistics is None else 2 * blocks)
+    blocks, splits = triton.cdiv(channels, block_c), triton.cdiv(tokens, _TOKENS)
+    norms = 1 if statistics is None else 2
+    numbers = blocks if splits == 1 else splits * channels
+    partial = reduction.partials(d, norms * numbers)
     known = statistics or Statistics(None, partial, PER_CHANNEL)
-    _affine_kernel[(samples * blocks,)](
+    flows = d if gradient is None else gradient
+    _affine_kernel[(samples * blocks * splits,)](
         x,
         d,
         known.rstd if known.mean is None else known.mean,
         known.rstd,
+        known.rstd if scale is None else scale,
+        flows,
         partial,
         tokens,
         channels,
+        triton.cdiv(tokens, splits),
         blocks,
+        splits,
         known.groups,
         *x.stride(),
         *d.stride(),
+        *flows.stride(),
         WEIGHT=statistics is not None,
         CENTRED=known.mean is not None,
+        GRADIENT=gradient is not None,
+        SPLIT=splits > 1,
         KIND=known.kind,
         BT=block_t,
         BC=block_c,
         num_warps=warps,
     )
-    return reduction.sums(partial, blocks)
+    of = (numbers, 1, False) if splits == 1 else (channels, splits, True)
+    return reduction.results(partial, [reduction.Segment(i * numbers, *of) for i in range(norms)])
 
 
 def statistics_of(x: Tensor, groups: int | None, eps: float, rms: bool) -> Statistics:

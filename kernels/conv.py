@@ -1,15 +1,13 @@
 """``‖∂J/∂W‖²`` of a convolution, formed in registers: im2col happens in the addresses.
 
 ``G[p, c, k] = Σ_o d[o, p] x[o · stride − padding + k · dilation, c]`` for ``x`` ``[N, D, H, W, C]``
-and ``d`` ``[N, OD, OH, OW, P]``, both contiguous; both norms are ``[N]`` float32. ``N T P Q``
+contiguous, and ``d`` ``[N, T, P]``; both norms are ``[N]`` float32. ``N T P Q``
 multiply-adds with T output pixels and ``Q = C k / g``. A tile covers BP output channels and BQ
 channels of one tap, so that one address a pixel suffices; with fewer than 16 channels a group
 (stems) it covers BQ columns of all taps instead, ordered so that neighbours stay neighbours.
 """
 
 from __future__ import annotations
-
-from math import prod
 
 import triton
 import triton.language as tl
@@ -35,7 +33,7 @@ def pixel(t, tap_d, tap_h, tap_w, D, H, W, OH, OW, SD: tl.constexpr, SH: tl.cons
     return h * W + w, (h >= 0) & (h < H) & (w >= 0) & (w < W)
 
 
-@triton.jit(do_not_specialize=["T", "D", "H", "W", "OH", "OW", "tiles_p", "tiles_q"])
+@triton.jit(do_not_specialize=["D", "H", "W", "OH", "OW", "tiles_p", "tiles_q"])
 def _conv_kernel(
     x,  # [N, D, H, W, C]
     d,  # [N, T, P]
@@ -47,11 +45,13 @@ def _conv_kernel(
     OH,
     OW,
     C,
-    P,
     group_inputs,
     group_outputs,
     tiles_p,
     tiles_q,
+    d_n,
+    d_p,
+    d_t,
     GROUPS: tl.constexpr,
     KD: tl.constexpr,
     KH: tl.constexpr,
@@ -94,7 +94,7 @@ def _conv_kernel(
         q_inside = channel < group_inputs
         tap_d, tap_h, tap_w = tap // (KH * KW), tap // KW % KH, tap % KW
     p_inside = p < group_outputs
-    d_tile = d + sample * T * P + (group * group_outputs + p)[:, None]
+    d_tile = d + sample * d_n + ((group * group_outputs + p) * d_p)[:, None]
     x_tile = x + sample * D * H * W * C + (group * group_inputs + channel)[None, :]
     gradient = tl.zeros((BP, BQ), tl.float32)
     total = tl.zeros((BP,), tl.float32)
@@ -102,7 +102,7 @@ def _conv_kernel(
         t = start + tl.arange(0, BT)
         t_inside = t < T
         d_block = tl.load(
-            d_tile + (t * P)[None, :], mask=p_inside[:, None] & t_inside[None, :], other=0.0
+            d_tile + (t * d_t)[None, :], mask=p_inside[:, None] & t_inside[None, :], other=0.0
         )
         if FLAT:
             place, seen = pixel(
@@ -129,9 +129,10 @@ def _conv_kernel(
 
 def conv_sqnorm(x: Tensor, d: Tensor, geometry: Geometry, bias: bool) -> tuple[Tensor, Tensor]:
     """Both norms by forming the gradient, for ``x`` ``[N, C, *S]`` and ``d`` ``[N, P, *T]``."""
-    x, d = channels_innermost(x), channels_innermost(d)
+    x, (depth, *size) = channels_innermost(x), (*[1] * (5 - d.dim()), *d.shape[2:])
+    d = _wide(d)
     groups, taps = geometry.groups, geometry.taps
-    inputs, outputs, pixels = x.shape[-1] // groups, d.shape[-1] // groups, prod(d.shape[1:4])
+    inputs, outputs, pixels = x.shape[-1] // groups, d.shape[1] // groups, d.shape[2]
     flat = inputs < 16
     columns = inputs * taps if flat else inputs
     chosen = settings("stem" if flat else "conv", x.dtype, min(columns, outputs))
@@ -146,16 +147,16 @@ def conv_sqnorm(x: Tensor, d: Tensor, geometry: Geometry, bias: bool) -> tuple[T
         partial,
         pixels,
         *x.shape[1:4],
-        *d.shape[2:4],
+        *size,
         x.shape[-1],
-        d.shape[-1],
         inputs,
         outputs,
         tiles_p,
         tiles_q,
+        *d.stride(),
         GROUPS=groups,
         **geometry.constants,
-        DEEP=d.shape[1] > 1 or geometry.kernel[0] > 1 or geometry.padding[0] > 0,
+        DEEP=depth > 1 or geometry.kernel[0] > 1 or geometry.padding[0] > 0,
         FLAT=flat,
         BT=chosen.tokens,
         BP=block_p,
@@ -167,17 +168,27 @@ def conv_sqnorm(x: Tensor, d: Tensor, geometry: Geometry, bias: bool) -> tuple[T
     return reduction.sums(partial, tiles)
 
 
-def pointwise_tokens(x: Tensor, d: Tensor, stride: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Pixels of a convolution with a kernel of size one as tokens, ``[N, T, C]``; views if may be.
+def _wide(d: Tensor) -> Tensor:
+    """Pixels ``[N, P, T]`` that load as words of 128 bits: channels or long planes innermost."""
+    flat = d.flatten(2)
+    if flat.stride(2) == 1 and not any(n % 16 for n in (flat.shape[2], *flat.stride()[:2])):
+        return flat
+    return flat if flat.stride(1) == 1 else channels_innermost(flat)[:, 0, 0].transpose(1, 2)
 
-    The layer is linear over pixels, and its kernels read any strides.
+
+def pointwise_tokens(x: Tensor, d: Tensor, stride: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Pixels of a convolution with a kernel of size one as tokens; views if may be.
+
+    The layer is linear over pixels, and its kernels read any strides: d ``[N, T, P]``, and x
+    ``[N, T, C]`` or, where a stride leaves pixels out, ``[N, rows, width, C]``.
     """
     for axis, (step, size) in enumerate(zip(stride, d.shape[2:], strict=True)):
         x = x.narrow(2 + axis, 0, (size - 1) * step + 1)
         x = x[(slice(None),) * (2 + axis) + (slice(None, None, step),)]
-    return _tokens(x), _tokens(d)
-
-
-def _tokens(t: Tensor) -> Tensor:
-    """Copies only pixels with gaps between them, and then with their channels innermost."""
-    return t.movedim(1, -1).flatten(1, -2)
+    x, d = x.movedim(1, -1), d.movedim(1, -1)
+    for tokens in ((-1,), (-1, x.shape[-2])):
+        try:
+            return x.view(len(x), *tokens, x.shape[-1]), d.flatten(1, -2)
+        except RuntimeError:  # no view: its pixels do not lie at even distances
+            continue
+    return x.flatten(1, -2), d.flatten(1, -2)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gradood.kernels import reduction
 from gradood.kernels.launch import product_precision, settings
+from gradood.kernels.layout import Rows, token
 
 
 @triton.jit
@@ -77,8 +78,10 @@ def _gram_kernel(
     blocks,
     padding,
     x_n,
+    x_r,
     x_t,
     x_q,
+    x_width,
     d_n,
     d_t,
     d_p,
@@ -87,6 +90,7 @@ def _gram_kernel(
     PRECISION: tl.constexpr,
     INDEXED: tl.constexpr,
     ONCE: tl.constexpr,
+    ROWS: tl.constexpr,
     BIAS: tl.constexpr,
 ):
     program = tl.program_id(0)
@@ -106,9 +110,12 @@ def _gram_kernel(
             tl.float32
         )
     elif ONCE and i == j:
-        of_x = inner_squares(x + t * x_t, t < T, Q, x_q, of_x, BK, PRECISION)
+        left = x + token(t, x_width, x_r, x_t, ROWS)
+        of_x = inner_squares(left, t < T, Q, x_q, of_x, BK, PRECISION)
     else:
-        of_x = inner_products(x + t * x_t, x + s * x_t, t < T, s < T, Q, x_q, of_x, BK, PRECISION)
+        left = x + token(t, x_width, x_r, x_t, ROWS)
+        right = x + token(s, x_width, x_r, x_t, ROWS)
+        of_x = inner_products(left, right, t < T, s < T, Q, x_q, of_x, BK, PRECISION)
     of_d = tl.zeros((BT, BT), tl.float32)
     if ONCE and i == j:
         of_d = inner_squares(d + t * d_t, t < T, P, d_p, of_d, BK, PRECISION)
@@ -132,8 +139,10 @@ def _packed_gram_kernel(
     P,
     Q,
     x_n,
+    x_r,
     x_t,
     x_q,
+    x_width,
     d_n,
     d_t,
     d_p,
@@ -141,6 +150,7 @@ def _packed_gram_kernel(
     ROOM: tl.constexpr,
     BK: tl.constexpr,
     PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
     BIAS: tl.constexpr,
 ):
     SAMPLES: tl.constexpr = BT // ROOM
@@ -149,7 +159,7 @@ def _packed_gram_kernel(
     sample = first + place // ROOM
     t = place % ROOM
     inside = (sample < N) & (t < T)
-    rows = sample * x_n + t * x_t
+    rows = sample * x_n + token(t, x_width, x_r, x_t, ROWS)
     of_x = tl.zeros((BT, BT), tl.float32)
     of_x = inner_products(x + rows, x + rows, inside, inside, Q, x_q, of_x, BK, PRECISION)
     rows = sample * d_n + t * d_t
@@ -165,8 +175,12 @@ def _packed_gram_kernel(
 
 
 def gram_sqnorm(x: Tensor, d: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
-    """Both norms from inner products, for ``x`` ``[N, T, Q]`` and ``d`` ``[N, T, P]``."""
-    tokens, products = x.shape[1], x.shape[1] ** 2 * (x.shape[2] + d.shape[2]) // 2
+    """Both norms from inner products, for ``x`` ``[N, T, Q]`` and ``d`` ``[N, T, P]``.
+
+    The tokens of x may come in rows, ``[N, rows, width, Q]``.
+    """
+    tokens, inputs, x_rows = d.shape[1], x.shape[-1], Rows.of(x)
+    products = tokens**2 * (inputs + d.shape[2]) // 2
     chosen = settings("gram", x.dtype, tokens)
     how = product_precision(x.dtype, products, cancels=True)
     room = triton.next_power_of_2(tokens)
@@ -183,13 +197,14 @@ def gram_sqnorm(x: Tensor, d: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
         samples,
         tokens,
         d.shape[2],
-        x.shape[2],
-        *x.stride(),
+        inputs,
+        *x_rows[:-1],
         *d.stride(),
         BT=chosen.tokens,
         ROOM=room,
         BK=chosen.inputs,
         PRECISION=how,
+        ROWS=x_rows.several,
         BIAS=bias,
         **chosen.options,
     )
@@ -206,27 +221,28 @@ def embedding_sqnorm(indices: Tensor, d: Tensor, padding_idx: int) -> Tensor:
 def _pairs(
     x: Tensor, d: Tensor, bias: bool, how: str, padding: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    chosen = settings("gram", d.dtype, x.shape[1])
-    block = min(chosen.tokens, max(16, triton.next_power_of_2(x.shape[1])))
-    blocks = triton.cdiv(x.shape[1], block)
+    chosen, tokens, x_rows = settings("gram", d.dtype, d.shape[1]), d.shape[1], Rows.of(x)
+    block = min(chosen.tokens, max(16, triton.next_power_of_2(tokens)))
+    blocks = triton.cdiv(tokens, block)
     pairs = blocks * (blocks + 1) // 2
     partial = reduction.partials(d, 2 * pairs if bias else pairs)
     _gram_kernel[(d.shape[0] * pairs,)](
         x,
         d,
         partial,
-        d.shape[1],
+        tokens,
         d.shape[2],
-        x.shape[2],
+        x.shape[-1],
         blocks,
         -1 if padding is None else padding,
-        *x.stride(),
+        *x_rows[:-1],
         *d.stride(),
         BT=block,
         BK=chosen.inputs,
         PRECISION=how,
         INDEXED=padding is not None,
         ONCE=chosen.once,
+        ROWS=x_rows.several,
         BIAS=bias,
         **chosen.options,
     )

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from math import prod
 from typing import NamedTuple
 
+import triton
+import triton.language as tl
 from torch import Tensor
 
 
@@ -58,6 +60,35 @@ def channels_innermost(t: Tensor) -> Tensor:
     while t.dim() < 5:
         t = t.unsqueeze(2)
     return t.movedim(1, -1).contiguous()
+
+
+class Rows(NamedTuple):
+    """How a kernel finds token t of x: ``t // width · row + t % width · step``, or ``t · step``."""
+
+    sample: int
+    row: int
+    step: int
+    channel: int
+    width: int
+    #: Whether there are several rows.
+    several: bool
+
+    @classmethod
+    def of(cls, x: Tensor) -> Rows:
+        """Of ``x`` ``[N, T, C]`` or ``[N, rows, width, C]``."""
+        if x.dim() == 4:
+            sample, row, step, channel = x.stride()
+            return cls(sample, row, step, channel, x.shape[2], True)
+        sample, step, channel = x.stride()
+        return cls(sample, 0, step, channel, 1, False)
+
+
+@triton.jit
+def token(t, width, row, step, ROWS: tl.constexpr):
+    """Where token ``t`` of a sample lies, see ``Rows``."""
+    if ROWS:
+        return t // width * row + t % width * step
+    return t * step
 
 
 def _three(sizes: Sequence[int], fill: int) -> tuple[int, int, int]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gradood.kernels import reduction
 from gradood.kernels.launch import fit, product_precision, settings
+from gradood.kernels.layout import Rows, token
 
 
 @triton.jit(do_not_specialize=["tiles_p", "tiles_q"])
@@ -27,8 +28,10 @@ def _outer_kernel(
     tiles_p,
     tiles_q,
     x_n,
+    x_r,
     x_t,
     x_q,
+    x_width,
     d_n,
     d_t,
     d_p,
@@ -36,6 +39,7 @@ def _outer_kernel(
     BP: tl.constexpr,
     BQ: tl.constexpr,
     PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
     BIAS: tl.constexpr,
 ):
     program = tl.program_id(0)
@@ -54,8 +58,9 @@ def _outer_kernel(
         d_block = tl.load(
             d_tile + (t * d_t)[None, :], mask=(p < P)[:, None] & (t < T)[None, :], other=0.0
         )
+        place = token(t, x_width, x_r, x_t, ROWS)
         x_block = tl.load(
-            x_tile + (t * x_t)[:, None], mask=(t < T)[:, None] & (q < Q)[None, :], other=0.0
+            x_tile + place[:, None], mask=(t < T)[:, None] & (q < Q)[None, :], other=0.0
         )
         gradient = tl.dot(d_block, x_block, gradient, input_precision=PRECISION)
         if BIAS:
@@ -101,9 +106,11 @@ def _rank_one_kernel(
 
 
 def outer_sqnorm(x: Tensor, d: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
-    """Both norms by forming the gradient, for ``x`` ``[N, T, Q]`` and ``d`` ``[N, T, P]``."""
-    samples, tokens, inputs = x.shape
-    outputs = d.shape[2]
+    """Both norms by forming the gradient, for ``x`` ``[N, T, Q]`` and ``d`` ``[N, T, P]``.
+
+    The tokens of x may come in rows, ``[N, rows, width, Q]``.
+    """
+    (samples, tokens, outputs), inputs, x_rows = d.shape, x.shape[-1], Rows.of(x)
     chosen = settings("outer", x.dtype, min(inputs, outputs))
     block_p, block_q = fit(chosen.outputs, outputs), fit(chosen.inputs, inputs)
     tiles_p, tiles_q = triton.cdiv(outputs, block_p), triton.cdiv(inputs, block_q)
@@ -117,12 +124,13 @@ def outer_sqnorm(x: Tensor, d: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
         inputs,
         tiles_p,
         tiles_q,
-        *x.stride(),
+        *x_rows[:-1],
         *d.stride(),
         BT=chosen.tokens,
         BP=block_p,
         BQ=block_q,
         PRECISION=product_precision(x.dtype, tokens * inputs * outputs, cancels=False),
+        ROWS=x_rows.several,
         BIAS=bias,
         **chosen.options,
     )

@@ -2,7 +2,7 @@
 
 ``X = x xᵀ`` holds the inner products of all pixels of x, ``[S, S]`` in float32 with rows padded to
 16; shifted by every tap k of the kernel and added up it is the Gram matrix of the image's patches,
-which never exist. For ``x`` ``[N, H, W, C]`` and ``d`` ``[N, OH, OW, P]``, contiguous, one group:
+which never exist. For ``x`` ``[N, H, W, C]`` and ``d`` ``[N, OH, OW, P]``, any strides, one group:
 ``N (S² C + T² P) / 2`` multiply-adds and ``N T² k / 2`` loads from L2. Worth it for small images.
 """
 
@@ -17,7 +17,7 @@ from gradood.kernels import reduction
 from gradood.kernels.conv import pixel
 from gradood.kernels.gram import inner_products, triangle
 from gradood.kernels.launch import product_precision, settings
-from gradood.kernels.layout import Geometry, channels_innermost
+from gradood.kernels.layout import Geometry
 
 #: Pixels beyond which the matrix X is not worth its memory: 256 KiB a sample.
 MOST_PIXELS = 256
@@ -31,6 +31,9 @@ def _pixel_gram_kernel(
     C,
     blocks,
     width,
+    x_n,
+    x_c,
+    x_s,
     BT: tl.constexpr,
     BK: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -41,9 +44,9 @@ def _pixel_gram_kernel(
     i, j = triangle(program % pairs, blocks)
     t = i * BT + tl.arange(0, BT)
     s = j * BT + tl.arange(0, BT)
-    x += sample * S * C
+    x += sample * x_n
     tile = tl.zeros((BT, BT), tl.float32)
-    tile = inner_products(x + t * C, x + s * C, t < S, s < S, C, 1, tile, BK, PRECISION)
+    tile = inner_products(x + t * x_s, x + s * x_s, t < S, s < S, C, x_c, tile, BK, PRECISION)
     inside = (t < S)[:, None] & (s < S)[None, :]
     gram += sample * S * width
     tl.store(gram + (t * width)[:, None] + s[None, :], tile, mask=inside)
@@ -65,6 +68,9 @@ def _shifted_gram_kernel(
     P,
     blocks,
     width,
+    d_n,
+    d_p,
+    d_t,
     KD: tl.constexpr,
     KH: tl.constexpr,
     KW: tl.constexpr,
@@ -89,9 +95,9 @@ def _shifted_gram_kernel(
     i, j = triangle(pair, blocks)
     t = i * BT + tl.arange(0, BT)
     s = j * BT + tl.arange(0, BT)
-    d += sample * T * P
+    d += sample * d_n
     of_d = tl.zeros((BT, BT), tl.float32)
-    of_d = inner_products(d + t * P, d + s * P, t < T, s < T, P, 1, of_d, BK, PRECISION)
+    of_d = inner_products(d + t * d_t, d + s * d_t, t < T, s < T, P, d_p, of_d, BK, PRECISION)
     gram += sample * S * width
     of_x = tl.zeros((BT, BT), tl.float32)
     for tap in range(KH * KW):
@@ -114,9 +120,10 @@ def shift_gram_sqnorm(
     x: Tensor, d: Tensor, geometry: Geometry, bias: bool
 ) -> tuple[Tensor, Tensor]:
     """Both norms from inner products of pixels, for ``x`` ``[N, C, H, W]``, ``d`` ``[N, P, …]``."""
-    x, d = channels_innermost(x), channels_innermost(d)
-    (samples, _, height, width, channels), outputs = x.shape, d.shape[-1]
-    pixels, tokens = height * width, d.shape[2] * d.shape[3]
+    (samples, channels, *sizes), outputs, out = x.shape, d.shape[1], d.shape[2:]
+    (height, width), (out_height, out_width) = ((*[1] * (2 - len(s)), *s) for s in (sizes, out))
+    x, d = x.flatten(2), d.flatten(2)
+    pixels, tokens = x.shape[2], d.shape[2]
     products = (pixels**2 * channels + tokens**2 * outputs) // 2
     how = product_precision(x.dtype, products, cancels=True)
     chosen = settings("gram", x.dtype, 64)
@@ -124,14 +131,14 @@ def shift_gram_sqnorm(
     gram = torch.empty(samples, pixels, stride, dtype=torch.float32, device=x.device)
     block, blocks, pairs = _tiles(pixels, chosen.tokens)
     _pixel_gram_kernel[(samples * pairs,)](
-        x, gram, pixels, channels, blocks, stride,
+        x, gram, pixels, channels, blocks, stride, *x.stride(),
         BT=block, BK=chosen.inputs, PRECISION=how, **chosen.options,
     )  # fmt: skip
     block, blocks, pairs = _tiles(tokens, chosen.tokens)
     partial = reduction.partials(x, 2 * pairs if bias else pairs)
     _shifted_gram_kernel[(samples * pairs,)](
-        gram, d, partial, pixels, tokens, height, width, *d.shape[2:4], outputs, blocks, stride,
-        **geometry.constants,
+        gram, d, partial, pixels, tokens, height, width, out_height, out_width, outputs, blocks,
+        stride, *d.stride(), **geometry.constants,
         BT=block, BK=chosen.inputs, PRECISION=how, BIAS=bias, **chosen.options,
     )  # fmt: skip
     return reduction.sums(partial, pairs)

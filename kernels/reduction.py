@@ -105,7 +105,7 @@ class _Batch:
             return
         device, results = self.partial.device, len(self._rows)
         longest = max(columns for _, _, _, columns, *_ in self._rows)
-        block = min(1024, max(32, triton.next_power_of_2(longest)))
+        block = min(256, max(32, triton.next_power_of_2(longest)))
         _sum_kernel[(results * self.samples,)](
             self.partial,
             _table(device, tuple(self._rows)),

@@ -17,15 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.gpu.dry_driver import DESCRIBED, TARGETS, Launch, dry
 from benchmarks.gpu.resources import resources
 from gradood import pending
+from gradood.benchmarking.gpu import whole_checks
 from gradood.benchmarking.gpu.operator_calls import Shape, record
 from gradood.benchmarking.gpu.roofline import DEVICES, TARGET_DEVICES, least_milliseconds
 
-MODELS = ("resnet18", "resnet50", "vit_b_16", "mobilenet_v3_large")
+VISION = ("resnet18", "resnet50", "vit_b_16", "mobilenet_v3_large")
+MODELS = (*VISION, "lstm", "bert")
 BATCH = 64
 _RECORDED = 2
 
@@ -68,10 +70,17 @@ def summary(launches: Sequence[Launch], target: str) -> dict[str, Any]:
     }
 
 
-def _model(name: str) -> tuple[nn.Module, Tensor]:
+def _model(name: str) -> tuple[nn.Module, Any]:
+    torch.manual_seed(0)
+    if name == "lstm":
+        return whole_checks.MODELS["LSTM"]()
+    if name == "bert":
+        from transformers import BertConfig, BertForSequenceClassification
+
+        model = BertForSequenceClassification(BertConfig()).eval()
+        return model, torch.randint(0, 1000, (_RECORDED, 128), dtype=torch.int64, device="cpu")
     import torchvision
 
-    torch.manual_seed(0)
     build: Callable[..., nn.Module] = getattr(torchvision.models, name)
     model = build(weights=None).eval().to(memory_format=torch.channels_last)
     x = torch.rand(_RECORDED, 3, 224, 224, dtype=torch.float32, device="cpu")

@@ -1,4 +1,7 @@
-"""The ``gradood`` command: one file a sub-command."""
+"""The ``gradood`` command: one file a sub-command.
+
+Commands import PyTorch, and what needs it, when they run: ``gradood --help`` does not wait for it.
+"""
 
 from __future__ import annotations
 

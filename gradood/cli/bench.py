@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gradood.cli.report import say
+from gradood.errors import InputError
 
 if TYPE_CHECKING:
     from gradood.benchmarking.bench import Row
@@ -45,15 +46,23 @@ def bench(
         bool, typer.Option(help="Also torchvision's ResNet-50 and ViT-B/16, at 224 pixels.")
     ] = False,
     cuda: Annotated[
-        bool, typer.Option("--cuda", help="Instead: on this machine's GPU, in bfloat16.")
+        bool, typer.Option("--cuda", help="Instead: on this machine's GPU, ResNet-50 and ViT-B/16.")
     ] = False,
     out: Annotated[Path, typer.Option(help="Folder for the CSV files.")] = _DEFAULT_OUT,
+    methods_from: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
+    memory: Annotated[bool | None, typer.Option(hidden=True)] = None,
+    autocast: Annotated[bool | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Time the norms beside forward and backward passes, vmap and a loop.
 
     Other packages, peak memory and bfloat16 autocast: python -m benchmarks.measuring, from a
     checkout of the repository with gradood's extra, bench.
     """
+    if methods_from or memory is not None or autocast is not None:
+        raise InputError(
+            "--methods-from, --memory and --autocast moved: python -m benchmarks.measuring has "
+            "them, in a checkout of the repository"
+        )
     # Imported late, so that `gradood --help` does not wait for PyTorch.
     from gradood.benchmarking.bench import Job, run, with_references, write
     from gradood.benchmarking.registry import METHODS
@@ -65,7 +74,7 @@ def bench(
     if cuda:
         from gradood.cli.bench_cuda import on_gpu
 
-        on_gpu(workloads, out)
+        on_gpu(workloads if model or batch else None, out)
         return
     counts = tuple(threads or (1, 2))
     if quick:

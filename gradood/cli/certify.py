@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -107,7 +108,6 @@ def certify(
     By default on the embedded network and pictures. Certificates are about the smoothed model, and
     are written with everything that is needed to check them again.
     """
-    # Imported late, so that `gradood --help` does not wait for PyTorch.
     from gradood.scoring.denoisers import load_denoiser
     from gradood.smoothing import Smoothing
     from gradood.smoothing.verification import CERTIFY
@@ -170,9 +170,7 @@ def _verify(path: Path, source: _Subject | None, denoiser: Denoiser | None) -> N
         problems = [verify(record) for record in records]
     else:
         kind = Kind(records[0]["kind"]) if records else Kind.CLASS
-        source.units = (
-            options.Units(records[0].get("units", "input")) if records else options.Units.PIXELS
-        )
+        source.units = options.Units(records[0].get("units", "input") if records else "pixels")
         certified, x = source.certified(kind), source.inputs(len(records))
         settings = None
         if records and denoiser is not None:
@@ -201,15 +199,13 @@ class _Subject:
     fit_paths: list[Path] | None
     units: options.Units = options.Units.PIXELS
     names: Sequence[str] = ()
-    _loaded: LoadedModel | None = None
-    _pixels: Callable[[Tensor], Tensor] | None = None
 
     def certified(self, kind: Kind) -> Any:
         """The model, or the fitted score on it."""
         from gradood.detectors import DETECTORS
         from gradood.scoring.fitting import ready_detector
 
-        loaded = self._load()
+        loaded, _ = self._loaded
         if kind is Kind.CLASS:
             return loaded.model
         if not self._is_fitted_now():
@@ -263,28 +259,22 @@ class _Subject:
     def _read(self, paths: list[Path], count: int) -> tuple[list[str], Tensor]:
         from gradood.data.files import named_inputs, open_source
 
-        loaded = self._load()
+        loaded, pixels = self._loaded
         source = open_source(paths, column=self.column)
         names, x = named_inputs(source, loaded.transform, count)
-        assert self._pixels is not None
-        return names, self._pixels(x).to(loaded.device, loaded.dtype)
+        return names, pixels(x).to(loaded.device, loaded.dtype)
 
-    def _load(self) -> LoadedModel:
-        """The model, of pixels if these are the units."""
+    @cached_property
+    def _loaded(self) -> tuple[LoadedModel, Callable[[Tensor], Tensor]]:
+        """The model, of pixels if these are the units, and what makes pixels of its inputs."""
         from gradood.scoring.units import in_pixels
 
-        if self._loaded is None:
-            self._loaded, self._pixels = self.model.load(), lambda x: x
-            if self.units is options.Units.PIXELS:
-                self._loaded, self._pixels = in_pixels(self._loaded)
-        return self._loaded
+        loaded = self.model.load()
+        return in_pixels(loaded) if self.units is options.Units.PIXELS else (loaded, lambda x: x)
 
 
 def _target(
-    kind: Kind,
-    radius: list[float] | None,
-    threshold: float | None,
-    q: float,
+    kind: Kind, radius: list[float] | None, threshold: float | None, q: float
 ) -> dict[str, Any]:
     """Keyword arguments of the ``certify`` function of this kind."""
     if kind in (Kind.MEAN, Kind.QUANTILE, Kind.SPREAD):

@@ -37,7 +37,6 @@ def demo(
     begin = time.perf_counter()
     check_folder(out, "--out")
     with Console(stderr=True).status("Scoring normal, anomalous and attacked pictures …"):
-        # Imported late, so that `gradood --help` does not wait for PyTorch.
         from gradood.evaluation.demonstration import demonstrate
         from gradood.evaluation.reports.demo import demo_page
 

@@ -73,7 +73,6 @@ def evaluate(
     bounds the metrics of the smoothed detector, its median score under noise, whatever moves them
     within the radius. Both hold the inputs in memory.
     """
-    # Imported late, so that `gradood --help` does not wait for PyTorch.
     from gradood.evaluation import evaluate as compare
 
     with nullcontext() if out is None else Output(out) as output:

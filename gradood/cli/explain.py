@@ -44,7 +44,6 @@ def explain(
 
     Exit status: 0, or 2 after an error.
     """
-    # Imported late, so that `gradood --help` does not wait for PyTorch.
     from gradood.detectors import NormDetector
     from gradood.evaluation.reports.explanation import explanation_page
     from gradood.scoring.fitting import ready_detector

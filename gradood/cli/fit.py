@@ -46,7 +46,6 @@ def fit(
 
     Exit status: 0, or 2 after an error.
     """
-    # Imported late, so that `gradood --help` does not wait for PyTorch.
     from gradood.progress import Reporter
     from gradood.scoring import fitting
 

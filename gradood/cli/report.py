@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 
 
 def check_folder(folder: Path | None, option: str = "--report") -> None:
-    """Refuse a folder that cannot be written to before anything is computed.
-
-    Raises:
-        InputError: It cannot.
-    """
+    """Refuse a folder that cannot be written to before anything is computed."""
     if folder is None:
         return
     try:

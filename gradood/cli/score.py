@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -45,6 +45,9 @@ def score(
         bool, typer.Option("--p-values", help="Conformal p-values, of a calibrated detector.")
     ] = False,
     report: options.Report = None,
+    cuda_graph: Annotated[
+        bool, typer.Option("--cuda-graph", help="Replay the passes of equal batches on a GPU.")
+    ] = False,
     *,
     models: options.CompiledModelOptions,
     streams: options.StreamOptions,
@@ -60,7 +63,7 @@ def score(
     left alone by --resume, so that a run can be repeated until it succeeds, but reported on again;
     an error if inputs are there by now that it lacks.
     """
-    # Imported late, so that `gradood --help` does not wait for PyTorch.
+    from gradood.gradients import cuda_graphs
     from gradood.scoring.fitting import ready_detector
     from gradood.scoring.output import ScorePipe, open_scores
     from gradood.scoring.rows import COLUMNS, read_rows
@@ -97,10 +100,13 @@ def score(
             file.check_finished(source)
         else:
             loaded = models.load()
+            if cuda_graph and loaded.device.type != "cuda":
+                raise InputError(f"--cuda-graph needs a GPU; the model is on {loaded.device}")
             found = ready_detector(detector, loaded, models.compile)
             scorer = RowScorer(found, layers, p_values)
             stream = streams.stream(scorer, loaded, file.state["limit"])
-            throughput = _run(file, source, scorer, stream, as_json)
+            with cuda_graphs() if cuda_graph else nullcontext():
+                throughput = _run(file, source, scorer, stream, as_json)
     if not as_json:
         begin = "" if throughput else "Nothing to do, the file is complete: "
         counts = f"{file.state['scored']:,} inputs scored, {file.state['skipped']:,} skipped."

@@ -50,11 +50,7 @@ class WorstCase:
         return bool(self.attacks or self.guarantees)
 
     def check(self) -> None:
-        """Refuse a norm or radius that means nothing, before anything is computed.
-
-        Raises:
-            InputError: There is one.
-        """
+        """Refuse a norm or radius that means nothing, before anything is computed."""
         for text in self.attacks:
             _parse("--attack", text, ("linf", "l2"))
         for text in self.guarantees:

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gradood.arguments import checked
+from gradood.arguments import at_least, checked
 from gradood.data.weights import load_network
 from gradood.errors import InputError
 
@@ -86,8 +86,8 @@ class ResNet(nn.Module):
         super().__init__()
         if depth < 8 or depth % 6 != 2:
             raise InputError(f"depth must be 6 n + 2 (8, 14, 20, …), got {depth}.")
-        if width < 1 or classes < 1:
-            raise InputError(f"width and classes must be positive, got {width} and {classes}.")
+        at_least("width", width)
+        at_least("classes", classes)
         self.depth, self.width, self.classes = depth, width, classes
         self.normalise = Normalise(mean, std)
         self.conv = nn.Conv2d(1, width, 3, padding=1, bias=False)

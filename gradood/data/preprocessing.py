@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradood.arguments import checked, one_of
 from gradood.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ _SUPPORT = 3
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
     """``(pixels / 255 - mean) / std`` of the centre of a resized picture, as timm describes it.
@@ -60,9 +62,7 @@ class Preprocessing:
             raise InputError(f"input_size = {self.input_size}; expected positive H and W")
         if not 0 < self.crop_pct <= 1:
             raise InputError(f"crop_pct = {self.crop_pct}; expected a share in (0, 1]")
-        if self.interpolation not in _INTERPOLATIONS:
-            known = ", ".join(_INTERPOLATIONS)
-            raise InputError(f"interpolation = {self.interpolation!r}; expected one of {known}")
+        one_of("interpolation", self.interpolation, _INTERPOLATIONS)
         for name in ("mean", "std"):
             if np.size(getattr(self, name)) not in (1, channels):
                 raise InputError(f"{name} = {getattr(self, name)}; expected {channels} numbers")
@@ -170,11 +170,4 @@ def preprocessing(given: object) -> Preprocessing:
     )
     if not known:
         raise InputError(f"no preprocessing in {given!r}; expected some of {', '.join(names)}")
-    try:
-        if "input_size" in known:
-            known["input_size"] = tuple(known["input_size"])
-        return Preprocessing(**known)
-    except (TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"preprocessing {known}: {error}") from error
+    return Preprocessing(**known)

@@ -57,9 +57,8 @@ class Detector(ABC):
         """
         super().__init_subclass__(**keywords)
         refuse_old_names(cls)
-        for method in ("__init__", "fit"):
-            if method in vars(cls):
-                setattr(cls, method, checked(vars(cls)[method]))
+        for method in vars(cls).keys() & {"__init__", "fit"}:
+            setattr(cls, method, checked(vars(cls)[method]))
         DETECTORS.add(cls, name)
 
     @checked

@@ -93,7 +93,7 @@ def _highest(
     clean: Floats, attacked: Mapping[str, Scores], sign: int, name: str, grid: Floats
 ) -> Floats:
     """``[N, R]``: the highest of ``sign`` times the scores, over attacks and smaller radii."""
-    if not isinstance(attacked, Mapping) or not attacked:
+    if not attacked:
         raise InputError(f"{name} must map the name of at least one attack to its scores.")
     highest = np.repeat(clean[:, None], grid.size, 1)
     for attack, scores in attacked.items():

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from gradood.arguments import checked
+from gradood.arguments import checked, number_between
 from gradood.arrays import Floats
 from gradood.errors import InputError
 from gradood.evaluation.curves import Scores, as_numbers
@@ -160,13 +160,10 @@ def as_bounds(bounds: Scores, name: str, missing: float, grid: Floats) -> Floats
 
 def _wrong(point_alpha: float, alpha: float, count: int, composition: str) -> int:
     """How many of the bounds must be taken to be wrong."""
-    for name, value in (("alpha", alpha), ("point_alpha", point_alpha)):
-        if not 0 < value < 1:
-            raise InputError(f"{name} must be in (0, 1), got {value}.")
+    number_between("alpha", alpha)
+    number_between("point_alpha", point_alpha)
     if composition == "binomial":
         return dataset.failures(point_alpha, count, alpha)
-    if composition != "bonferroni":
-        raise InputError(f'composition must be "bonferroni" or "binomial", got {composition!r}.')
     if point_alpha * count > alpha * (1 + 1e-9):
         raise InputError(
             f"{count} bounds, each wrong with probability {point_alpha:g}, give no guarantee at "

@@ -1,6 +1,7 @@
 """Per-sample gradient norms of a model's parameters, without the gradients."""
 
 from gradood.gradients.api import GradientNorms, forward_norms, gradient_norms
+from gradood.gradients.cuda_graph import cuda_graphs
 from gradood.gradients.differentiable import differentiable_norms
 from gradood.gradients.explanation import Explanation, Row, explain
 from gradood.gradients.grams import GradientGrams, gradient_grams
@@ -10,6 +11,7 @@ __all__ = [
     "GradientGrams",
     "GradientNorms",
     "Row",
+    "cuda_graphs",
     "differentiable_norms",
     "explain",
     "forward_norms",

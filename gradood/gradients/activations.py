@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from gradood import ops
+from gradood.ops import reference
 
 #: Channels of a layer of which mean and power are kept, evenly spread: wide layers would outgrow
 #: memory, and half of 64 channels tell as much.
@@ -17,14 +19,13 @@ FEWEST_LAYERS = 3
 
 
 class Layer(NamedTuple):
-    """Measurements of one layer's output for N samples."""
+    """Measurements of one layer's output a for N samples."""
 
     name: str
-    squares: Tensor
-    """``Σ a²`` over positions, of all channels, ``[N, D]``."""
-    mean: Tensor
-    """Mean over positions of every ``step``-th channel, ``[N, C]``."""
+    sums: Tensor
+    """``Σ a`` and ``Σ a²`` over positions, by channel, ``[N, 2, D]``."""
     step: int
+    """Every so many channels one has its mean and power kept."""
     positions: int
 
 
@@ -42,36 +43,33 @@ class Activations(NamedTuple):
         if not layers:
             return Activations()
         # All layers at once: there are many, and a call of an operator takes its time.
-        power = torch.cat([one.squares[:, :: one.step] / one.positions for one in layers], 1)
+        sums = torch.cat([one.sums[:, :, :: one.step] for one in layers], 2)
+        counts = tuple(-(-one.sums.shape[2] // one.step) for one in layers)
+        positions = [p for one, c in zip(layers, counts, strict=True) for p in [one.positions] * c]
         return Activations(
-            torch.stack([one.squares.sum(1) for one in layers], 1),
-            torch.stack([torch.cat([one.mean for one in layers], 1), power], 1),
+            torch.stack([one.sums[:, 1].sum(1) for one in layers], 1),
+            sums / sums.new_tensor(positions),
             tuple(one.name for one in layers),
-            tuple(one.mean.shape[1] for one in layers),
+            counts,
         )
 
 
 def measured_layer(name: str, out: Tensor, channel: int) -> Layer:
-    """Reads ``out`` ``[N, …]`` twice, whatever its memory format; ``channel`` is counted back."""
-    dtype = torch.promote_types(out.dtype, torch.float32)
-    channel = out.dim() + channel
-    if channel < 1:  # one number a sample
-        out, channel = out.reshape(len(out), -1), 1
-    places = tuple(place for place in range(1, out.dim()) if place != channel)
-    step = -(-out.shape[channel] // MOST_CHANNELS)
-    kept = out[(slice(None),) * channel + (slice(None, None, step),)]
-    mean = kept.mean(places, dtype=dtype) if places else kept.to(dtype)
-    squares = _sums_of_squares(out, places, dtype)
-    return Layer(name, squares, mean, step, max(1, prod(out.shape[place] for place in places)))
+    """Reads ``out`` ``[N, …]``, whatever its memory format; ``channel`` is counted back."""
+    if out.dim() + channel < 1:  # one number a sample
+        out, channel = out.reshape(len(out), -1), -1
+    by_channel = out.movedim(channel, 1).flatten(2) if out.dim() > 2 else out.unsqueeze(2)
+    if out.requires_grad:  # a kernel has no derivative
+        exact = by_channel.to(torch.promote_types(out.dtype, torch.float32))
+        sums = reference.channel_sums(exact)
+    else:
+        sums = ops.channel_sums(by_channel)
+    return layer_of(name, sums, by_channel.shape[2])
 
 
-def _sums_of_squares(out: Tensor, places: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    if not places:
-        return out.to(dtype).square()
-    if out.is_contiguous():
-        norms: Tensor = torch.linalg.vector_norm(out, dim=places, dtype=dtype)
-        return norms.square()
-    return out.to(dtype).square().sum(places)  # ten times as fast with the channels last
+def layer_of(name: str, sums: Tensor, positions: int) -> Layer:
+    """A layer of which ``channel_sums`` over so many positions are known."""
+    return Layer(name, sums, max(1, -(-sums.shape[2] // MOST_CHANNELS)), max(1, positions))
 
 
 def measured_positions(normalising: Collection[int], every: Collection[int]) -> frozenset[int]:

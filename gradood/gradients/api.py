@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from gradood.arguments import checked
-from gradood.gradients.cuda_graph import score as cuda_graph_score
+from gradood.gradients.cuda_graph import score as cuda_graph_score, score_if_wanted
 from gradood.gradients.labels import Label
 from gradood.gradients.norms import Norms
 from gradood.gradients.outline import Outline
@@ -192,7 +192,7 @@ def gradient_norms(
             return _nothing(shape, call)
         norms = Norms(labels, losses, activations)
         scorer = Scorer(call.model, call.known, call.chosen, norms, method)
-        score = cuda_graph_score if cuda_graph else Scorer.score
+        score = cuda_graph_score if cuda_graph else score_if_wanted
         scores = call.flagged(score(scorer, call.x, micro_batch))
         if labels and call.chosen and not bool(scores.values.any()):
             scorer.require_gradient(call.x)

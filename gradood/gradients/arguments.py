@@ -5,6 +5,7 @@ A plan compares the constants of a call with those of the probe's passes: they s
 
 from __future__ import annotations
 
+from operator import is_ as _is
 from typing import Any
 
 from torch import Tensor
@@ -30,7 +31,9 @@ def constants(value: Any) -> Any:
     if isinstance(value, Tensor):
         return None
     if isinstance(value, (list, tuple)):
-        return tuple(map(constants, value))
+        found = tuple(map(constants, value))
+        # Itself where it can be: what a module holds is recognised as the same the next time.
+        return value if type(value) is tuple and all(map(_is, value, found)) else found
     if isinstance(value, slice):
         return constants((value.start, value.stop, value.step))
     return value if isinstance(value, (int, str)) else None
@@ -42,19 +45,15 @@ def same_constants(args: Any, kwargs: Any, expected: Any) -> bool:
     if len(args) != len(first) or len(kwargs) != len(expected) - 1:
         return False
     for value, known in zip(args, first, strict=True):
-        if value is not known and not _is_constant(value, known):
+        if value is known or (known is None and isinstance(value, Tensor)):
+            continue
+        if constants(value) != known:
             return False
     if kwargs:
         for value, known in zip(kwargs.values(), expected[1:], strict=True):
-            if value is not known and not _is_constant(value, known):
+            if value is not known and constants(value) != known:
                 return False
     return True
-
-
-def _is_constant(value: Any, known: Any) -> bool:
-    if known is None and isinstance(value, Tensor):
-        return True
-    return bool(constants(value) == known)
 
 
 def grow_alike(known: tuple[Any, Any], now: Any, samples: int) -> bool:

@@ -1,4 +1,4 @@
-"""Where the samples of a batch lie in a tensor: found by experiment, never guessed from a size.
+"""Find where the samples of a batch lie in a tensor: by experiment, never from a size alone.
 
 Models move and merge the batch dimension (``[T, N, D]`` inside attention, ``[N · windows, T, D]``
 in Swin), so an operator's input does not say which rows belong to which sample. The probe runs a
@@ -27,7 +27,7 @@ _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class SampleAxis(NamedTuple):
-    """Dimension ``dim`` has ``outer · N · inner`` entries; entry i is of (i // inner) % N."""
+    """Dimension ``dim`` has ``outer · N · inner`` entries; entry i belongs to (i // inner) % N."""
 
     dim: int
     outer: int
@@ -35,11 +35,11 @@ class SampleAxis(NamedTuple):
 
     @property
     def merged(self) -> bool:
-        """Whether the dimension holds more than one entry a sample."""
+        """Whether the dimension has more than one entry per sample."""
         return self.outer * self.inner > 1
 
     def fits(self, shape: torch.Size, samples: int) -> bool:
-        """Whether a tensor of this shape can hold so many samples."""
+        """Whether a tensor of this shape can hold this many samples."""
         return self.dim < len(shape) and shape[self.dim] == self.outer * samples * self.inner
 
     def split(self, tensor: Tensor, samples: int) -> Tensor:
@@ -52,7 +52,7 @@ class SampleAxis(NamedTuple):
 
 
 def grown_dimension(two: torch.Size, three: torch.Size) -> int | None:
-    """The one dimension that grew in the proportion of three samples to two, if there is one."""
+    """The only dimension that grew by 3 / 2 from two samples to three; None if there is none."""
     if len(two) != len(three):
         return None
     grown = [i for i, (a, b) in enumerate(zip(two, three, strict=True)) if a != b]
@@ -118,7 +118,7 @@ def owners_by_gradient(dim: int, once: Tensor, weighted: Tensor, rounding: float
 
 
 def differs(a: Tensor, b: Tensor, rounding: float = 0.0) -> Tensor:
-    """Element by element, whether two tensors differ, by more than a share of the largest."""
+    """Elementwise: do two tensors differ by more than a fraction of the largest element?"""
     different = (a != b) & ~(a.isnan() & b.isnan())
     if rounding and (a.is_floating_point() or a.is_complex()) and a.numel():
         scale = a.abs().nan_to_num(0.0, 0.0, 0.0).max()
@@ -127,11 +127,11 @@ def differs(a: Tensor, b: Tensor, rounding: float = 0.0) -> Tensor:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """A tensor whose elements are equal where those of ``tensor`` are the same, NaN included."""
+    """Floating-point numbers as the integers of their bits, so that NaN equals itself."""
     kind = _INTEGERS.get(tensor.element_size())
     return tensor if kind is None or not tensor.is_floating_point() else tensor.view(kind)
 
 
 def _along(dim: int, elements: Tensor) -> Tensor:
-    """Whether any element is true, for every entry along ``dim``."""
+    """For every entry along ``dim``: is any element true?"""
     return elements.movedim(dim, 0).reshape(elements.shape[dim], -1).any(1).cpu()

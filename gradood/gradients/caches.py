@@ -26,7 +26,7 @@ class Cache(NamedTuple):
 
     module: str
     attribute: str
-    #: What it is when it is empty; where that is a container, a copy of this.
+    #: Its value when empty; a copy if that is a container.
     empty: Any
 
 
@@ -85,7 +85,7 @@ def emptied(model: nn.Module, caches: Iterable[Cache]) -> Iterator[None]:
 
 
 def _filled(model: nn.Module, caches: list[Cache], forward: Callable[[], object]) -> bool:
-    """Whether all of the caches hold tensors after a pass which began without."""
+    """Whether a pass that starts with empty caches fills all of them with tensors."""
     with emptied(model, caches), observed(model, []):
         try:
             forward()
@@ -110,7 +110,7 @@ def _set(attributes: dict[str, Any], name: str, value: Any) -> None:
 
 
 def _copy(value: Any) -> Any:
-    """A copy of a container, and of those in it."""
+    """A copy of a container and of the containers inside it."""
     if isinstance(value, dict):
         return type(value)((key, _copy(item)) for key, item in value.items())
     return type(value)(map(_copy, value)) if type(value) in (list, set) else value

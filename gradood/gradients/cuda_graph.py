@@ -8,19 +8,26 @@ as a global variable or a file, must not change.
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from gradood.errors import InputError, ModelError
+from gradood.errors import InputError, ModelError, first_line
 from gradood.gradients.fingerprint import fingerprint
 from gradood.gradients.norms import Norms
 from gradood.gradients.scorer import Scorer
 from gradood.gradients.scores import Scores
 from gradood.graph_capture import Captured, capture, check_device
+
+_LOG = logging.getLogger("gradood")
 
 #: Graphs kept for a model; each holds the memory of one pass.
 KEPT = 4
@@ -29,6 +36,52 @@ LABELS = ("all_hot", "zero_hot", "uniform", "predicted", "one_hot", "top_k_hot")
 
 
 _GRAPHS: WeakKeyDictionary[nn.Module, OrderedDict[Any, Captured]] = WeakKeyDictionary()
+
+
+_WANTED: ContextVar[bool] = ContextVar("cuda_graphs", default=False)
+#: Batches that were scored inside ``cuda_graphs`` so far, by what a graph depends on.
+_SEEN: WeakKeyDictionary[nn.Module, set[Any]] = WeakKeyDictionary()
+
+
+@contextmanager
+def cuda_graphs() -> Iterator[None]:
+    """Let detectors score by CUDA graphs inside the block, wherever a graph can hold the passes.
+
+    A graph is captured for batches whose shape comes a second time; batches that none can hold are
+    scored as outside, and the log says why, once. Results are the same.
+
+    Example:
+        >>> with cuda_graphs():
+        ...     norms = gradood.gradient_norms(torch.nn.Linear(3, 2), torch.ones(5, 3))
+    """
+    token = _WANTED.set(True)
+    try:
+        yield
+    finally:
+        _WANTED.reset(token)
+
+
+def score_if_wanted(scorer: Scorer, x: Tensor, micro_batch: int | None) -> Scores:
+    """``Scorer.score``, inside ``cuda_graphs`` by a graph if there may be one."""
+    if not _WANTED.get():
+        return scorer.score(x, micro_batch)
+    seen = _SEEN.setdefault(scorer.model, set())
+    key = (tuple(x.shape), x.dtype, x.device)
+    if key not in seen:
+        seen.add(key)
+        return scorer.score(x, micro_batch)
+    try:
+        return score(scorer, x, micro_batch)
+    except (InputError, ModelError) as error:
+        # What is wrong with the batch itself is said by the pass that follows.
+        _log_once(f"no CUDA graph for {type(scorer.model).__name__}: {first_line(error)}")
+        return scorer.score(x, micro_batch)
+
+
+@cache
+def _log_once(message: str) -> None:
+    """Say why there is no graph, not for every batch again."""
+    _LOG.info(message)
 
 
 def score(scorer: Scorer, x: Tensor, micro_batch: int | None) -> Scores:

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gradood import ops, pending
-from gradood.gradients.activations import Layer, measured_layer
-from gradood.gradients.arguments import constants, grow_alike, leads_nowhere, same_constants
-from gradood.gradients.capture import Function, SourceMode, UnevenError, name_of
+from gradood.gradients.activations import Layer
+from gradood.gradients.arguments import leads_nowhere
+from gradood.gradients.capture import Function, SourceMode, name_of
 from gradood.gradients.graph import End, TakenOver, watch
-from gradood.gradients.picking import picked_evenly
-from gradood.gradients.plan import Forward, Plan, PlanError, Step
+from gradood.gradients.plan import Forward, Plan, PlanError, Step, require_fit
+from gradood.gradients.reading import make_measured, measure
 from gradood.gradients.rules import Call
 from gradood.gradients.rules.linear import LinearCall, tokens
 from gradood.gradients.source import Source
@@ -83,7 +83,6 @@ class Recorder(SourceMode):
         covered = {name: p for name, p in parameters.items() if name in plan.combine}
         super().__init__(covered)
         self._plan = plan
-        self._operators = plan.operators
         self._parameters = covered
         self._samples = samples
         self._observer = observer
@@ -100,17 +99,7 @@ class Recorder(SourceMode):
 
     def visit(self, position: int, function: Function, args: Any, kwargs: Any) -> Any:
         """Make one call; where the plan has a step, watch its output."""
-        expected = self._operators[position - 1] if position <= len(self._operators) else None
-        if expected is None or function != expected.function:
-            raise PlanError(f"{name_of(function)} ran where another operator was expected")
-        if expected.constants is not None and not same_constants(args, kwargs, expected.constants):
-            raise PlanError(f"{name_of(function)} was called with other sizes or places")
-        if expected.varying is not None and not grow_alike(
-            expected.varying, constants((args, *kwargs.values())), self._samples
-        ):
-            raise PlanError(f"{name_of(function)} was called with numbers that the batch decides")
-        if expected.even is not None and picked_evenly(args) != expected.even:
-            raise UnevenError(position)
+        expected = self._plan.expect(position, function, args, kwargs, self._samples)
         if expected.step is not None:
             return self._follow(expected.step, function, args, kwargs)
         if leads_nowhere(args, kwargs):
@@ -137,27 +126,36 @@ class Recorder(SourceMode):
         data = call.data
         held = data.detach() if step.needs_data and data is not None else None
         out: Tensor
-        replaced = self.may_take_over and step.added == step.uses
+        version = 0 if held is None else held._version
+        replaced = self.may_take_over and self.backward_follows and step.added == step.uses
+        taken = replaced and held is not None and call.takes_over()
+        measures = self.keeps_activations and step.position in self._plan.measured
+        if measures and not self.differentiable and call.measures():
+            # Where autograd has to see the operator itself, it is measured afterwards.
+            if taken or not (self.backward_follows and data is not None and data.requires_grad):
+                compute, measures = partial(self._make_measured, step, call), False
         if not self.backward_follows:
             out = compute()
-        elif held is not None and replaced and call.takes_over():
-            backward = partial(self._in_context, self._take_over, step, call, [held], held._version)
+        elif taken:
+            backward = partial(self._in_context, self._take_over, step, call, [held], version)
             out = TakenOver.apply(data, compute, backward)
         else:
             out = compute()
-            version = 0 if held is None else held._version
             hook = partial(self._in_context, self._receive, step, call, [held], version)
             out = watch(out, self.anchor, hook, self._plan.strange)
-        self._check(step, call, out)
-        if self.keeps_activations and step.position in self._plan.measured:
-            # Counted from the end, since the samples may be several dimensions.
-            channel = call.channels if call.channels < 0 else call.channels - out.dim()
+        require_fit(step, self._samples, out, call.data)
+        if measures:
             whole = out if self.differentiable else out.detach()
-            split = step.axis.split(whole, self._samples)
-            self.layers.append(measured_layer(step.uses[0].parameter, split, channel))
+            self.layers.append(measure(step, call, whole, self._samples))
         if isinstance(call, LinearCall) and data is not None and data.dim() == 2:
             self.features = data.detach()
         call.data = None  # the hook must not keep it alive for longer than needed
+        return out
+
+    def _make_measured(self, step: Step, call: Call) -> Tensor:
+        """The output of an operator that is measured while it is made."""
+        out, layer = make_measured(step, call)
+        self.layers.append(layer)
         return out
 
     def _in_context(self, compute: Callable[..., _Result], *arguments: Any) -> _Result:
@@ -171,15 +169,9 @@ class Recorder(SourceMode):
         source = self.source(operand)
         return source is not None and use.parameter in source.leaves and use.region == source.region
 
-    def _check(self, step: Step, call: Call, out: Tensor) -> None:
-        for tensor in (out, call.data):
-            if tensor is not None and not step.axis.fits(tensor.shape, self._samples):
-                raise PlanError(f"{name_of(step.function)} has tensors of other shapes")
-
     def finish(self) -> None:
         """Check after the forward pass that it did not end early."""
-        if self.count != len(self._operators):
-            raise PlanError("operators that were there in the probe did not run")
+        self._plan.finish(self.count)
 
     def backward(self, logits: Tensor, gradient: Tensor, last: bool) -> dict[str, Tensor]:
         """Run one backward pass from the logit gradient ``[N, C]``: squared norms by parameter."""
@@ -315,7 +307,6 @@ def run(
     logit_gradients: Callable[[Tensor], Sequence[Tensor]],
     observer: Observer | None = None,
     activations: bool = False,
-    backward: bool = True,
 ) -> tuple[Tensor, Recorder, list[dict[str, Tensor]]]:
     """Score one micro-batch: logits, what the pass recorded, norms by parameter for every label.
 
@@ -323,7 +314,7 @@ def run(
         PlanError: The model did something else than in the probe.
     """
     recorder = Recorder(plan, parameters, x.shape[0], x.device, observer)
-    recorder.keeps_activations, recorder.backward_follows = activations, backward
+    recorder.keeps_activations = activations
     with recorder:
         logits = forward(x)
     recorder.finish()

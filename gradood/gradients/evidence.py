@@ -1,4 +1,4 @@
-"""What the passes of a probe say about where the samples lie, and whether they are independent."""
+"""Conclude from the passes of a probe where the samples lie, and whether they are independent."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Evidence:
         return fitting.pop()
 
     def _smaller(self, position: int, tensor: Tensor, data: bool) -> torch.Size | None:
-        """The shape that a tensor of a meeting had with two samples."""
+        """The shape of a tensor of a meeting in the pass on two samples."""
         two = self._found.two
         out = two.shapes[position - 1][0] if two.shapes[position - 1] else None
         if not data:

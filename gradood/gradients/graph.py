@@ -34,7 +34,7 @@ class Anchor(torch.autograd.Function):
 
 
 class TakenOver(torch.autograd.Function):
-    """An operator with another backward pass than its own."""
+    """An operator whose backward pass is replaced."""
 
     @staticmethod
     def forward(
@@ -65,7 +65,7 @@ class End(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None]:
-        """What was given."""
+        """Return the given gradient."""
         return ctx.gradient, None
 
 

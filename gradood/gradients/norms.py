@@ -13,6 +13,7 @@ from gradood.gradients.activations import Activations
 from gradood.gradients.labels import Label, loss_gradient
 from gradood.gradients.penultimate import LastLinear
 from gradood.gradients.plan import Plan
+from gradood.gradients.reading import Reader, read
 from gradood.gradients.scorer import Objective, Scorer
 from gradood.gradients.scores import Scores
 
@@ -48,16 +49,20 @@ class Norms(Objective):
 
         if plan.steps:
             with scorer.restored(plan):
-                logits, recorder, norms = engine.run(
-                    *(plan, scorer.forward, x, scorer.parameters, logit_gradients, self.observer),
-                    activations=self.activations,
-                    backward=bool(self.labels),
-                )
-            features, activations = recorder.features, Activations.of(recorder.layers)
+                seen: engine.Recorder | Reader
+                if self.labels:
+                    common = (plan, scorer.forward, x, scorer.parameters)
+                    logits, seen, norms = engine.run(
+                        *common, logit_gradients, self.observer, self.activations
+                    )
+                else:
+                    logits, seen = read(plan, scorer.forward, x, scorer.parameters)
+                    norms = []
+            features, activations = seen.features, Activations.of(seen.layers)
         else:
-            with LastLinear() as seen:
+            with LastLinear() as last:
                 logits = scorer.only_forward(x)
-            features = None if self.labels or seen.features is None else seen.features.detach()
+            features = None if self.labels or last.features is None else last.features.detach()
             norms = [{} for _ in logit_gradients(logits)]
         if self.labels:
             others = scorer.without_rules(plan, x, logits, gradients)

@@ -1,4 +1,4 @@
-"""What a model is made of, found in one quick walk and remembered for as long as it stays so."""
+"""Modules and parameters of a model, collected in one walk and cached while they stay the same."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from gradood.gradients.rules.embedding import refuse_renormalisation
 
 @dataclass
 class Outline:
-    """The modules of a model, with results that stay valid while these modules are the same."""
+    """The modules of a model, and results that are valid while these modules stay the same."""
 
     #: Names and identities of all modules and parameters, in the order of the walk.
     key: tuple[Any, ...]
     modules: frozenset[int]
-    #: Which modules are in training mode, as of the last walk.
+    #: Modules that were in training mode at the last walk.
     training: tuple[bool, ...] = ()
-    #: By selection, the parameters that it chooses.
+    #: The chosen parameters, by selection.
     selections: dict[Any, dict[str, Parameter]] = field(default_factory=dict)
 
     def selected(

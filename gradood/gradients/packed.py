@@ -1,4 +1,4 @@
-"""Packed sequences, followed as the padded ones that they are made of.
+"""Packed sequences, followed as the padded sequences that they were made of.
 
 To pack, PyTorch sorts the samples by length and strings their steps together, so that samples lie
 in no regular order. Each of these steps is made as it is; but its result remembers the tensor with
@@ -33,7 +33,7 @@ class _Padded(NamedTuple):
 
     steps: Tensor
     lengths: Tensor
-    #: The samples in the order in which they were packed, if that is another.
+    #: The permutation of the samples before packing, if there was one.
     order: Tensor | None
 
 
@@ -68,7 +68,7 @@ def pack(input: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Ten
         steps = input.transpose(0, 1) if batch_first else input
         padded = _Padded(steps, lengths.to(steps.device), order)
         _remember(data, _PADDED, padded, steps, lengths)
-        # How many sequences have so many steps does not depend on their order.
+        # The number of sequences with a given length does not depend on their order.
         with torch._C.DisableTorchFunction():
             before = torch.arange(len(batch_sizes), dtype=torch.int64, device="cpu")[:, None]
         batch_sizes = (lengths.cpu() > before).sum(1)
@@ -88,7 +88,7 @@ def pad(
     steps, lengths, index = known
     inside = torch.arange(len(steps), device=steps.device, dtype=torch.int64)[:, None] < lengths
     steps = steps.masked_fill(~inside[..., None], padding_value)
-    with torch._C.DisableTorchFunction():  # the length of the longest is no constant of the model
+    with torch._C.DisableTorchFunction():  # the largest length is no constant of the model
         steps = steps[: max(total_length, len(batch_sizes))]
     steps = steps.transpose(0, 1) if batch_first else steps
     lengths = lengths.cpu()
@@ -144,7 +144,7 @@ def _remember(t: Tensor, name: str, origin: Any, *parts: Tensor) -> None:
 def _recall(t: Tensor, name: str) -> Any:
     origin, version, parts = getattr(t, name, (None, None, []))
     with torch._C.DisableTorchFunction():
-        if origin is None or t._backward_hooks:  # hooks want the gradients that come this way
+        if origin is None or t._backward_hooks:  # hooks read the gradients on this path
             return None
         unchanged = _version(t) == version and all(_version(part) == v for part, v in parts)
         return origin if unchanged else None
@@ -167,7 +167,7 @@ def _is_zero(state: Tensor) -> bool:
 
 
 def _agree(moved: _Moved, own: Tensor, lengths: Tensor) -> bool:
-    """Whether the samples were exchanged as their lengths were."""
+    """Whether the samples were permuted in the same way as their lengths."""
     with torch._C.DisableTorchFunction():
         order = moved.order.to(own.device)
         if order.shape != own.shape:

@@ -1,4 +1,4 @@
-"""Operators that pick places in a tensor by values: sorting, gathering, masks, packed sequences.
+"""Operators that select positions of a tensor by values: sorting, gathering, masks, packing.
 
 Where the values come from the batch, the place of a sample differs from batch to batch, and no
 probe can tell where it will be next time: unless a mask takes as much of every sample.
@@ -32,9 +32,9 @@ _ALONG = {
 }
 #: These pick by the values of their first argument, the others by those of their other arguments.
 _BY_VALUE = {"sort", "topk", "msort", "unique", "unique_consecutive", "tolist", "numpy"}
-#: These return numbers, which may do anything to what comes later.
+#: These return Python numbers, whose later effect cannot be followed.
 NUMBERS = {"tolist", "numpy", "item", "__int__", "__index__", "__float__"}
-#: Operators that may move any element anywhere.
+#: Operators that may move any element to any position.
 _ANYWHERE = {
     "masked_select", "masked_scatter", "take", "put", "index_put", "unique", "unique_consecutive",
     "_pack_padded_sequence", "tolist", "numpy",
@@ -42,10 +42,10 @@ _ANYWHERE = {
 
 
 class Pick(NamedTuple):
-    """What an operator picks from its first argument by values of the batch."""
+    """What an operator selects from its first argument by values of the batch."""
 
     shape: torch.Size
-    #: The dimensions in which values pick the places.
+    #: The dimensions along which values select positions.
     dims: frozenset[int]
     #: How many elements a mask picks from every entry of dimension 0, if from all as many.
     even: int | None
@@ -80,7 +80,9 @@ def _picked_dimensions(
     if not isinstance(first, Tensor):
         return set()
     if name in ("__getitem__", "__setitem__"):
-        moves = name == "__getitem__" or depends(rest[1])  # constants written are no samples
+        moves = name == "__getitem__" or depends(
+            rest[1]
+        )  # constants that are written hold no samples
         return set(_indexed(first, rest[0], depends)) if moves else set()
     name = name.removesuffix("_") if name != "_pack_padded_sequence" else name
     if name not in _ANYWHERE and name not in _ALONG:
@@ -112,7 +114,7 @@ def _indexed(t: Tensor, index: Any, depends: Callable[[object], bool]) -> Iterat
 
 
 def _width(part: Any) -> int:
-    """How many dimensions one part of an index takes up."""
+    """The number of dimensions that one part of an index consumes."""
     if part is None or part is Ellipsis or isinstance(part, bool):
         return 0
     if isinstance(part, Tensor) and not part.is_floating_point() and part.element_size() == 1:

@@ -19,11 +19,12 @@ from torch.nn import Parameter
 
 from gradood.errors import GradoodError, ModelError, first_line
 from gradood.gradients.activations import measured_positions
+from gradood.gradients.arguments import constants, grow_alike, same_constants
 from gradood.gradients.axis import SampleAxis
 from gradood.gradients.caches import Cache
-from gradood.gradients.capture import Function, PlanError, name_of
+from gradood.gradients.capture import Function, PlanError, UnevenError, name_of
 from gradood.gradients.evidence import ROUNDING, Evidence
-from gradood.gradients.picking import Pick
+from gradood.gradients.picking import Pick, picked_evenly
 from gradood.gradients.probe import Findings, Forward, Probe
 from gradood.gradients.rules import Call, rule_of
 from gradood.gradients.source import disjoint
@@ -49,6 +50,17 @@ class Step:
     def needs_data(self) -> bool:
         """Whether a norm depends on the operator's input."""
         return any(use.role in self.rule.needs_data for use in self.uses)
+
+
+def require_fit(step: Step, samples: int, out: Tensor, data: Tensor | None) -> None:
+    """Refuse tensors of a step that cannot hold so many samples where the probe saw them.
+
+    Raises:
+        PlanError: They are such.
+    """
+    for tensor in (out, data):
+        if tensor is not None and not step.axis.fits(tensor.shape, samples):
+            raise PlanError(f"{name_of(step.function)} has tensors of other shapes")
 
 
 class Expected(NamedTuple):
@@ -110,6 +122,36 @@ class Plan:
             )
             for i, (function, constants) in numbered
         )
+
+    def expect(
+        self, position: int, function: Function, args: Any, kwargs: Any, samples: int
+    ) -> Expected:
+        """The operator that stands at a position, if this call can be it.
+
+        Raises:
+            PlanError: It is another one, or works on other places.
+        """
+        expected = self.operators[position - 1] if position <= len(self.operators) else None
+        if expected is None or function != expected.function:
+            raise PlanError(f"{name_of(function)} ran where another operator was expected")
+        if expected.constants is not None and not same_constants(args, kwargs, expected.constants):
+            raise PlanError(f"{name_of(function)} was called with other sizes or places")
+        if expected.varying is not None and not grow_alike(
+            expected.varying, constants((args, *kwargs.values())), samples
+        ):
+            raise PlanError(f"{name_of(function)} was called with numbers that the batch decides")
+        if expected.even is not None and picked_evenly(args) != expected.even:
+            raise UnevenError(position)
+        return expected
+
+    def finish(self, count: int) -> None:
+        """Check after a forward pass of so many operators that it did not end early.
+
+        Raises:
+            PlanError: It did.
+        """
+        if count != len(self.operators):
+            raise PlanError("operators that were there in the probe did not run")
 
     @cached_property
     def measured(self) -> frozenset[int]:

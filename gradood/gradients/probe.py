@@ -79,7 +79,7 @@ class Probe:
                     return self._passes(rows, known)
                 except GradoodError:
                     raise
-                except Exception:  # perhaps nothing that the model can take
+                except Exception:  # the model may not accept this input
                     continue
             return self._passes(last, known)
 
@@ -113,7 +113,7 @@ class Probe:
 
     def size_matters(self, found: Findings) -> bool:
         """Whether the logits of a sample depend on the size of the batch, or on its place there."""
-        if found.random:  # other numbers are drawn for a batch of another size
+        if found.random:  # a batch of another size draws other random numbers
             return False
         two, three = found.two.logits, found.three.logits[1:]
         if agree(two, three):
@@ -125,7 +125,7 @@ class Probe:
 
     def _passes(self, rows: Rows, known: tuple[Cache, ...]) -> Findings:
         written: list[Written] = []
-        fewer = rows.x[1:].clone()  # some models look at the memory of their input
+        fewer = rows.x[1:].clone()  # some models inspect the memory layout of their input
         two = Survey(self.model, self.parameters, fewer)
         with emptied(self.model, known):
             before = Snapshot.of(self.model)
@@ -176,7 +176,7 @@ class Probe:
 
     @contextmanager
     def _surroundings(self, x: Tensor) -> Iterator[None]:
-        # A model on several GPUs may draw on each.
+        # A model on several GPUs may draw random numbers on each.
         places = {x.device, *(p.device for p in self.model.parameters())}
         devices = sorted({d.index or 0 for d in places if d.type == "cuda"})
         with torch.random.fork_rng(devices), require_grad(self.parameters.values()):

@@ -27,7 +27,7 @@ class _Weights(NamedTuple):
     w_hr: Tensor | None = None
 
     def given(self) -> list[Tensor]:
-        """As PyTorch's functions want them."""
+        """The weights in the order of PyTorch's functions."""
         return [w for w in self if w is not None]
 
 
@@ -71,7 +71,7 @@ def rnn_relu_cell(
     return (functional.linear(input, w_ih, b_ih) + functional.linear(hx, w_hh, b_hh)).relu()
 
 
-#: By PyTorch's function, what takes its place.
+#: Replacements of PyTorch's functions.
 CELLS = {getattr(torch, f.__name__): f for f in (lstm_cell, gru_cell, rnn_tanh_cell, rnn_relu_cell)}
 LAYERS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
@@ -118,7 +118,7 @@ def layers(
 
 
 def _reverse(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """Every sequence of ``[T, N, …]`` backwards; its padding stays where it is."""
+    """Reverse every sequence of ``[T, N, …]``; padding keeps its place."""
     if lengths is None:
         return x.flip(0)
     steps = torch.arange(len(x), device=x.device, dtype=torch.int64)[:, None]
@@ -148,7 +148,7 @@ def _layer(
 
 
 def _visible(function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function of this module as an operator, which an active mode sees."""
+    """Call a function of this module as an operator, so that an active mode sees it."""
     return handle_torch_function(function, [t for t in args if isinstance(t, Tensor)], *args)
 
 
@@ -213,7 +213,7 @@ class _Fixed(NamedTuple):
         return states[-1].clone() if self.lengths is None else states[self.ends(states)]
 
     def ends(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the last states are in ``[T, N, H]``."""
+        """Indices of the last states in ``[T, N, H]``."""
         assert self.lengths is not None
         return self.lengths - 1, torch.arange(
             states.shape[1], device=states.device, dtype=torch.int64
@@ -247,7 +247,7 @@ class _Recurrence(torch.autograd.Function):
         projected: Tensor | None,
         *initial: Tensor,
     ) -> tuple[Tensor, ...]:
-        """The states are known."""
+        """Return the known states."""
         ctx.fixed, ctx.initial = fixed, initial
         ctx.save_for_backward(from_input, from_state)
         ctx.set_materialize_grads(False)

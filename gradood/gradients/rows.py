@@ -1,4 +1,4 @@
-"""Three samples to probe a model with: the caller's own where there are enough, else like them."""
+"""Choose three samples to probe a model with: the caller's own, or similar ones if too few."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-#: Rows that are looked through for three that differ.
+#: At most this many rows are searched for three that differ.
 LOOKED_AT = 16
 
 
@@ -36,7 +36,7 @@ def candidates(x: Tensor) -> Iterator[Rows]:
         return
     for change in _CHANGES:
         if x.is_cuda and change is _permuted and not x.is_floating_point():
-            continue  # an index beyond its table would end the process's use of the device
+            continue  # an index out of range would make the GPU unusable for the process
         rows = torch.cat([x[:1], *(change(x[:1], seed) for seed in (1, 2))])
         if not all(torch.equal(row, x[0]) for row in rows[1:]):
             yield Rows(rows, True)
@@ -64,7 +64,7 @@ def _nearer(row: Tensor, seed: int) -> Tensor:
 def _farther(row: Tensor, seed: int) -> Tensor:
     if row.is_floating_point() or row.is_complex():
         noise = _noise(row, seed) / 16
-        return row * (1 + noise) + noise * (row == 0)  # zeros are neighbours of something too
+        return row * (1 + noise) + noise * (row == 0)  # rows of zeros need neighbours as well
     return row
 
 

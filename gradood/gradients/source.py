@@ -1,4 +1,4 @@
-"""Tensors made from parameters alone: what they came from, and how to get back."""
+"""Tensors computed from parameters alone: their origin, and how gradients lead back to it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Source:
     """
 
     def __init__(self, value: Tensor, live: Tensor, region: Region | None) -> None:
-        # Weak, because the mark leads back: what the model drops is to be freed at once.
+        # A weak reference: the mark refers back, and what the model drops must be freed at once.
         self._value = ref(value)
         self.live = live
         self._region = region
@@ -72,7 +72,7 @@ class Source:
 
     @classmethod
     def of_parameter(cls, name: str, plain: Tensor) -> Source:
-        """The source that is a parameter itself, of which the model sees ``plain``."""
+        """The source of a parameter itself; the model computes with ``plain``."""
         leaf = plain.detach().requires_grad_()
         setattr(leaf, _NAME, name)
         return cls(plain, leaf, _region(name, leaf, leaf))
@@ -128,7 +128,7 @@ class Source:
 
 
 def derived_source(tensor: Tensor) -> Source | None:
-    """The source behind a tensor that an earlier operator made of parameters, if it is one."""
+    """The source of a tensor that an earlier operator computed from parameters; None for others."""
     return getattr(tensor, _MARK, None)
 
 

@@ -42,14 +42,22 @@ class Standardised:
     """How a weight was standardised: read from the graph of what the model made of it."""
 
     leaf: Tensor
-    #: ``[P, F]``, ``[P]`` and ``[P]``.
-    normalised: Tensor
+    #: The weight W.
+    value: Tensor
+    #: ``μ``, ``r`` and ``γ``, ``[P]`` each.
+    mean: Tensor
     rstd: Tensor
     scale: Tensor
     #: ``v`` above.
     spread: Tensor
     #: Where the scale came from, if from parameters.
     edge: GradientEdge | None
+
+    @property
+    def normalised(self) -> Tensor:
+        """``ŵ`` in the shape of the weight."""
+        by_row = (-1, *[1] * (self.leaf.dim() - 1))
+        return (self.leaf.detach() - self.mean.view(by_row)) * self.rstd.view(by_row)
 
 
 def standardised(source: Source) -> Standardised | None:
@@ -74,9 +82,9 @@ def standardised(source: Source) -> Standardised | None:
         return None
     mean, rstd = node._saved_result1, node._saved_result2
     scale = torch.ones_like(rstd) if node._saved_weight is None else node._saved_weight.detach()
-    normalised = (rows.detach()[0] - mean[:, None]) * rstd[:, None]
     edge = None if scaled is None else GradientEdge(scaled, place)
-    return Standardised(leaf, normalised, rstd, scale, 1 - node._saved_eps * rstd**2, edge)
+    spread = 1 - node._saved_eps * rstd**2
+    return Standardised(leaf, live.detach(), mean, rstd, scale, spread, edge)
 
 
 class StandardisedUse:
@@ -103,7 +111,7 @@ class StandardisedUse:
     def norm(self, leaf: Tensor) -> tuple[Tensor, Tensor] | None:
         """Squared norms ``[N]`` of a parameter behind the weight, and where they are lost."""
         made = self.made
-        inner = self._products(made.normalised)
+        inner = self._products()
         if leaf is not made.leaf:
             if made.edge is None:
                 return None
@@ -119,14 +127,17 @@ class StandardisedUse:
             self.x, self.d * factor.view(-1, *spatial), *self.call.geometry, False
         )
         rows = self._sums().square() + (2 - made.spread) * inner.square()
-        norm = whole - (rows * factor.square()).sum(1) / made.normalised.shape[1]
+        norm = whole - (rows * factor.square()).sum(1) / made.leaf[0].numel()
         return norm, norm < _LEAST * whole
 
-    def _products(self, rows: Tensor) -> Tensor:
+    def _products(self) -> Tensor:
         """``G·ŵ`` ``[N, P]``, the same for every parameter behind the weight."""
         if self._inner is None:
-            weight = rows.view_as(self.made.leaf)
-            self._inner = self._against(self.x, weight, self.call.geometry.groups)
+            made, groups = self.made, self.call.geometry.groups
+            if bool(made.scale.all()):  # W is at hand, and is γ ŵ
+                self._inner = self._against(self.x, made.value, groups) / made.scale
+            else:
+                self._inner = self._against(self.x, made.normalised, groups)
         return self._inner
 
     def _sums(self) -> Tensor:
@@ -146,5 +157,9 @@ class StandardisedUse:
             out = convolve(xs, weight, None, stride, padding, dilation, groups)
             out = out.unflatten(1, (groups, -1)).flatten(3)
             ds = ds.reshape(len(ds), groups, -1, out.shape[3])
-            parts.append((out * ds).sum(3).flatten(1))
+            if out.shape[2] == 1:
+                products = torch.matmul(ds, out.transpose(2, 3)).squeeze(3)
+            else:
+                products = (out * ds).sum(3)
+            parts.append(products.flatten(1))
         return torch.cat(parts)

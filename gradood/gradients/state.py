@@ -1,4 +1,4 @@
-"""Leave a model as it was: what its forward pass writes to its modules is written back."""
+"""Restore a model: what its forward pass writes to its modules is undone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Snapshot:
 
     @classmethod
     def of(cls, model: nn.Module) -> Snapshot:
-        """Everything that a forward pass may write to."""
+        """Everything that a forward pass may write."""
         buffers = [name for name, _ in model.named_buffers()]
         return cls(model, buffers, [name for name, _ in model.named_modules()])
 
@@ -73,7 +73,7 @@ def observed(model: nn.Module, found: list[Written]) -> Iterator[None]:
 
 
 def _version(tensor: Tensor) -> int | None:
-    """How often a tensor was changed in place; inference tensors do not count."""
+    """The version counter of a tensor; inference tensors have none."""
     return None if tensor.is_inference() else tensor._version
 
 

@@ -1,4 +1,4 @@
-"""Check what users hand in, and say what to do about it."""
+"""Check the arguments that users give; errors say what to do."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def select_parameters(
 
 
 def _select(model: nn.Module, selection: Selection) -> dict[str, Parameter]:
-    if isinstance(model, torch.jit.ScriptModule):  # parts of a model may be: the fallback has them
+    if isinstance(model, torch.jit.ScriptModule):  # parts of one may be
         refuse_script(model)
     everything = dict(model.named_parameters())
     if not everything:
@@ -54,7 +54,7 @@ def _select(model: nn.Module, selection: Selection) -> dict[str, Parameter]:
         named = list(model.named_parameters(remove_duplicate=False))
         names = {name for name, _ in named}
         for pattern in patterns:
-            # A name is a name, whatever it would match as a pattern: "income[USD].weight".
+            # An existing name is taken literally, also one with brackets: "income[USD].weight".
             match = str.__eq__ if pattern in names else fnmatchcase
             found = {primary[id(p)] for name, p in named if match(name, pattern)}
             if not found:
@@ -76,7 +76,7 @@ def _select(model: nn.Module, selection: Selection) -> dict[str, Parameter]:
 
 
 def call_model(model: nn.Module, x: Batch) -> object:
-    """What ``model`` returns for a batch: every part of the package calls models here.
+    """What ``model`` returns for a batch. Every part of the package calls models through this.
 
     Raises:
         InputError: The model takes other arguments, or another dtype.
@@ -143,7 +143,7 @@ def as_labels(label: Label | Sequence[Label]) -> tuple[list[Label], bool]:
 
 
 def as_losses(loss: str | Sequence[str], labels: int) -> list[str]:
-    """One loss for each of so many labels.
+    """One loss for each of the labels.
 
     Raises:
         InputError: A loss is not known, or there are more or fewer losses than labels.
@@ -160,7 +160,7 @@ def as_losses(loss: str | Sequence[str], labels: int) -> list[str]:
 def check_arguments(
     model: nn.Module, x: Batch, method: str, micro_batch: int | None, nan_policy: str
 ) -> None:
-    """Refuse arguments of ``gradient_norms`` that mean nothing."""
+    """Refuse invalid arguments of ``gradient_norms``."""
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     if isinstance(x, Tensor) and x.dim() == 0:
@@ -221,7 +221,7 @@ def unusable_rows(
 def _bad_rows(t: Tensor) -> Tensor | None:
     """Which rows ``[N]`` hold NaN or Inf; None if none does."""
     if not t.is_floating_point() or isfinite(t.sum(dtype=_wide(t)).item()):
-        return None  # one NaN or Inf would have spoilt the sum
+        return None  # one NaN or Inf would make the sum NaN or Inf
     finite = t.isfinite().flatten(1).all(1) if t.dim() > 1 else t.isfinite()
     return None if bool(finite.all()) else ~finite
 

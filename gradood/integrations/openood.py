@@ -9,11 +9,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from gradood.arguments import checked
 from gradood.detectors import ConfoundingDetector, Detector
 from gradood.errors import InputError
 from gradood.gradients.validation import class_logits
 
 
+@checked
 def openood_postprocessor(make: Callable[[nn.Module], Detector]) -> Any:
     """A postprocessor for OpenOOD's ``Evaluator``, which fits the detector that ``make`` makes.
 

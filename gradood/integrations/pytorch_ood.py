@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from gradood.arguments import checked
 from gradood.data.optional import require
 from gradood.detectors import ConfoundingDetector, Detector, NormDetector
 from gradood.errors import InputError, NotFittedError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+@checked
 def pytorch_ood_detector(detector: Detector) -> Any:
     """``detector`` as a ``pytorch_ood.api.Detector``.
 

@@ -12,7 +12,9 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
+from gradood.arguments import at_least, checked, one_of
 from gradood.arrays import Floats, Ints
+from gradood.detectors import DETECTORS, Detector, NormDetector, needs_fit
 from gradood.errors import InputError
 
 if TYPE_CHECKING:
@@ -69,24 +71,11 @@ class GradientOutlier(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             InputError: There is no such detector, or it needs anomalies; there are too few inputs.
         """
-        from gradood.detectors import DETECTORS, NormDetector, needs_fit
-
-        kind_name, _, preset = self.detector.partition(":")
-        kind = DETECTORS.named.get(kind_name)
-        if kind is None or kind_name == "confounding":
-            known = ", ".join(name for name in DETECTORS.named if name != "confounding")
-            raise InputError(f"detector = {self.detector!r}; expected one of {known}")
-        if self.held_out < 2:
-            raise InputError(f"held_out = {self.held_out}; expected at least 2")
-        options: dict[str, Any] = {"preset": preset} if preset else {}
-        found = kind(self.model, progress=False, **options)
         inputs = self._inputs(X)
-        chosen = torch.arange(len(inputs), dtype=torch.int64, device="cpu") % self.held_out == 0
-        if needs_fit(kind_name) and isinstance(found, NormDetector):
-            found.fit(inputs[~chosen])
-        found.calibrate(inputs[chosen], fpr=self.fpr)
-        self.detector_ = found
-        self.offset_ = -found.threshold
+        self.detector_ = _fitted(
+            self.model, inputs, detector=self.detector, fpr=self.fpr, held_out=self.held_out
+        )
+        self.offset_ = -self.detector_.threshold
         self.n_features_in_ = int(np.prod(inputs.shape[1:]))
         return self
 
@@ -114,3 +103,19 @@ class GradientOutlier(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         if first is not None and tensor.is_floating_point():
             tensor = tensor.to(first.dtype)
         return tensor if self.input_shape is None else tensor.reshape(-1, *self.input_shape)
+
+
+@checked
+def _fitted(
+    model: nn.Module, inputs: Tensor, *, detector: str, fpr: float, held_out: int
+) -> Detector:
+    kind_name, _, preset = detector.partition(":")
+    known = [name for name in DETECTORS.named if name != "confounding"]
+    kind = DETECTORS.named[one_of("detector", kind_name, known)]
+    at_least("held_out", held_out, 2)
+    options: dict[str, Any] = {"preset": preset} if preset else {}
+    found = kind(model, progress=False, **options)
+    chosen = torch.arange(len(inputs), dtype=torch.int64, device="cpu") % held_out == 0
+    if needs_fit(kind_name) and isinstance(found, NormDetector):
+        found.fit(inputs[~chosen])
+    return found.calibrate(inputs[chosen], fpr=fpr)

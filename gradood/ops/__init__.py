@@ -2,6 +2,7 @@
 
 ``x`` is an operator's input and ``d`` the loss gradient of its output, samples first; any strides,
 float64, float32, bfloat16 or float16. Results are ``[N]``, float32 for half-precision inputs.
+``channel_sums`` says what a layer made of a sample; ``batch_norm_sums`` is a layer that says so.
 ``reference.py`` states every formula.
 
 Backends, in order of preference: Triton on CUDA, C++ on the CPU, PyTorch everywhere.
@@ -23,6 +24,8 @@ from gradood.ops.vmap import merging
 __all__ = [
     "Served",
     "bias_sqnorm",
+    "channel_sums",
+    "batch_norm_sums",
     "linear_sqnorm",
     "conv_sqnorm",
     "batch_norm_sqnorm",
@@ -84,8 +87,21 @@ def _register(name: str, schema: str) -> None:
         return norm, d.new_empty(d.shape[0] if with_bias else 0, dtype=dtype)
 
     _define(name, schema, fake)
-    rule = merging(name, getattr(torch.ops.gradood, name), 1 if name == "bias_sqnorm" else 2)
+    _map(name, 1 if name == "bias_sqnorm" else 2)
+
+
+def _map(name: str, sample_tensors: int) -> None:
+    rule = merging(name, getattr(torch.ops.gradood, name), sample_tensors)
     torch.library.register_vmap(f"gradood::{name}", rule, lib=_LIBRARY)
+
+
+def _fake_channel_sums(a: torch.Tensor) -> torch.Tensor:
+    dtype = torch.promote_types(a.dtype, torch.float32)
+    return a.new_empty((a.shape[0], 2, a.shape[1]), dtype=dtype)
+
+
+def _fake_batch_norm_sums(x: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(x), _fake_channel_sums(x)
 
 
 def _fake_noisy_batch(x: torch.Tensor, rows: torch.Tensor, *options: Any) -> torch.Tensor:
@@ -125,6 +141,17 @@ _define(
     _fake_vote_count,
 )
 
+
+_define("channel_sums", "(Tensor a) -> Tensor", _fake_channel_sums)
+_define(
+    "batch_norm_sums",
+    "(Tensor x, Tensor mean, Tensor variance, Tensor? weight, Tensor? bias, float eps) "
+    "-> (Tensor, Tensor)",
+    _fake_batch_norm_sums,
+)
+_map("channel_sums", 1)
+_map("batch_norm_sums", 1)
+
 for _name, _schema in _SCHEMAS.items():
     _register(_name, _schema)
 
@@ -144,6 +171,8 @@ def _operator(name: str) -> Callable[..., Any]:
 
 
 bias_sqnorm = _operator("bias_sqnorm")
+channel_sums = _operator("channel_sums")
+batch_norm_sums = _operator("batch_norm_sums")
 linear_sqnorm = _operator("linear_sqnorm")
 conv_sqnorm = _operator("conv_sqnorm")
 batch_norm_sqnorm = _operator("batch_norm_sqnorm")

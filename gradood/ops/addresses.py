@@ -1,4 +1,4 @@
-"""Where tensors lie, for the C++ kernels: the one place where an address leaves Python.
+"""Addresses of tensors for the C++ kernels: the only place where one leaves Python.
 
 The kernels believe what they are told and read and write there, so everything is checked here.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradood.errors import BackendError
 
-#: What the kernels read, by the number that they know it by.
+#: Dtypes that the kernels read, each with its number there.
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
@@ -65,7 +65,7 @@ def _place(t: Tensor) -> int:
 
 
 def _on_cpu(t: Tensor) -> bool:
-    return t.device.type == "cpu" and t.layout == torch.strided
+    return t.is_cpu and t.layout is torch.strided
 
 
 def require_fit(fits: bool, operator: str, *tensors: Tensor | tuple[int, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Which algorithm computes a norm: the one place where the choice is made.
+"""Choose the algorithm that computes a norm; nothing else makes this choice.
 
 Costs are multiply-adds per sample, weighted by what one takes relative to one of the direct
 algorithm. A direct algorithm forms the per-sample gradient ``[P, Q]`` tile by tile and squares it;
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 
 class Costs(NamedTuple):
-    """What a multiply-add takes in one backend, relative to one of its direct algorithm."""
+    """The cost of a multiply-add in one backend, relative to one of its direct algorithm."""
 
     #: Of the Gram matrices of tokens, and of those of pixels under a kernel.
     gram: float

@@ -9,27 +9,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import lru_cache
 from math import prod
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradood.errors import BackendError
 from gradood.ops import choice, noise_cpp, patches
-from gradood.ops.addresses import DTYPES, address, address_of_any, require_fit, windows_fit
+from gradood.ops.addresses import DTYPES, address, address_of_any, require_fit
+from gradood.ops.cpp_layouts import Geometry, Prepared, layouts, prepare_conv, prepare_linear
 
 NAME = "cpp"
 OPERATORS = (
     *("bias_sqnorm", "linear_sqnorm", "conv_sqnorm", "embedding_sqnorm"),
     *("batch_norm_sqnorm", "layer_norm_sqnorm", "group_norm_sqnorm"),
     *("batch_norm_backward_sqnorm", "layer_norm_backward_sqnorm"),
+    *("channel_sums", "batch_norm_sums"),
     *("noisy_batch", "grid_batch", "vote_count"),
 )
-TAKES_OVER = ("batch_norm_backward_sqnorm", "layer_norm_backward_sqnorm")
+TAKES_OVER = ("batch_norm_sums", "batch_norm_backward_sqnorm", "layer_norm_backward_sqnorm")
 
 _kernels: ModuleType | None
 try:
@@ -92,9 +93,16 @@ def reject(op: str, *args: Any) -> str | None:
         return noise_cpp.reject(op, *args)
     if op == "conv_sqnorm" and args[0].dim() > 5:
         return "more than three spatial dimensions"
+    if op == "batch_norm_sums" and not _is_written(args[0]):
+        return "the kernel writes dense float32 alone"
     if op.endswith("backward_sqnorm") and torch.float16 in (args[0].dtype, args[1].dtype):
         return "the kernel writes no float16"
     return None
+
+
+def _is_written(x: Tensor) -> bool:
+    dense = x.dim() > 1 and (x.is_contiguous() or x.movedim(1, -1).is_contiguous())
+    return dense and x.dtype == torch.float32
 
 
 def algorithm(op: str, *args: object) -> str:
@@ -126,11 +134,44 @@ def bias_sqnorm(d: Tensor) -> Tensor:
     return norm
 
 
+def channel_sums(a: Tensor) -> Tensor:
+    """See ``reference.channel_sums``."""
+    require_fit(a.dim() == 3, "channel_sums", a)
+    size = (a.shape[0], 2, a.shape[1])
+    sums = torch.empty(size, dtype=torch.float32, device="cpu")
+    if a.numel() == 0:
+        return sums.zero_()
+    _call("channel_sums", *_describe(a), address(sums, torch.float32, size))
+    return sums
+
+
+def batch_norm_sums(
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """See ``reference.batch_norm_sums``."""
+    samples, channels = x.shape[:2]
+    size, positions = (samples, 2, channels), prod(x.shape[2:])
+    out, sums = torch.empty_like(x), torch.empty(size, dtype=torch.float32, device="cpu")
+    if x.numel() == 0:
+        return out, sums.zero_()
+    inner = (positions, 1) if x.is_contiguous() else (1, channels)
+    layout = (DTYPES[x.dtype], samples, channels, positions, channels * positions, *inner)
+    statistics = [0 if t is None else _address(t, channels) for t in (mean, variance, weight, bias)]
+    results = (address_of_any(out), address(sums, torch.float32, size))
+    _call("batch_norm_sums", address_of_any(x), *layout, *statistics, eps, *results)
+    return out, sums
+
+
 def linear_sqnorm(x: Tensor, d: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
     """See ``reference.linear_sqnorm``."""
     if _empty(x, d):
         return _zeros(d.shape[0]), bias_sqnorm(d.transpose(1, 2)) if bias else _zeros(0)
-    return _run(_prepare_linear(*_layouts(x, d), _instruction_set), x, d, bias)
+    return _run(prepare_linear(*layouts(x, d), _instruction_set), x, d, bias)
 
 
 def conv_sqnorm(
@@ -149,8 +190,8 @@ def conv_sqnorm(
         return _zeros(d.shape[0]), bias_sqnorm(d.flatten(2)) if bias else _zeros(0)
     if kind is None and patches.cuts(x, d, kernel_size, stride, padding, dilation, groups):
         return linear_sqnorm(*patches.split(x, d, kernel_size), bias)
-    geometry = _Geometry(tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation), groups)
-    return _run(_prepare_conv(*_layouts(x, d), geometry, _instruction_set, kind), x, d, bias)
+    geometry = Geometry(tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation), groups)
+    return _run(prepare_conv(*layouts(x, d), geometry, _instruction_set, kind), x, d, bias)
 
 
 def batch_norm_sqnorm(x: Tensor, d: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
@@ -230,86 +271,6 @@ def vote_count(*args: Any) -> Tensor:
 _NOTHING = (0,) * 9
 
 
-class _Layout(NamedTuple):
-    """A tensor's memory layout as ``_cpu`` takes it."""
-
-    dtype: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    def transpose(self) -> _Layout:
-        """Tokens ``[N, T, q]`` as pixels ``[N, q, T]``."""
-        return self._replace(
-            size=tuple(self.size[i] for i in (0, 2, 1)),
-            stride=tuple(self.stride[i] for i in (0, 2, 1)),
-        )
-
-    def spread(self) -> tuple[int, ...]:
-        """The numbers for a tensor of three spatial dimensions, the first of which are one."""
-        missing = 5 - len(self.size)
-        size = (*self.size[:2], *(1,) * missing, *self.size[2:])
-        step = self.size[2] * self.stride[2]
-        return (self.dtype, *size, *self.stride[:2], *(step,) * missing, *self.stride[2:])
-
-
-class _Geometry(NamedTuple):
-    """Sizes of a convolution, by spatial dimension."""
-
-    kernel_size: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-
-    def spread(self) -> tuple[int, ...]:
-        """The numbers for three spatial dimensions."""
-        missing = 3 - len(self.kernel_size)
-        sizes = (self.kernel_size, self.stride, self.padding, self.dilation)
-        filled = zip(sizes, (1, 1, 0, 1), strict=True)
-        return (*(n for s, one in filled for n in ((one,) * missing + s)), self.groups)
-
-
-class _Prepared(NamedTuple):
-    """A kernel, and its arguments beside addresses: found once for tensors of one layout."""
-
-    kernel: str
-    x: tuple[int, ...]
-    d: tuple[int, ...]
-    geometry: tuple[int, ...]
-
-
-@lru_cache(4096)
-def _prepare_linear(x: _Layout, d: _Layout, instruction_set: str) -> _Prepared:
-    costs = choice.CPP[instruction_set]
-    fits = len(x.size) == len(d.size) == 3 and x.size[:2] == d.size[:2]
-    require_fit(fits, "linear_sqnorm", x.size, d.size)
-    kind = choice.linear(x.size[1], x.size[2], d.size[2], costs)
-    if kind == "outer":
-        return _Prepared(kind, (x.dtype, *x.size, *x.stride), (d.dtype, *d.size, *d.stride), ())
-    pointwise = _Geometry((1,), (1,), (0,), (1,), 1)
-    return _Prepared(kind, x.transpose().spread(), d.transpose().spread(), pointwise.spread())
-
-
-@lru_cache(4096)
-def _prepare_conv(
-    x: _Layout, d: _Layout, geometry: _Geometry, instruction_set: str, kind: str | None
-) -> _Prepared:
-    costs = choice.CPP[instruction_set]
-    kernel_size, stride, padding, dilation, groups = geometry
-    fits = len(x.size) == len(d.size) > 2 and x.size[0] == d.size[0] and groups > 0
-    fits = fits and x.size[1] % groups == 0 and d.size[1] % groups == 0
-    fits = fits and all(len(sizes) == len(x.size) - 2 for sizes in geometry[:4])
-    fits = fits and min(*kernel_size, *stride, *dilation) > 0 and min(padding) >= 0
-    fits = fits and windows_fit(x.size[2:], d.size[2:], *geometry[:4])
-    require_fit(fits, "conv_sqnorm", x.size, d.size, *geometry[:4], (groups,))
-    if kind is None:
-        kind = choice.conv(x.size[1:], d.size[1:], kernel_size, stride, padding, groups, costs)
-    if kind == "pointwise":
-        kind = choice.linear(prod(d.size[2:]), x.size[1], d.size[1], costs, pixels=True)
-    kernel = {"shift_gram": "gram", "outer": "direct"}.get(kind, kind)
-    return _Prepared(kernel, x.spread(), d.spread(), geometry.spread())
-
-
 def _empty(x: Tensor, d: Tensor) -> bool:
     return x.numel() == 0 or d.numel() == 0
 
@@ -325,13 +286,6 @@ def _new(samples: int) -> Tensor:
 def _address(t: Tensor, count: int) -> int:
     """Of numbers of which there are so many: statistics, or norms to be."""
     return address(t, torch.float32, (count,))
-
-
-def _layouts(x: Tensor, d: Tensor) -> tuple[_Layout, _Layout]:
-    return (
-        _Layout(DTYPES[x.dtype], x.shape, x.stride()),
-        _Layout(DTYPES[d.dtype], d.shape, d.stride()),
-    )
 
 
 def _describe(t: Tensor) -> tuple[int, ...]:
@@ -358,7 +312,7 @@ def _fused(kernel: str, x: Tensor, d: Tensor, *options: float) -> tuple[Tensor, 
     return weight, bias
 
 
-def _run(prepared: _Prepared, x: Tensor, d: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
+def _run(prepared: Prepared, x: Tensor, d: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
     kernel, of_x, of_d, geometry = prepared
     weight, bias_norm, *addresses = _results(d, bias)
     _call(kernel, address_of_any(x), *of_x, address_of_any(d), *of_d, *geometry, *addresses)

@@ -27,7 +27,7 @@ def cuts(
     """Whether a convolution cuts its input into large patches that are next to one another."""
     dimensions = {x.dim() - 2, d.dim() - 2, *map(len, (kernel_size, stride, padding, dilation))}
     if len(dimensions) > 1 or min(kernel_size) < 1:
-        return False  # nothing that fits: the kernels say what is wrong
+        return False  # inconsistent sizes: the kernels report the error
     if groups != 1 or any(padding) or prod(kernel_size) < LEAST_TAPS or max(dilation) != 1:
         return False
     sizes = zip(x.shape[2:], d.shape[2:], kernel_size, stride, strict=True)

@@ -23,6 +23,27 @@ def bias_sqnorm(d: Tensor) -> Tensor:
     return d.sum(2).square().sum(1)
 
 
+def channel_sums(a: Tensor) -> Tensor:
+    """``Σ_t a`` and ``Σ_t a²`` for ``a`` ``[N, C, T]``, together ``[N, 2, C]``."""
+    return torch.stack([a.sum(2), a.square().sum(2)], 1)
+
+
+def batch_norm_sums(
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """``y = (x − mean_c) / √(variance_c + eps) · weight_c + bias_c`` for ``x`` ``[N, C, …]``.
+
+    With it its ``channel_sums``.
+    """
+    y = functional.batch_norm(x, mean, variance, weight, bias, eps=eps)
+    return y, channel_sums(y.flatten(2) if y.dim() > 2 else y.unsqueeze(2))
+
+
 def linear_sqnorm(x: Tensor, d: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
     """``‖Σ_t d_t x_tᵀ‖²`` and ``‖Σ_t d_t‖²`` for ``x`` ``[N, T, Q]``, ``d`` ``[N, T, P]``."""
     gradient = torch.einsum("ntp,ntq->npq", d, x)

@@ -21,18 +21,33 @@ from torch import Tensor
 from triton.runtime import driver
 
 from gradood.errors import GradoodError
-from gradood.kernels import affine, conv, depthwise, gram, launch, noise, outer, pixel_gram, votes
+from gradood.kernels import (
+    affine,
+    conv,
+    conv3x3,
+    depthwise,
+    gram,
+    launch,
+    noise,
+    outer,
+    pixel_gram,
+    token_norm,
+    votes,
+)
 from gradood.kernels.launch import precision as precision
 from gradood.kernels.layout import Geometry
 from gradood.ops import choice, gpu_state
 
 NAME = "triton"
-#: PyTorch's own kernels do the backward passes of normalisation, and noise in float64.
+#: PyTorch's own kernels make noise in float64.
 OPERATORS = (
     *("bias_sqnorm", "linear_sqnorm", "conv_sqnorm", "embedding_sqnorm"),
     *("batch_norm_sqnorm", "layer_norm_sqnorm", "group_norm_sqnorm"),
+    *("batch_norm_backward_sqnorm", "layer_norm_backward_sqnorm"),
     *("noisy_batch", "vote_count"),
 )
+#: One read of d less, and of x where the statistics are its own.
+TAKES_OVER = ("batch_norm_backward_sqnorm", "layer_norm_backward_sqnorm")
 
 #: What the kernels are compiled and checked for: NVIDIA from compute capability 8.0, and these.
 AMD = ("gfx942", "gfx950")
@@ -111,6 +126,8 @@ def _unsupported(kind: str, architecture: Any) -> str | None:
 
 def reject(op: str, *args: object) -> str | None:
     """Return why this backend cannot serve a call, or None."""
+    if op == "layer_norm_backward_sqnorm" and not token_norm.fits(*args[:2]):  # type: ignore[arg-type]
+        return "tokens that do not fit registers"
     tensors = [a for a in args if isinstance(a, Tensor)]
     if not launch.INTERPRETING and tensors[0].device.type in ("cuda", "meta"):
         reason = unsupported(tensors[0].device)
@@ -136,7 +153,7 @@ def algorithm(op: str, *args: object) -> str:
     if op == "linear_sqnorm":
         x, d = args[:2]
         assert isinstance(x, Tensor) and isinstance(d, Tensor)
-        return choice.linear(x.shape[1], x.shape[2], d.shape[2], choice.TRITON)
+        return choice.linear(d.shape[1], x.shape[-1], d.shape[2], choice.TRITON)
     if op == "conv_sqnorm":
         x, d, kernel_size, stride, padding, _, groups = args[:7]
         assert isinstance(x, Tensor) and isinstance(d, Tensor)
@@ -205,6 +222,8 @@ def conv_sqnorm(
             return linear_sqnorm(*conv.pointwise_tokens(x, d, tuple(stride)), bias)
         case "depthwise":
             return depthwise.depthwise_sqnorm(x, d, geometry, bias)
+        case "direct" if conv3x3.serves(x, d, geometry):
+            return conv3x3.conv3x3_sqnorm(x, d, geometry, bias)
         case "shift_gram":
             return pixel_gram.shift_gram_sqnorm(x, d, geometry, bias)
         case _:
@@ -216,10 +235,20 @@ def batch_norm_sqnorm(x: Tensor, d: Tensor, mean: Tensor, rstd: Tensor) -> tuple
     """See ``reference.batch_norm_sqnorm``."""
     if d.numel() == 0:
         return _zeros(d), _zeros(d)
-    statistics = affine.Statistics(
-        mean.float().contiguous(), rstd.float().contiguous(), affine.PER_CHANNEL
-    )
-    return affine.affine_sqnorm(x.transpose(1, 2), d.transpose(1, 2), statistics)
+    return affine.affine_sqnorm(x.transpose(1, 2), d.transpose(1, 2), _per_channel(mean, rstd))
+
+
+@_there
+def batch_norm_backward_sqnorm(
+    x: Tensor, d: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See ``reference.batch_norm_backward_sqnorm``."""
+    gradient = torch.empty_like(d)
+    if d.numel() == 0:
+        return _zeros(d), _zeros(d), gradient
+    x, d, flows = (t.transpose(1, 2) for t in (x, d, gradient))
+    scale = scale.float().contiguous()
+    return *affine.affine_sqnorm(x, d, _per_channel(mean, rstd), scale, flows), gradient
 
 
 @_there
@@ -227,7 +256,21 @@ def layer_norm_sqnorm(x: Tensor, d: Tensor, eps: float, rms: bool) -> tuple[Tens
     """See ``reference.layer_norm_sqnorm``."""
     if d.numel() == 0:
         return _zeros(d), _zeros(d)
-    return affine.affine_sqnorm(x, d, affine.statistics_of(x, None, eps, rms))
+    if not token_norm.fits(x, d):
+        return affine.affine_sqnorm(x, d, affine.statistics_of(x, None, eps, rms))
+    return token_norm.token_norm_sqnorm(x, d, eps, rms)
+
+
+@_there
+def layer_norm_backward_sqnorm(
+    x: Tensor, d: Tensor, scale: Tensor, eps: float, rms: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See ``reference.layer_norm_backward_sqnorm``."""
+    gradient = torch.empty_like(x)
+    if d.numel() == 0:
+        return _zeros(d), _zeros(d), gradient
+    scale = scale.contiguous()
+    return *token_norm.token_norm_sqnorm(x, d, eps, rms, scale, gradient), gradient
 
 
 @_there
@@ -293,6 +336,12 @@ def _version(text: str) -> tuple[int, ...]:
 def _extent(t: Tensor) -> int:
     """Elements between the first and the last of one sample."""
     return sum((size - 1) * step for size, step in zip(t.shape[1:], t.stride()[1:], strict=True))
+
+
+def _per_channel(mean: Tensor, rstd: Tensor) -> affine.Statistics:
+    return affine.Statistics(
+        mean.float().contiguous(), rstd.float().contiguous(), affine.PER_CHANNEL
+    )
 
 
 def _alike(x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Operators under ``torch.func.vmap``: the samples of all batches are one batch."""
+"""Operators under ``torch.func.vmap``: the samples of all batches are merged into one batch."""
 
 from __future__ import annotations
 

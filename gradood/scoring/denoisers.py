@@ -18,9 +18,6 @@ def load_denoiser(name: str | None, device: str = "auto") -> Denoiser | None:
 
     That is "embedded", a folder of a diffusers pipeline, a file of ``benchmarks/train_denoiser.py``
     or ``package.module:function``.
-
-    Raises:
-        InputError: There is no such denoiser, or diffusers is not installed.
     """
     if name is None:
         return None

@@ -31,12 +31,7 @@ if TYPE_CHECKING:
 
 
 def make_detector(name: str, loaded: LoadedModel, compiled: bool = False) -> Detector:
-    """A detector that is not fitted; ``gradient:PRESET`` is another preset of the default.
-
-    Raises:
-        InputError: There is none of this name, or it does not go with a compiled model.
-        ModelError: It needs gradient norms of a model that hides its operators.
-    """
+    """A detector that is not fitted; ``gradient:PRESET`` is another preset of the default."""
     kind_name, _, preset = name.partition(":")
     kind = DETECTORS.named.get(kind_name)
     if kind is None or (preset and kind is not GradientDetector):
@@ -50,13 +45,7 @@ def make_detector(name: str, loaded: LoadedModel, compiled: bool = False) -> Det
 
 
 def ready_detector(name: str, loaded: LoadedModel, compiled: bool = False) -> Detector:
-    """A detector from a file that ``gradood fit`` wrote, or one that needs no fitting by name.
-
-    Raises:
-        InputError: The name is of a detector that must be fitted first.
-        CheckpointError: The file cannot be read, or belongs to another model.
-        ModelError: It needs gradient norms of a model that hides its operators.
-    """
+    """A detector from a file that ``gradood fit`` wrote, or one that needs no fitting by name."""
     if needs_fit(name):
         raise InputError(f"--detector {name} must be fitted: gradood fit --detector {name}")
     if name.partition(":")[0] in DETECTORS.named:
@@ -80,11 +69,7 @@ def check_visible(kind: type[Detector], loaded: LoadedModel, compiled: bool) -> 
 
 
 def require_kinds(detector: Detector, anomalous: Source | None) -> None:
-    """Refuse anomalous inputs that a detector does not learn from, or lacks.
-
-    Raises:
-        InputError: They are missing or not wanted.
-    """
+    """Refuse anomalous inputs that a detector does not learn from, or lacks."""
     wants_both = isinstance(detector, ConfoundingDetector)
     if wants_both != (anomalous is not None):
         needs = "needs" if wants_both else "takes no"
@@ -98,11 +83,7 @@ def fit(
     stream: Callable[[Any], Stream],
     advance: Callable[[int], None],
 ) -> int:
-    """Fit ``detector`` on streams; returns how many normal inputs it saw.
-
-    Raises:
-        InputError: A source holds no usable input, or anomalous ones are missing or not wanted.
-    """
+    """Fit ``detector`` on streams; returns how many normal inputs it saw."""
     require_kinds(detector, anomalous)
     if not isinstance(detector, NormDetector):
         return 0

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradood.arguments import checked
+from gradood.arguments import checked, one_of
 from gradood.data.preprocessing import Preprocessing, Transform, read_preprocessing
 from gradood.data.weights import load_weights
 from gradood.errors import InputError
@@ -90,8 +90,7 @@ def load_model(
         torch.Size([5, 10])
         >>> load_model("timm:resnet18", weights="resnet18.safetensors")        # doctest: +SKIP
     """
-    if dtype not in DTYPES:
-        raise InputError(f"dtype = {dtype!r}; expected one of {', '.join(DTYPES)}")
+    one_of("dtype", dtype, DTYPES)
     place = find_device(device)
     model, transform = _make(name, weights, classes, trust)
     if preprocess is not None:
@@ -207,11 +206,7 @@ def find_device(name: str) -> torch.device:
 
 
 def named(option: str, name: str, expected: str) -> Any:
-    """What ``module:attribute`` is; modules of the current folder are found, too.
-
-    Raises:
-        InputError: There is no such module or attribute; the message says what was expected.
-    """
+    """What ``module:attribute`` is; modules of the current folder are found, too."""
     module, _, attribute = name.partition(":")
     if not getattr(sys.flags, "safe_path", False) and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as under python -m; the gradood script has its own folder

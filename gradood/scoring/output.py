@@ -28,10 +28,6 @@ def open_scores(
 
     Scores depend on the settings; a run goes on only under those it was begun with. Without
     ``resume`` what a killed run left is an error.
-
-    Raises:
-        InputError: The path cannot be written to, or another process writes to it; an unfinished
-            run is there and is not to be resumed, or has other settings.
     """
     check_format(path)
     output = Output(path)
@@ -146,9 +142,6 @@ class ScoreFile:
 
         Inputs with names are identified by name, also after others were added, removed or
         reordered. Rows of files are identified by position.
-
-        Raises:
-            InputError: A file that holds several inputs was changed.
         """
         now = resuming.stamps(source)
         resuming.check_unchanged(self.state["files"], now)
@@ -159,11 +152,7 @@ class ScoreFile:
         return resuming.Remaining(source, read_ids(self._partial, self.state["bytes"])), (0, 0)
 
     def check_finished(self, source: Source) -> None:
-        """Count the rows of a finished file, and refuse one that lacks inputs which are there now.
-
-        Raises:
-            InputError: It does.
-        """
+        """Count the rows of a finished file, and refuse one that lacks inputs of the source."""
         rest = resuming.Remaining(source, self._counted())
         first = next(iter(rest.items()), None)
         if first is not None:
@@ -225,11 +214,7 @@ class ScoreFile:
         self._file.truncate(self.state["bytes"])
 
     def append(self, lines: Sequence[str], position: Position, limit: int, skipped: int) -> None:
-        """Add rows, and remember that the inputs before ``position`` are done.
-
-        Raises:
-            InputError: They cannot be written; those before are kept.
-        """
+        """Add rows, and remember that the inputs before ``position`` are done."""
         assert self._file is not None
         content = "".join(lines).encode()
         with sentence(self.path):

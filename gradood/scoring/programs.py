@@ -26,10 +26,6 @@ def load_program(path: Path, trust: bool) -> nn.Module:
     Args:
         path: The file.
         trust: Whether its author is trusted: PyTorch runs code that such files hold.
-
-    Raises:
-        InputError: The file is no program, or is not trusted.
-        ModelError: The program takes one batch size alone, or was exported for training.
     """
     kind = _kind(path)
     if not trust:

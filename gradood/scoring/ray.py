@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gradood.arguments import checked
 from gradood.data.files import IterableSource
 from gradood.data.files.opening import by_argument
 from gradood.scoring.models import load_model
@@ -15,6 +16,7 @@ from gradood.scoring.scores import RowScorer
 from gradood.scoring.stream import Stream
 
 
+@checked
 class RayScorer:
     """Adds scores to batches of a Ray data set; each actor loads the model and detector once.
 

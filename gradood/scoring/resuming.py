@@ -48,11 +48,7 @@ def stamps(source: Source) -> dict[str, list[int]]:
 
 
 def check_unchanged(before: dict[str, list[int]], now: dict[str, list[int]]) -> None:
-    """Refuse files that were changed since their rows were numbered.
-
-    Raises:
-        InputError: One was.
-    """
+    """Refuse files that were changed since their rows were numbered."""
     changed = [path for path in before if path in now and before[path] != now[path]]
     if changed:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""

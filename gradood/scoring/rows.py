@@ -25,11 +25,7 @@ _OTHERS = frozenset(
 
 
 def check_format(path: Path) -> None:
-    """Refuse a file name whose ending belongs to a format that scores are not written in.
-
-    Raises:
-        InputError: It does.
-    """
+    """Refuse a file name whose ending belongs to a format that scores are not written in."""
     if path.suffix.lower() in _OTHERS:
         raise InputError(
             f"scores are not written as {path.suffix}; --out takes .jsonl (JSON lines) or .parquet"
@@ -64,11 +60,7 @@ def is_score_file(path: Path) -> bool:
 def read_rows(
     path: Path, columns: Sequence[str] = ("id", "score", "error")
 ) -> Iterator[dict[str, Any]]:
-    """The rows of a finished score file, one at a time.
-
-    Raises:
-        InputError: It cannot be read, or is no score file, or a score in it is no number.
-    """
+    """The rows of a finished score file, one at a time."""
     try:
         for number, row in enumerate(_rows(path, columns), 1):
             _check(row, number)
@@ -78,11 +70,7 @@ def read_rows(
 
 
 def parsed(lines: Iterable[str], name: str) -> Iterator[dict[str, Any]]:
-    """Rows of JSON lines as they come, or of bare numbers, which are scores.
-
-    Raises:
-        InputError: A line is neither, or its score is no number.
-    """
+    """Rows of JSON lines as they come, or of bare numbers, which are scores."""
     number = 0
     try:
         for number, line in enumerate(lines, 1):

@@ -21,9 +21,6 @@ class RowScorer:
         detector: Fitted; decisions are made if it is calibrated.
         layers: How many of the parameters that deviate most are named with each score.
         p_values: Whether rows have conformal p-values, by the scores it was calibrated with.
-
-    Raises:
-        NotFittedError: P-values are asked for, and it has no calibration scores.
     """
 
     def __init__(self, detector: Detector, layers: int = 3, p_values: bool = False) -> None:
@@ -80,11 +77,7 @@ class RowScorer:
 
 
 def require_finite(values: Tensor) -> Tensor:
-    """``values`` ``[n, …]``; a stream then reports the inputs whose values are not finite.
-
-    Raises:
-        InputError: There are some.
-    """
+    """``values`` ``[n, …]``; a stream then reports the inputs whose values are not finite."""
     if not bool(values.isfinite().all()):
         raise InputError("its score is not finite: the model makes NaN or Inf of it")
     return values

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from gradood.arguments import at_least, checked
 from gradood.data.files import Decoded, Source, decoded
 from gradood.errors import BackendError, InputError, ModelError, NotFittedError
 from gradood.inputs import Inputs
@@ -48,6 +49,7 @@ class Batch:
     limit: int
 
 
+@checked
 class Stream:
     """Runs batches of inputs of one kind through ``compute``.
 
@@ -73,22 +75,15 @@ class Stream:
         workers: int | None = None,
         limit: int = 1 << 31,
     ) -> None:
-        if batch_size != "auto" and batch_size < 1:
-            raise InputError(f"batch_size = {batch_size}; expected at least 1, or auto")
-        if on_error not in ("fail", "skip"):
-            raise InputError(f'on_error = {on_error!r}; expected "fail" or "skip"')
+        if batch_size != "auto":
+            at_least("batch_size", batch_size)
         self._compute, self._loaded = compute, loaded
         self._batch_size, self._on_error, self._workers = batch_size, on_error, workers
         self._limit = limit
         self._failures = 0
 
     def run(self, source: Source, start: Position = (0, 0)) -> Iterator[Batch]:
-        """The batches of ``source`` from ``start`` on.
-
-        Raises:
-            InputError: Under "fail", an input cannot be read or scored; the message names it.
-            ModelError: The model can take no input, or one alone does not fit into memory.
-        """
+        """The batches of ``source`` from ``start`` on."""
         waiting: list[Decoded] = []
         kind: tuple[object, ...] = ()
         usable = 0

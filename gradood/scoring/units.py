@@ -39,9 +39,6 @@ def in_pixels(loaded: LoadedModel) -> tuple[LoadedModel, Callable[[Tensor], Tens
     Returns:
         The model, standardising by itself; and ``inputs -> pixels`` for inputs as they are read,
         through the transform or as arrays.
-
-    Raises:
-        InputError: The transform cannot be taken apart.
     """
     mean, std = standardisation(loaded.transform)
     if not (mean.any() or (std != 1).any()):
@@ -87,11 +84,7 @@ def _standardised(model: nn.Module, mean: Tensor, std: Tensor) -> nn.Module:
 
 
 def standardisation(transform: object) -> tuple[Tensor, Tensor]:
-    """Mean and deviation, float64 ``[C]``, that a transform ends with; 0 and 1 for none.
-
-    Raises:
-        InputError: It is of a kind that is not known.
-    """
+    """Mean and deviation, float64 ``[C]``, that a transform ends with; 0 and 1 for none."""
     if isinstance(transform, Preprocessing | Standardising):
         return _pair(transform.mean, transform.std)
     if {"mean", "std", "crop_size", "resize_size"} <= set(getattr(transform, "__dict__", ())):

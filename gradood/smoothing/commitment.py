@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gradood.arguments import checked
+from gradood.arguments import checked, number, one_of
 from gradood.errors import InputError
 from gradood.smoothing.evidence import check_goal, check_radii
 from gradood.smoothing.fingerprint import fingerprint
@@ -78,8 +78,7 @@ def commit(
     Raises:
         InputError: There is no such kind, or argument.
     """
-    if kind not in _TARGETS:
-        raise InputError(f"kind = {kind!r}; expected one of {', '.join(_TARGETS)}")
+    one_of("kind", kind, _TARGETS)
     unknown = set(target) - set(_TARGETS[kind])
     if unknown:
         raise InputError(f"{kind} certificates have no {', '.join(sorted(unknown))}")
@@ -91,7 +90,7 @@ def commit(
     content = {
         "kind": kind,
         "target": {
-            k: v if v is None or isinstance(v, list) else float(v) for k, v in claim.items()
+            k: v if v is None or isinstance(v, list) else number(k, v) for k, v in claim.items()
         },
         "settings": {**settings.as_json(), "tile": inputs.tile},
         "inputs": inputs.digest(),

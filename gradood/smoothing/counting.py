@@ -41,11 +41,7 @@ def count_above(
 
 
 def count_unit(values: Tensor, owners: Tensor, blocks: Sequence[Block], *, edges: Tensor) -> Tensor:
-    """int64 ``[blocks, K + 2]``: a histogram of scores in [0, 1] over fixed edges.
-
-    Raises:
-        InputError: A score lies outside.
-    """
+    """int64 ``[blocks, K + 2]``: a histogram of scores in [0, 1] over fixed edges."""
     outside = values[(values < 0) | (values > 1)]
     if len(outside):
         raise InputError(

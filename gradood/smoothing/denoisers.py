@@ -19,7 +19,6 @@ from gradood.results import Result
 log = logging.getLogger("gradood")
 
 Prediction = Literal["epsilon", "sample", "v_prediction"]
-_PREDICTIONS = ("epsilon", "sample", "v_prediction")
 
 #: Share of sigma by which the noise that the network expects may be off without a warning.
 _MISMATCH = 0.02
@@ -93,15 +92,11 @@ class EpsDenoiser(nn.Module):
         timestep_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        if prediction_type not in _PREDICTIONS:
-            raise InputError(
-                f"prediction_type = {prediction_type!r}; expected one of {', '.join(_PREDICTIONS)}"
-            )
         if not input_range[0] < input_range[1]:
             raise InputError(f"input_range = {input_range}; expected (low, high) with low < high")
         self.net = net
         self.prediction_type, self.timestep_scale = prediction_type, timestep_scale
-        self.input_range = (float(input_range[0]), float(input_range[1]))
+        self.input_range = input_range
         # No buffer: a change of the network's precision must not round the schedule.
         self.alphas_cumprod = _checked_schedule(alphas_cumprod)
 

@@ -208,11 +208,7 @@ def check_goal(radius: float | Sequence[float] | Tensor | None) -> float | list[
 
 
 def check_radii(radius: float | Sequence[float] | Tensor) -> list[float]:
-    """One radius or several, as floats.
-
-    Raises:
-        InputError: There is none, or one is negative or not finite.
-    """
+    """One radius or several, as floats."""
     try:
         radii = torch.as_tensor(radius, dtype=torch.float64, device="cpu").flatten().tolist()
     except (TypeError, ValueError, RuntimeError) as error:

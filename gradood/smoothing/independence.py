@@ -39,9 +39,6 @@ def check_rows(run: Pass, tile: Tensor) -> tuple[bool, Tensor]:
     Args:
         run: ``[T, ...] -> [T, ...]``.
         tile: Noisy inputs ``[T, ...]``, T > 1.
-
-    Raises:
-        ModelError: A row's result depends on the other rows, or rows share their randomness.
     """
     before = _generators(tile.device)
     first = run(tile)
@@ -68,9 +65,6 @@ def check_again(run: Pass, tile: Tensor, result: Tensor) -> None:
         run: As for ``check_rows``, which found that rows are functions of themselves.
         tile: Noisy inputs ``[T, ...]``, T > 1.
         result: The model's result for them.
-
-    Raises:
-        ModelError: Some rows have another result when they are run again beside other rows.
     """
     for kept in _quarters(len(tile))[:1]:
         if not _same(result[kept], run(_beside_others(tile, kept))[kept]):

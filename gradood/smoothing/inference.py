@@ -74,12 +74,7 @@ class Certified:
 
     @torch.no_grad()
     def __call__(self, noisy: Tensor) -> Tensor:
-        """Scores ``[T]`` or logits ``[T, C]`` of a noisy batch, float32 or float64.
-
-        Raises:
-            ModelError: Rows of the first batch, or of a later one that is looked at, influence one
-                another.
-        """
+        """Scores ``[T]`` or logits ``[T, C]`` of a noisy batch, float32 or float64."""
         if self._by_rows is None and len(noisy) > 1:
             first = self._probe(noisy)
             if first is not None:
@@ -126,11 +121,7 @@ class Certified:
         return self._checked(self._run(noisy), len(noisy))
 
     def check_unchanged(self) -> None:
-        """Refuse a certificate of a model or denoiser whose weights changed while it was sampled.
-
-        Raises:
-            ModelError: They did.
-        """
+        """Refuse a model or denoiser whose weights changed while it was sampled."""
         if (weights(self._original), weights(self._settings.denoiser)) != self._weights:
             raise ModelError(
                 "the model changed while it was being certified; samples of different models "
@@ -182,9 +173,6 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
 
     Args:
         model: In evaluation mode; it must be traceable by ``torch.fx``.
-
-    Raises:
-        ModelError: It cannot be traced.
     """
     try:
         graph = torch.fx.symbolic_trace(copy.deepcopy(model))

@@ -35,9 +35,6 @@ class NoisyInputs:
         ids: A number below 2^32 for each input, all different: which noise it gets. By default its
             row; give your own to certify parts of a set separately, or in another order.
         settings: The noise; a seed that is None is drawn here.
-
-    Raises:
-        InputError: An argument is none of that.
     """
 
     def __init__(self, x: Tensor, ids: Sequence[int] | Tensor | None, settings: Smoothing) -> None:

@@ -89,9 +89,6 @@ class Resumable:
         identity: What samples depend on, as JSON values.
         inputs: How many there are.
         names: Of the tallies.
-
-    Raises:
-        CheckpointError: The file is not one of ours, or belongs to another run.
     """
 
     def __init__(

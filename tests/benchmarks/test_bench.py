@@ -49,6 +49,14 @@ def test_unknown_names_are_refused_with_what_there_is(arguments, tmp_path):
     assert "; use one of" in done.stderr.replace("\n", " ")
 
 
+@pytest.mark.parametrize(
+    "option", [("--methods-from", "benchmarks.peers"), ("--no-memory",), ("--autocast",)]
+)
+def test_options_that_moved_say_where(option):
+    done = bench(*option)
+    assert done.exit_code == 2 and "benchmarks.measuring" in done.stderr.replace("\n", " ")
+
+
 def test_results_that_cannot_be_written_are_refused_before_anything_is_measured(tmp_path):
     (tmp_path / "file").touch()
     done = bench("--out", tmp_path / "file")

@@ -194,3 +194,9 @@ def test_too_few_inputs_for_a_threshold_are_said_before_the_work(
     result = run("fit", data / "mnist", "--detector", "gradient-knn", "--out", out, *arguments)
     assert result.exit_code == 2 and message in " ".join(result.output.split())
     assert "fitting" not in result.output and not out.exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_graphs_need_a_gpu(data, tmp_path):
+    made = run("score", data / "normal", "--cuda-graph", "--out", tmp_path / "s.jsonl")
+    assert made.exit_code == 2 and "--cuda-graph needs a GPU; the model is on cpu" in made.output

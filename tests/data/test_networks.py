@@ -52,7 +52,7 @@ def test_depth_must_fit_three_stages(depth: int) -> None:
 
 
 def test_width_must_be_positive() -> None:
-    with pytest.raises(InputError, match="positive"):
+    with pytest.raises(InputError, match="width = 0; expected at least 1"):
         ResNet(8, width=0)
 
 

@@ -122,7 +122,7 @@ def test_a_loss_for_each_label(model, pictures):
     [
         ("forward", ["layers", "class energy", "relative logits"]),
         ("fast", ["layers", "class energy", "relative logits", "norms"]),
-        ("adversarial", ["layers", "class energy", "relative logits", "margin drop"]),
+        ("adversarial", ["layers", "energy", "relative logits", "margin drop"]),
     ],
 )
 def test_presets_score_save_and_load(preset, parts, model, pictures, tmp_path):

@@ -118,7 +118,7 @@ def test_a_preset_uses_the_parts_that_exist(case, preset, caplog):
     detector = GradientDetector(model, preset=preset, progress=False).fit(make(NORMAL, False))
     wanted, used = set(PRESETS[preset]), {part.name for part in detector.parts}
     assert used <= wanted and not used & lacks
-    assert {"layers", "class energy"} <= used
+    assert {"layers", "energy" if preset == "adversarial" else "class energy"} <= used
     left_out = wanted - used
     assert left_out >= wanted & lacks
     assert all(f"{name} (" in caplog.text for name in left_out)

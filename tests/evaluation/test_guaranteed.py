@@ -159,8 +159,8 @@ BAD = {
     "radius not a number": (dict(radius=math.nan), "radius must be distinct"),
     "radius twice": (dict(radius=[0.1, 0.1], lower_anomalous=[[1, 1]]), "radius must be distinct"),
     "no radius 0": (dict(upper_normal=[[0.1]]), "radius must hold 0"),
-    "alpha": (dict(alpha=1.0), r"alpha must be in \(0, 1\)"),
-    "point alpha": (dict(point_alpha=0.0), r"point_alpha must be in \(0, 1\)"),
+    "alpha": (dict(alpha=1.0), r"^alpha = 1.0; expected a number in \(0, 1\)"),
+    "point alpha": (dict(point_alpha=0.0), r"point_alpha = 0.0; expected a number in \(0, 1\)"),
     "composition": (
         dict(composition="max"),
         r"composition = .max.; expected .bonferroni. or .binomial.",

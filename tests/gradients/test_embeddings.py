@@ -7,8 +7,8 @@ from torch.nn import functional
 
 import gradood
 from gradood.errors import ModelError
+from tests.gradients.edge_models import Apply
 from tests.gradients.oracle import assert_norms, randomise, reference_norms
-from tests.gradients.test_edge_cases import Apply
 
 
 def several_lengths(m, x):

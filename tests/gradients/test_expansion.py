@@ -10,8 +10,8 @@ from torch.nn import functional
 
 import gradood
 from gradood.gradients.capture import OperatorMode
+from tests.gradients.edge_models import Apply
 from tests.gradients.oracle import assert_norms, reference_norms
-from tests.gradients.test_edge_cases import Apply
 
 torch.manual_seed(0)
 _ROWS, _SQUARE, _WEIGHT = torch.rand(4, 3), torch.rand(3, 3) + 3 * torch.eye(3), torch.rand(5, 3)

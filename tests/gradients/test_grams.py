@@ -10,8 +10,9 @@ import gradood
 from gradood.data import embedded_classifier, embedded_images
 from gradood.errors import InputError
 from gradood.gradients.labels import loss_gradient
+from tests.gradients.edge_models import Apply
 from tests.gradients.oracle import randomise, reference_norms
-from tests.gradients.test_edge_cases import CASES, Apply
+from tests.gradients.test_edge_cases import CASES
 
 LABELS = ("all_hot", "zero_hot", "uniform", "predicted", "one_hot:1", "top_k_hot:2", "k_hot:2")
 

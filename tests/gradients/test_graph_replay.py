@@ -15,8 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import gradood
+from gradood.detectors.norm_detector import LogNormDetector
 from gradood.errors import InputError
-from gradood.gradients import cuda_graph, scorer
+from gradood.gradients import cuda_graph, cuda_graphs, scorer
 from gradood.gradients.norms import Norms
 
 
@@ -280,4 +281,35 @@ def test_a_replay_waits_for_the_copies_of_the_one_before(captures):
     assert [kind for kind, event in stream.events if event is captured._copied] == [
         "wait",
         "record",
+    ]
+
+
+def test_detectors_score_by_graphs_inside_the_block(captures):
+    """One graph for the shape that comes again; the last, smaller batch is scored as ever."""
+    model, batches = network(), [batch(seed) for seed in range(4)]
+    batches[-1] = batches[-1][:2]
+    detector = LogNormDetector(model).fit(batches[:2])
+    wanted = [detector.score(x) for x in batches]
+    assert not captures
+    with cuda_graphs():
+        got = [detector.score(x) for x in batches]
+    assert len(captures) == 1
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b)
+    detector.score(batches[0])
+    assert len(captures) == 1
+
+
+def test_what_no_graph_holds_is_scored_as_outside(captures, caplog):
+    model, x = network(), batch()
+    wanted = gradood.gradient_norms(model, x, label="k_hot:2").values
+    with cuda_graphs(), caplog.at_level("INFO", "gradood"):
+        for _ in range(3):
+            got = gradood.gradient_norms(model, x, label="k_hot:2").values
+            assert torch.equal(got, wanted)
+        with pytest.raises(InputError, match="NaN"):
+            gradood.gradient_norms(model, x * torch.nan)
+    assert not captures
+    assert [r.message.count("k_hot:2") for r in caplog.records if "no CUDA graph" in r.message] == [
+        1
     ]

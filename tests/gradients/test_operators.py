@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional
 
 import gradood
+from tests.gradients.edge_models import Apply
 from tests.gradients.oracle import assert_norms, randomise, reference_norms
-from tests.gradients.test_edge_cases import Apply
 
 ROWS, TOKENS, IMAGES = (5, 6), (4, 3, 6), (3, 5, 4, 2)
 EXACT = {torch.float64: 1e-9, torch.float32: 2e-5}

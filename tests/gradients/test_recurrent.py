@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn.utils import rnn
 
 import gradood
+from tests.gradients.edge_models import Apply
 from tests.gradients.oracle import assert_norms, randomise, reference_norms
-from tests.gradients.test_edge_cases import Apply
 
 LAYERS = {
     "lstm": (nn.LSTM, {}),

@@ -47,7 +47,9 @@ def faults(name, target, kernel, found):
     instruction = found["tensor_core"]
     if case.products and not instruction.startswith((TENSOR_CORE[target], FALLBACK)):
         yield f"multiplies with {instruction or 'nothing'}"
-    if nvidia and case.wide and set(found["loads"]) != {"128"}:
+    # Nine accumulators leave sm_80 and its kin registers for 32 channels a tile only.
+    wide = {"128", "64"} if kernel == "conv3x3_kernel" and found["warps"] == 8 else {"128"}
+    if nvidia and case.wide and not {"128"} <= set(found["loads"]) <= wide:
         yield f"loads {found['loads']}"
     if nvidia and name.startswith("noise") and found["fused"]:
         yield f"{found['fused']} fused or approximate instructions"
@@ -81,8 +83,9 @@ def test_quick_cases_compile_to_what_is_committed(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_everything_compiles_to_what_is_committed(tmp_path):
-    table = compiled(tmp_path, "resources")
+@pytest.mark.parametrize("target", DESCRIBED)
+def test_everything_compiles_to_what_is_committed(tmp_path, target):
+    table = compiled(tmp_path, "resources", "--target", target)
     assert set(table["cases"]) == set(CASES)
     same_as_committed(table)
 
@@ -104,7 +107,7 @@ def test_whole_models_launch_dry_on_every_target(tmp_path):
 
 def test_resources_are_not_vacuous():
     """Tables of zeros would pass the gate."""
-    row = GOLDEN["cases"]["conv, large, bfloat16"]["sm_90"]["conv_kernel"]
+    row = GOLDEN["cases"]["conv, strided, bfloat16"]["sm_90"]["conv_kernel"]
     assert row["registers"] > 64 and row["shared"] > 32 << 10 and row["loads"]["128"] > 4
     assert row["tensor_core"] == "wgmma" and row["fused"] > 0
 

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.kernel_calls import CALLS, LAYOUTS, Call, poisoned, relative_error
 from gradood.errors import InputError
-from gradood.kernels import conv, depthwise, gram, launch, outer, pixel_gram, reduction
+from gradood.kernels import conv, conv3x3, depthwise, gram, launch, outer, pixel_gram, reduction
 from gradood.kernels.layout import Geometry
 from gradood.ops import triton_backend
 
@@ -83,6 +83,7 @@ ALGORITHMS = {
     "direct": conv.conv_sqnorm,
     "shift-gram": pixel_gram.shift_gram_sqnorm,
     "depthwise": depthwise.depthwise_sqnorm,
+    "three by three": conv3x3.conv3x3_sqnorm,
 }
 
 
@@ -95,6 +96,10 @@ def test_every_algorithm_serves_every_convolution(kind):
         if call.op != "conv_sqnorm" or call.arguments[1][0, 0].numel() > 300:
             continue
         x, d, *geometry, groups, bias = call.arguments
+        if kind == "three by three" and not (
+            tuple(geometry[0]) == (3, 3) and tuple(geometry[1]) == (1, 1)
+        ):
+            continue
         if kind == "depthwise" and groups != x.shape[1]:
             continue
         if kind == "shift-gram" and (groups > 1 or x.dim() == 5):

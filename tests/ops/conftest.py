@@ -141,6 +141,8 @@ def make_cases() -> dict[str, Case]:
             name = f"embedding {tokens, width, vocabulary, padding}"
             arguments = (indices, torch.randn(2, tokens, width), padding)
             cases[name] = Case("embedding_sqnorm", arguments)
+    for shape in ((2, 1, 1), (3, 17, 41), (2, 41, 17), (2, 401, 3), (2, 130, 70), (2, 3, 2051)):
+        cases[f"channel sums {shape}"] = Case("channel_sums", (torch.randn(shape) + 0.5,))
     return cases
 
 

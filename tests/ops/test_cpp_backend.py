@@ -3,10 +3,14 @@
 import pytest
 import torch
 
+from gradood import ops
 from gradood.errors import BackendError
 from gradood.ops import cpp_backend, reference
+from tests.ops.conftest import Case
 
 CONVOLUTIONS = ("direct", "gram", "depthwise")
+#: Operators of one tensor of real numbers.
+ONE_TENSOR = ("bias_sqnorm", "channel_sums", "embedding_sqnorm")
 
 
 def instruction_sets():
@@ -83,6 +87,33 @@ def test_equals_the_reference(case, isa, assert_close):
         assert_close(run(case.map(laid_out)), expected, TOLERANCE)
 
 
+@pytest.mark.parametrize(
+    "shape", [(2, 1, 1), (3, 17, 41), (2, 41, 17), (2, 401, 3), (2, 130, 70), (2, 3, 2051)]
+)
+@pytest.mark.parametrize("layout", ["contiguous", "channels last"])
+def test_a_layer_that_is_measured_as_it_is_made(shape, layout, isa):
+    generator = torch.Generator().manual_seed(0)
+    x = LAYOUTS[layout](torch.randn(shape, generator=generator))
+    mean, variance, weight, bias = torch.rand(4, shape[1], generator=generator)
+    for parameters in ((weight, bias), (weight, None), (None, bias), (None, None)):
+        case = Case("batch_norm_sums", (x, mean, variance, *parameters, 1e-3))
+        got, expected = run(case), case.expected()
+        assert got[0].stride() == x.stride()
+        for ours, exact in zip(got, expected, strict=True):
+            assert float((ours - exact).abs().max() / exact.abs().max()) < 1e-6
+
+
+def test_what_is_not_written_as_it_is_made():
+    x, statistics = torch.randn(2, 5, 7), torch.ones(5)
+    rest = (statistics, statistics, None, statistics, 0.0)
+    for other in (x.double(), strided(x), x[:, :, :5], x[:1].expand(3, 5, 7)):
+        assert cpp_backend.reject("batch_norm_sums", other, *rest) is not None
+    for other in (strided(x), x[:, :, :5], x[:1].expand(3, 5, 7)):
+        out, sums = ops.batch_norm_sums(other, *rest)
+        torch.testing.assert_close(out, other)
+        torch.testing.assert_close(sums, torch.stack([out.sum(2), out.square().sum(2)], 1))
+
+
 def test_half_precision_accumulates_in_float32(case, isa, assert_close):
     for dtype in (torch.bfloat16, torch.float16):
         half = case.map(lambda t, dtype=dtype: t.to(dtype))
@@ -109,7 +140,7 @@ def test_every_algorithm_serves_every_convolution(cases, isa, kind, assert_close
 
 def test_mixed_dtypes(isa, assert_close, cases):
     for case in cases.values():
-        if case.op in ("bias_sqnorm", "embedding_sqnorm"):
+        if case.op in ONE_TENSOR:
             continue
         x, d, *rest = case.arguments
         mixtures = [(x.bfloat16(), d, *rest), (x, d.bfloat16(), *rest), (x, d.half(), *rest)]
@@ -158,6 +189,7 @@ def test_empty_sizes_give_zeros(isa):
     weight, bias = cpp_backend.linear_sqnorm(torch.randn(3, 4, 0), d, False)
     assert weight.shape == (3,) and bias.shape == (0,)
     assert cpp_backend.bias_sqnorm(torch.randn(2, 3, 0)).tolist() == [0.0, 0.0]
+    assert cpp_backend.channel_sums(torch.randn(1, 2, 0)).tolist() == [[[0, 0], [0, 0]]]
     empty = torch.randn(2, 0, 4)
     assert cpp_backend.embedding_sqnorm(torch.zeros(2, 0, dtype=torch.long), empty, -1).sum() == 0
     assert [t.tolist() for t in cpp_backend.layer_norm_sqnorm(empty, empty, 1e-5, False)] == [
@@ -187,7 +219,7 @@ def test_norm_layers_of_large_numbers(isa, assert_close, cases):
 @pytest.mark.parametrize("which", [0, 1])
 def test_bad_numbers_stay_in_their_row(cases, isa, value, which):
     for name, case in cases.items():
-        if case.op in ("bias_sqnorm", "embedding_sqnorm") or "one of everything" in name:
+        if case.op in ONE_TENSOR or "one of everything" in name:
             continue
         clean = run(case)
         arguments = list(case.arguments)

@@ -30,6 +30,7 @@ def test_one_sample_a_chunk_changes_nothing(case, monkeypatch, assert_close):
     "name",
     [
         "bias (2, 41, 17)",
+        "channel sums (2, 41, 17)",
         "linear (17, 41, 3)",
         "conv strided",
         "batch_norm (2, 41, 17)",

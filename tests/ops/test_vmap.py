@@ -9,6 +9,7 @@ from gradood.errors import InputError
 
 NAMES = [
     "bias (3, 17, 41)",
+    "channel sums (3, 17, 41)",
     "linear (3, 17, 41)",
     "linear (401, 41, 3)",
     "conv grouped",
@@ -42,12 +43,12 @@ def mapped(tensor):
 @pytest.mark.parametrize("name", NAMES)
 def test_equals_a_loop(cases, name, backend):
     op, arguments = cases[name]
-    several = 1 if op == "bias_sqnorm" else 2
+    several = 1 if op in ("bias_sqnorm", "channel_sums") else 2
     first, rest = [mapped(t) for t in arguments[:several]], arguments[several:]
     function = getattr(ops, op)
     with ops.tracing() as served:
         got = as_tuple(vmap(lambda *t: function(*t, *rest), in_dims=-1)(*first))
-    left = backend == "triton" and "backward" in op  # to PyTorch
+    left = backend == "triton" and ("backward" in op or op == "channel_sums")  # to PyTorch
     assert [call.backend for call in served] == ["torch" if left else backend]  # one call for all
     loop = [as_tuple(function(*(t[..., i] for t in first), *rest)) for i in range(MAPPED)]
     for i, results in enumerate(loop):

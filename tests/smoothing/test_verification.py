@@ -11,7 +11,7 @@ import gradood
 from gradood.errors import CheckpointError, InputError
 from gradood.smoothing import read_records, verify, verify_with_model
 from gradood.smoothing.evidence import encode
-from gradood.smoothing.verification import _EVALUATE as EVALUATE
+from gradood.smoothing.verification import _CERTIFICATE_FROM as EVALUATE
 
 SMOOTHING = gradood.Smoothing(sigma=0.5, n=200, n0=32, seed=0)
 

@@ -1,88 +1,227 @@
-"""What gradient norms cost on a GPU, beside forward and backward passes and other packages.
+"""What gradient norms cost on a GPU that is full, beside ordinary passes and other packages.
 
-Medians and the 20th and 80th percentiles of ``triton.testing.do_bench``, peak memory above the
-model and the input, and how much of the roofline the norm kernels reach: their least time over the
-time that the norms add to a backward pass that only differentiates activations.
+Every call is timed by events on the device after L2 was overwritten, and waited for, whatever it
+is: no method queues ahead of another. The report is one JSON file, written as it goes: the machine,
+its driver, clocks and versions, and a row a method. Other packages are measured from a checkout.
 """
 
 from __future__ import annotations
 
-import csv
+import gc
+import json
+import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gradood.benchmarking import methods, registry
+from gradood.benchmarking.gpu.device_facts import facts, smi
 from gradood.benchmarking.gpu.operator_calls import record
 from gradood.benchmarking.gpu.roofline import least_milliseconds, peaks
-from gradood.benchmarking.workloads import Workload
+from gradood.benchmarking.methods import Method
+from gradood.benchmarking.timing import percentile
+from gradood.benchmarking.workloads import Workload, workload
+from gradood.errors import first_line
 from gradood.gradients import gradient_norms
 
 GRADOOD, GRAPH = "gradood triton", "gradood triton, CUDA graph"
+#: Calls of a method: at least and at most so many, and no more after so many seconds.
+LEAST, MOST, SECONDS = 3, 50, 2.0
+#: Bytes that are written between calls: more than the L2 cache of any GPU.
+FLUSHED = 256 << 20
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, a batch that fills a GPU, a number type and a layout of images."""
+
+    workload: Workload
+    dtype: torch.dtype
+    channels_last: bool = False
+
+    @property
+    def name(self) -> str:
+        """For a title."""
+        layout = ", channels last" if self.channels_last else ""
+        kind = str(self.dtype).removeprefix("torch.")
+        return f"{self.workload.model}, batch {self.workload.batch}, {kind}{layout}"
+
+    def build(self, device: str) -> tuple[nn.Module, Tensor]:
+        """The model, and a batch that is made on the device."""
+        model, few = replace(self.workload, batch=2).build()
+        model = model.to(device, self.dtype)
+        x = torch.randn(self.workload.batch, *few.shape[1:], dtype=self.dtype, device=device)
+        if self.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+            x = x.contiguous(memory_format=torch.channels_last)
+        return model, x
+
+
+def cases(workloads: Sequence[Workload] | None = None) -> list[Case]:
+    """ResNet-50 with 256 images and ViT-B/16 with 128, at 224 pixels; or other models."""
+    halves = torch.bfloat16, torch.float32
+    if workloads is not None:
+        return [Case(one, dtype) for one in workloads for dtype in halves]
+    resnet = replace(workload("resnet50"), batch=256)
+    vit = replace(workload("vit_b_16"), batch=128)
+    found = [Case(resnet, dtype, last) for dtype in halves for last in (True, False)]
+    return [*found, *(Case(vit, dtype) for dtype in halves)]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method on one model; times in milliseconds, memory in MB."""
+    """One method on one case; times in milliseconds, memory in MB above model and batch."""
 
     model: str
     batch: int
     dtype: str
+    channels_last: bool
     method: str
-    device: str
-    torch: str
-    median_ms: float | None
-    p20_ms: float | None
-    p80_ms: float | None
-    peak_mb: float | None
-    ratio_forward_backward: float | None
-    least_ms: float | None
-    share_of_roofline: float | None
-    note: str
+    calls: int = 0
+    median_ms: float | None = None
+    p20_ms: float | None = None
+    p80_ms: float | None = None
+    peak_mb: float | None = None
+    clock: str = ""
+    ratio_forward_backward: float | None = None
+    least_ms: float | None = None
+    share_of_roofline: float | None = None
+    note: str = ""
+
+
+class Report:
+    """The file to send, complete after every row."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.rows, self._facts = path, list[Row](), facts()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.write(finished=False)
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Replace the rows of a case by what is known of it by now."""
+        known = {(r.model, r.batch, r.dtype, r.channels_last, r.method): r for r in self.rows}
+        known |= {(r.model, r.batch, r.dtype, r.channels_last, r.method): r for r in rows}
+        self.rows = list(known.values())
+        self.write(finished=False)
+
+    def write(self, finished: bool) -> None:
+        """All so far."""
+        content = self._facts | {"finished": finished, "nvidia-smi now": smi()}
+        content["rows"] = [asdict(row) for row in self.rows]
+        part = self.path.with_name(self.path.name + ".part")
+        part.write_text(json.dumps(content, indent=1) + "\n")
+        part.replace(self.path)
+
+
+def ways() -> dict[str, Method]:
+    """By name, in the order in which they are measured."""
+    try:
+        peers: dict[str, Method] = import_module("benchmarks.peers").METHODS
+    except ModuleNotFoundError:  # not in a checkout
+        peers = {}
+    known = registry.METHODS
+    passes = (registry.FORWARD, registry.ACTIVATION_ONLY, registry.FORWARD_BACKWARD)
+    return {
+        **{name: known[name] for name in passes},
+        GRADOOD: Method(methods.through_backend("triton"), "gradood"),
+        GRAPH: Method(_graph, "gradood"),
+        **{name: known[name] for name in (registry.TORCH, "vmap chunks of 16")},
+        **{name: peers[name] for name in ("BackPACK", "Opacus ghost") if name in peers},
+    }
 
 
 def measure(
-    workloads: Sequence[Workload], dtype: torch.dtype, say: Callable[[str], None]
+    todo: Sequence[Case],
+    found: dict[str, Method],
+    report: Report,
+    say: Callable[[str], None],
+    device: str = "cuda",
 ) -> Iterator[list[Row]]:
-    """Rows of every method, a model at a time. Needs a CUDA device."""
-    name = torch.cuda.get_device_name()
-    for workload in workloads:
-        rows = []
-        for method, prepare in _methods().items():
-            say(f"{workload.model}: {method}")
-            rows.append(_row(workload, dtype, method, prepare, name))
-        rates = peaks(name)
-        calls = record(*replace(workload, batch=2).build())
-        least = rates and least_milliseconds(calls, workload.batch, dtype, rates)
-        yield _related(rows, least)
+    """Rows of every method, a case at a time, in the report after each."""
+    for case in todo:
+        rows: list[Row] = []
+        for name, method in found.items():
+            say(f"{case.name}: {name}")
+            rows.append(_row(case, name, method, device))
+            report.add(_related(rows, None))
+        related = _related(rows, _least(case, device))
+        report.add(related)
+        yield related
+    report.write(finished=True)
 
 
-def write(rows: Sequence[Row], path: Path) -> None:
-    """Append rows to a CSV file, with a header if it is new."""
-    new = not path.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-        if new:
-            writer.writeheader()
-        writer.writerows(map(asdict, rows))
-
-
-def _methods() -> dict[str, Callable[[nn.Module, bool], methods.Call]]:
-    known = registry.METHODS
-    through = {name: known[name].prepare for name in (registry.FORWARD, registry.ACTIVATION_ONLY)}
-    others = (registry.TORCH, "vmap chunks of 16", "Opacus ghost", "BackPACK")
-    return (
-        through
-        | {registry.FORWARD_BACKWARD: known[registry.FORWARD_BACKWARD].prepare}
-        | {GRADOOD: methods.through_backend("triton"), GRAPH: _graph}
-        | {name: known[name].prepare for name in others}
+def _row(case: Case, name: str, method: Method, device: str) -> Row:
+    kind = str(case.dtype).removeprefix("torch.")
+    row = Row(case.workload.model, case.workload.batch, kind, case.channels_last, name)
+    try:
+        model, x = case.build(device)
+        call = method.prepare(model, False)
+        times, peak = timed(lambda: call(x), device)
+    except Exception as error:  # a peer that fails is a result
+        return replace(row, note=f"{type(error).__name__}: {first_line(error)}")
+    finally:
+        gc.collect()
+        if device == "cuda":
+            torch.cuda.empty_cache()
+    now = smi()
+    return replace(
+        row,
+        calls=len(times),
+        median_ms=statistics.median(times),
+        p20_ms=percentile(times, 0.2),
+        p80_ms=percentile(times, 0.8),
+        peak_mb=peak,
+        clock=now[0]["clocks.sm"] if now else "",
+        note="" if method.package in ("torch", "gradood") else _version(method.package),
     )
+
+
+def timed(call: Callable[[], object], device: str) -> tuple[list[float], float | None]:
+    """Milliseconds of each call, and its peak memory in MB on a GPU.
+
+    Each begins with nothing of it in L2, and is waited for before the next.
+    """
+    clock = _events if device == "cuda" else _seconds
+    peak = None
+    if device == "cuda":
+        call()  # compiles
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        peak = (torch.cuda.max_memory_allocated() - before) / 1e6
+    else:
+        call()
+    rubbish = torch.empty(FLUSHED if device == "cuda" else 1, dtype=torch.uint8, device=device)
+    times: list[float] = []
+    begin = time.perf_counter()
+    while len(times) < LEAST or (len(times) < MOST and time.perf_counter() - begin < SECONDS):
+        rubbish.zero_()
+        times.append(clock(call))
+    return times, peak
+
+
+def _events(call: Callable[[], object]) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()  # the first launch finds the GPU idle, whatever was called before
+    begin.record()
+    call()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end))
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    call()
+    return 1e3 * (time.perf_counter() - begin)
 
 
 def _graph(model: nn.Module, autocast: bool) -> methods.Call:
@@ -93,32 +232,13 @@ def _graph(model: nn.Module, autocast: bool) -> methods.Call:
     return call
 
 
-def _row(workload: Workload, dtype: torch.dtype, method: str, prepare: Any, device: str) -> Row:
-    from triton.testing import do_bench
-
-    times: list[float | None] = [None, None, None]
-    peak, note = None, ""
-    try:
-        model, x = workload.build()
-        model, x = model.to("cuda", dtype), x.to("cuda", dtype)
-        call = prepare(model, False)
-        call(x)
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call(x)
-        torch.cuda.synchronize()
-        peak = (torch.cuda.max_memory_allocated() - before) / 1e6
-        times = list(do_bench(lambda: call(x), quantiles=[0.5, 0.2, 0.8]))
-    except Exception as error:  # a peer that fails is a result
-        note = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    package = {"Opacus ghost": "opacus", "BackPACK": "backpack-for-pytorch"}.get(method)
-    if package is not None and not note:
-        note = f"{package} {_version(package)}"
-    kind = str(dtype).removeprefix("torch.")
-    median, p20, p80 = times
-    return Row(workload.model, workload.batch, kind, method, device, torch.__version__,
-               median, p20, p80, peak, None, None, None, note)  # fmt: skip
+def _least(case: Case, device: str) -> float | None:
+    """Least milliseconds of the norms' own work, if the peak rates of the GPU are known."""
+    rates = peaks(torch.cuda.get_device_name()) if device == "cuda" else None
+    if rates is None:
+        return None
+    calls = record(*replace(case.workload, batch=2).build())
+    return least_milliseconds(calls, case.workload.batch, case.dtype, rates)
 
 
 def _related(rows: list[Row], least: float | None) -> list[Row]:
@@ -132,17 +252,19 @@ def _related(rows: list[Row], least: float | None) -> list[Row]:
         share = None
         if ours and least and row.median_ms and floor and row.median_ms > floor:
             share = least / (row.median_ms - floor)
-        values = asdict(row) | {
-            "ratio_forward_backward": ratio,
-            "least_ms": least if ours else None,
-            "share_of_roofline": share,
-        }
-        related.append(Row(**values))
+        related.append(
+            replace(
+                row,
+                ratio_forward_backward=ratio,
+                least_ms=least if ours else None,
+                share_of_roofline=share,
+            )
+        )
     return related
 
 
 def _version(package: str) -> str:
     try:
-        return version(package)
+        return f"{package} {version(package)}"
     except PackageNotFoundError:
-        return "missing"
+        return f"{package} of unknown version"

@@ -85,6 +85,15 @@ def _statistics(channels: int, pixels: int, last: bool) -> Callable[[Make], Any]
     return arguments
 
 
+def _scaled(channels: int, pixels: int, last: bool) -> Callable[[Make], Any]:
+    unscaled = _statistics(channels, pixels, last)
+    return lambda t: (*unscaled(t), t(channels, dtype=FLOAT))
+
+
+def _scaled_rows(tokens: int, width: int, rms: bool) -> Callable[[Make], Any]:
+    return lambda t: (*_rows(tokens, width)(t), t(width, dtype=FLOAT), 1e-5, rms)
+
+
 def _rows(tokens: int, width: int, *options: Any) -> Callable[[Make], Any]:
     return lambda t: (t(64, tokens, width), t(64, tokens, width), *options)
 
@@ -131,6 +140,11 @@ def _norms(dtype: torch.dtype, name: str) -> dict[str, LaunchCase]:
         "conv, medium": case("conv", _conv(64, 64, 56, 3), True, True),
         "conv, small": case("conv", _conv(32, 32, 56, 3), True, True),
         "conv, strided": case("conv", _conv(128, 128, 56, 3, 2), True, True),
+        "conv, strided, planes": case("conv", _conv(128, 128, 56, 3, 2, planes=True), True, True),
+        "conv, five by five": case("conv", _conv(64, 64, 28, 5), True, True),
+        "conv, five by five, small": case("conv", _conv(32, 32, 28, 5), True, True),
+        "pointwise, strided": case("conv", _conv(256, 512, 56, 1, 2), True, True),
+        "pointwise, strided, few pixels": case("conv", _conv(1024, 2048, 14, 1, 2), True, True),
         "conv, groups": case("conv", _conv(256, 256, 28, 3, 1, 8), True, True),
         "conv, planes": case("conv", _conv(64, 64, 56, 3, planes=True), True, True),
         "stem": case("conv", _conv(3, 64, 224, 7, 2), False, True),
@@ -141,6 +155,12 @@ def _norms(dtype: torch.dtype, name: str) -> dict[str, LaunchCase]:
         "depthwise 7x7": case("conv", _conv(96, 96, 56, 7, 1, 96)),
         "batch norm, planes": case("batch_norm", _statistics(64, 3136, False)),
         "batch norm, channels last": case("batch_norm", _statistics(64, 3136, True)),
+        "batch norm backward, planes": case("batch_norm_backward", _scaled(64, 3136, False)),
+        "batch norm backward, channels last": case("batch_norm_backward", _scaled(64, 3136, True)),
+        "batch norm backward, few pixels": case("batch_norm_backward", _scaled(512, 49, True)),
+        "layer norm backward": case("layer_norm_backward", _scaled_rows(197, 768, False)),
+        "layer norm backward, wide": case("layer_norm_backward", _scaled_rows(64, 4096, False)),
+        "RMS norm backward": case("layer_norm_backward", _scaled_rows(64, 4096, True)),
         "layer norm": case("layer_norm", _rows(197, 768, 1e-5, False)),
         "RMS norm": case("layer_norm", _rows(197, 768, 1e-5, True)),
         "group norm": case("group_norm", _rows(64, 1024, 8, 1e-5)),

@@ -8,13 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-#: Backends of the CPU take over backward passes of norm layers; on a GPU PyTorch's own runs, and
-#: the norm is an operator of its own: its name, and which arguments it keeps.
-_ON_GPU = {
-    "batch_norm_backward_sqnorm": ("batch_norm_sqnorm", (0, 1, 2, 3)),
-    "layer_norm_backward_sqnorm": ("layer_norm_sqnorm", (0, 1, 3, 4)),
-}
-
 
 class Shape(NamedTuple):
     """What a launcher sees of a tensor."""
@@ -40,8 +33,7 @@ class _Recorder(TorchDispatchMode):
     ) -> Any:
         if function.namespace == "gradood":
             name = function.__name__.removesuffix(".default")
-            name, places = _ON_GPU.get(name, (name, range(len(args))))
-            self.calls.append((name, tuple(_described(args[i]) for i in places)))
+            self.calls.append((name, tuple(map(_described, args))))
         return function(*args, **(kwargs or {}))
 
 

@@ -94,11 +94,7 @@ def first_inputs(source: Source, transform: Transform, count: int) -> Tensor:
 
 
 def named_inputs(source: Source, transform: Transform, count: int) -> tuple[list[str], Tensor]:
-    """Names of the first ``count`` inputs of a source, and the inputs as one tensor ``[N, …]``.
-
-    Raises:
-        InputError: There is none, one cannot be read, or their shapes differ.
-    """
+    """Names of the first ``count`` inputs of a source, and the inputs as one tensor ``[N, …]``."""
     names: list[str] = []
     found: list[Tensor] = []
     for item in itertools.islice(decoded(source.placed(), transform), count):
@@ -117,11 +113,7 @@ def named_inputs(source: Source, transform: Transform, count: int) -> tuple[list
 
 
 def as_input(value: Any, transform: Transform) -> Tensor | Inputs:
-    """What a model takes for a picture, encoded or not, an array or a tensor, or a mapping of such.
-
-    Raises:
-        InputError: It is none of these, or holds NaN or Inf.
-    """
+    """The model's input for a picture, an array or a tensor, or for a mapping of such."""
     if isinstance(value, Mapping):
         leaves = {}
         for name, part in value.items():

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from gradood.arguments import checked
 from gradood.data.files.arrays import ArraySource
 from gradood.data.files.pictures import SUFFIXES, FolderSource, picture_in
 from gradood.data.files.several import Several
@@ -19,6 +20,7 @@ from gradood.text import printable
 _TAR = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".tbz")
 
 
+@checked
 def open_source(
     paths: Sequence[str | os.PathLike[str]],
     *,
@@ -73,11 +75,7 @@ def as_source(inputs: Any) -> Source:
 
 
 def by_argument(column: str | Sequence[str] | None) -> dict[str | None, str | None]:
-    """The column of each argument of a model; None is its only one, and stands for any column.
-
-    Raises:
-        InputError: Two columns are for one argument.
-    """
+    """The column of each argument of a model; None is its only one, and stands for any column."""
     given = [column] if isinstance(column, str) else list(column or ())
     if not given:
         return {None: None}

@@ -105,11 +105,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def picture_in(path: str) -> Image:
-    """The picture in a file.
-
-    Raises:
-        InputError: There is none that can be read.
-    """
+    """The picture in a file."""
     try:
         # Reading a pipe would block, reading a device would not end.
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -158,9 +154,6 @@ def picture_from(file: IO[bytes]) -> Image:
     """The picture, or the first of several, that a file holds, decoded.
 
     As it is stored: an orientation in its metadata (EXIF) is not applied, as in torchvision.
-
-    Raises:
-        InputError: It is damaged, huge, or of a kind that is not read.
     """
     pillow = require("PIL.Image", "data", "Reading pictures")
     try:

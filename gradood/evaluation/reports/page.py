@@ -50,11 +50,7 @@ class Page:
         return render("page.html", title=self._title, renew=self._renew, parts=self._parts)
 
     def write(self, folder: Path) -> Path:
-        """Write the page and its figures into ``folder``; returns where the page is.
-
-        Raises:
-            InputError: The folder cannot be written to.
-        """
+        """Write the page and its figures into ``folder``; returns where the page is."""
         page = folder / "index.html"
         for name, plot in self._plots.items():
             write_file(folder / f"{name}.png", plot.png())

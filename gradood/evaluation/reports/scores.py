@@ -36,9 +36,6 @@ def score_page(
 
     ``rows`` gives the rows of the file from the beginning, twice. Without a source inputs are named
     and not shown, without a throughput nothing was scored in this run.
-
-    Raises:
-        InputError: No row has a score.
     """
     digest = Digest()
     for row in rows():

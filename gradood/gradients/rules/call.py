@@ -64,6 +64,14 @@ class Call(ABC):
         """The norms of all roles, and the gradient of ``data``, from one pass over memory."""
         raise NotImplementedError
 
+    def measures(self) -> bool:
+        """Whether ``measured`` is to make the output, where autograd need not see the operator."""
+        return False
+
+    def measured(self) -> tuple[Tensor, Tensor]:
+        """The output, and its ``channel_sums``, from one pass over memory."""
+        raise NotImplementedError
+
     @abstractmethod
     def gradient(self, x: Tensor | None, d: Tensor, role: str) -> Tensor:
         """The per-sample gradients ``[N, *operand.shape]`` of one operand."""

@@ -108,11 +108,29 @@ class BatchNormCall(_NormCall):
         fused = ops.offers("batch_norm_backward_sqnorm", self.data)
         return fused and not self.axis.merged and self.data.requires_grad
 
+    @property
+    def _scale(self) -> Tensor:
+        """What the layer multiplies a channel by."""
+        weight = self.operands.get("weight")
+        return self.rstd if weight is None else self.rstd * weight.detach()
+
+    def measures(self) -> bool:
+        x = self.data
+        assert x is not None
+        if self.axis.merged or not ops.offers("batch_norm_sums", x):
+            return False
+        dense = x.is_contiguous() or x.movedim(1, -1).is_contiguous()
+        floats = all(t.dtype == torch.float32 for t in (x, self.mean, *self.operands.values()))
+        # The kernel has one task a sample, PyTorch's own has one a channel.
+        return dense and floats and len(x) >= torch.get_num_threads()
+
+    def measured(self) -> tuple[Tensor, Tensor]:
+        x, weight, bias = self.data, self.operands.get("weight"), self.operands.get("bias")
+        out, sums = ops.batch_norm_sums(x, self.mean, self._variance, weight, bias, self._eps)
+        return out, sums
+
     def backward(self, x: Tensor, d: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        scale = self.rstd
-        if "weight" in self.operands:
-            scale = scale * self.operands["weight"].detach()
-        arguments = self._arrange(x), self._arrange(d), self.mean, self.rstd, scale
+        arguments = self._arrange(x), self._arrange(d), self.mean, self.rstd, self._scale
         weight, bias, gradient = ops.batch_norm_backward_sqnorm(*arguments)
         return {"weight": weight, "bias": bias}, gradient.view(x.shape)
 
