@@ -214,30 +214,38 @@ def _mean_beyond(scores: Tensor, bound: float, up: bool) -> float:
     return float(np.exp(-len(scores) * (q * np.log(q / p) + rest)))
 
 
+#: What is certified, by part.
+TOLD = {
+    "class": "the embedded classifier, certified with batch norm folded and in bfloat16",
+    "confidence": "one minus its maximal softmax, in the same way",
+    "gradient": f"`GradientMahalanobis` on its norms of {', '.join(PARAMETERS)}",
+    "cifar-class": "a public ResNet-20 after `checkpoints/cifar10-denoiser`, folded, in bfloat16",
+    "cifar-gradient": "the default gradient detector on that network, without the denoiser",
+    "cifar-gradient-denoised": "the same with the denoiser",
+}
+
+
 def report(rows: list[Row]) -> str:
+    parts = list(dict.fromkeys(row.part for row in rows))
+    missing = [name for name in BUDGETS if name not in parts]
     lines = [
         "# Attacks on certificates",
         "",
-        "Made by `python -m benchmarks.break_certificates` with every part and "
+        f"Made by `python -m benchmarks.break_certificates` with {', '.join(parts)} and then "
         f"`report`; every claim is in `break_certificates.csv`. alpha = {ALPHA} each.",
+        *([f"Not run: {', '.join(missing)}."] if missing else []),
         "",
         *(
-            f"* {name}: sigma {b.sigma}, {b.samples} samples; {b.restarts} restarts x {b.steps} "
-            f"steps x {b.noise} noisy copies of "
+            f"* {name}, {TOLD[name]}: sigma {b.sigma}, {b.samples} samples; {b.restarts} restarts "
+            f"x {b.steps} steps x {b.noise} noisy copies of "
             f"{len({r.picture for r in rows if r.part == name})} of {b.pictures} pictures."
             for name, b in BUDGETS.items()
-            if any(r.part == name for r in rows)
+            if name in parts
         ),
         "",
-        "`class` is the embedded classifier, `confidence` one minus its maximal softmax (both with "
-        "batch norm folded, in bfloat16: that is what is certified), `gradient` "
-        f"`GradientMahalanobis` on the norms of {', '.join(PARAMETERS)}; `cifar-class` is a public "
-        "ResNet-20 after the denoiser of `benchmarks/checkpoints`, in bfloat16, and "
-        "`cifar-gradient`, `cifar-gradient-denoised` the default gradient detector on it, without "
-        "and with this denoiser. Classes are attacked at "
-        "(1 - 1e-6) of their own certified radius, scores at as much of sigma: normal pictures "
-        "upwards, anomalous ones downwards. Broken: a test on fresh noise at the attacked point "
-        f"refutes the claim at level {BETA}. "
+        "Classes are attacked at (1 - 1e-6) of their own certified radius, scores at as much of "
+        "sigma: normal pictures upwards, anomalous ones downwards. Broken: a test on fresh noise "
+        f"at the attacked point refutes the claim at level {BETA}. "
         "p: probability of as many broken claims or more, if each is false "
         "with probability alpha, and refuted though true with that level. Control: every fifth "
         f"picture attacked at {CONTROL:g} times the radius, with one restart.",
