@@ -125,7 +125,7 @@ def _make() -> dict[str, Call]:
         "layer norm": _rows("layer_norm_sqnorm", (3, 17, 41), 1e-5, False),
         "layer norm, wide": _rows("layer_norm_sqnorm", (2, 3, 1201), 1e-5, False),
         "RMS norm": _rows("layer_norm_sqnorm", (2, 41, 17), 1e-5, True),
-        "layer norm, several programs": _rows("layer_norm_sqnorm", (2, 300, 33), 1e-5, False),
+        "layer norm, several programs": _rows("layer_norm_sqnorm", (2, 301, 33), 1e-5, False),
         "layer norm, wider than registers": _rows("layer_norm_sqnorm", (1, 2, 8200), 1e-5, False),
         "layer norm of one number": _rows("layer_norm_sqnorm", (2, 3, 1), 1e-5, False),
         "RMS norm of any size": _rows("layer_norm_sqnorm", (2, 5, 7), 0.0, True),
@@ -136,7 +136,7 @@ def _make() -> dict[str, Call]:
         "embedding, padding": _embedding(70, 9, 3, 0),
         "embedding, several tiles": _embedding(130, 70, 1000, 0),
     }
-    shapes = (2, 1, 1), (3, 17, 41), (2, 41, 17), (2, 70, 70), (2, 3, 1201), (1, 33, 2100)
+    shapes = (2, 1, 1), (3, 17, 41), (2, 41, 17), (2, 70, 70), (2, 3, 1201), (1, 33, 2101)
     for shape in shapes:
         statistics = torch.randn(shape[1]), torch.rand(shape[1]) + 0.5
         calls[f"batch norm {shape}"] = _rows("batch_norm_sqnorm", shape, *statistics)

@@ -17,28 +17,34 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 os.environ["TRITON_INTERPRET"] = "1"
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch  # noqa: E402
 
-from benchmarks.kernel_calls import CALLS, poisoned, relative_error  # noqa: E402
+from benchmarks.kernel_calls import CALLS, Call, poisoned, relative_error  # noqa: E402
+from gradood import pending  # noqa: E402
 from gradood.benchmarking.operators import noise_checks, vote_checks  # noqa: E402
+from gradood.kernels import conv3x3  # noqa: E402
 from gradood.kernels.interpreter import shuffled  # noqa: E402
+from gradood.kernels.layout import Geometry  # noqa: E402
 from gradood.ops import triton_backend  # noqa: E402
 
 KERNELS = Path(__file__).parents[1] / "kernels"
 #: In the order in which they import one another.
 FILES = (
     "reduction",
+    "layout",
     "outer",
     "gram",
     "conv",
+    "conv3x3",
     "pixel_gram",
     "depthwise",
     "affine",
+    "token_norm",
     "noise",
     "votes",
 )
@@ -118,6 +124,25 @@ MUTATIONS = (
     Mutation("conv: groups read the first group's inputs", "conv",
              "+ (group * group_inputs + channel)[None, :]", "+ channel[None, :]",
              ("conv, groups", "stem, groups")),
+    Mutation("conv: pixels of a row left out", "layout",
+             "t // width * row + t % width * step", "t // width * row + t % width",
+             ("pointwise, strided, many tokens", "pointwise, strided, a few tokens")),
+    Mutation("three by three: right edge off by one", "conv3x3",
+             "(column < W)", "(column <= W)", ("three by three",)),
+    Mutation("three by three: left edge not checked", "conv3x3",
+             "(column >= 0) & ", "", ("three by three",)),
+    Mutation("three by three: rows above not checked", "conv3x3",
+             "(row >= 0) & ", "", ("three by three",)),
+    Mutation("three by three: last rows left out", "conv3x3",
+             "pixels = T + 2 * DH * OW", "pixels = T + DH * OW", ("three by three",)),
+    Mutation("three by three: the next sample's pixels", "conv3x3",
+             "((t >= 0) & (t < T))", "(t >= 0)", ("three by three",)),
+    Mutation("three by three: dilation of the wrong axis", "conv3x3",
+             "t - DH * OW", "t - DW * OW", ("three by three",)),
+    Mutation("three by three: a tap twice", "conv3x3",
+             "tl.dot(d2, x1, g21", "tl.dot(d2, x0, g21", ("three by three",)),
+    Mutation("three by three: groups read the first group's inputs", "conv3x3",
+             "(group * group_inputs + q)", "(q)", ("three by three",)),
     Mutation("shift-gram: upper triangle not written", "pixel_gram",
              "    if i != j:\n", "    if i < j:\n", ("shift-gram, several tiles",)),
     Mutation("shift-gram: last tap missing", "pixel_gram",
@@ -131,7 +156,29 @@ MUTATIONS = (
              "                x_tile -= centre\n", "                x_tile -= 0 * centre\n",
              ("layer norm", "batch norm (3, 17, 41)")),
     Mutation("norms: token mask off by one", "affine",
-             "t_inside = t < T\n", "t_inside = t <= T\n", ("layer norm", "batch norm (3, 17, 41)")),
+             "(place_t < tokens) & (t < T)", "(place_t < tokens) & (t <= T)",
+             ("batch norm (1, 33, 2101)",)),
+    Mutation("norms: programs of a sample overlap", "affine",
+             "(place_t < tokens) & (t < T)", "(place_t <= tokens) & (t < T)",
+             ("batch norm (1, 33, 2101)",)),
+    Mutation("norms: the gradient is not scaled", "affine",
+             "(d_tile * scales)", "(d_tile)", ("batch norm backward (3, 17, 41)",)),
+    Mutation("tokens: variance is the mean square", "token_norm",
+             "x_tile = tl.where(inside, x_tile - mean[:, None], 0.0)",
+             "x_tile = tl.where(inside, x_tile, 0.0)", ("layer norm",)),
+    Mutation("tokens: masked channels count in the variance", "token_norm",
+             "x_tile = tl.where(inside, x_tile - mean[:, None], 0.0)",
+             "x_tile = x_tile - mean[:, None]", ("layer norm",)),
+    Mutation("tokens: programs of a sample overlap", "token_norm",
+             "(place < tokens) & (t < T)", "(place <= tokens) & (t < T)",
+             ("layer norm, several programs",)),
+    Mutation("tokens: no deviation where there is no token", "token_norm",
+             "tl.where(t_inside, tl.sum(x_tile * x_tile, axis=1) / width + eps, 1.0)",
+             "tl.sum(x_tile * x_tile, axis=1) / width + eps", ("RMS norm of any size",)),
+    Mutation("tokens: the mean of the gradient flows on", "token_norm",
+             "            if CENTRED:\n                flows = flows -",
+             "            if not CENTRED:\n                flows = flows -",
+             ("layer norm backward (3, 17, 41)", "RMS norm backward (3, 17, 41)")),
     Mutation("norms: statistics of the wrong group", "affine",
              "sample * groups + c // (C // groups)", "sample * groups + c % groups",
              ("group norm",)),
@@ -139,11 +186,18 @@ MUTATIONS = (
              "squares += tl.where(mask, value * value, 0.0)", "squares += value * value",
              ("layer norm", "group norm")),
     Mutation("sum: last block of partial sums missing", "reduction",
-             "for start in range(0, weights, BLOCK):", "for start in range(0, weights - 1, BLOCK):",
+             "for start in range(0, columns, BLOCK):", "for start in range(0, columns - 1, BLOCK):",
              ("conv", "outer")),
     Mutation("sum: reads into the bias", "reduction",
-             "mask=start + lane < weights, other", "mask=start + lane <= weights, other",
+             "mask=column < columns, other", "mask=column <= columns, other",
              ("outer", "conv")),
+    Mutation("sum: programs of a sample squared one by one", "reduction",
+             "value += tl.load(place, mask=column < columns, other=0.0)",
+             "value = tl.load(place, mask=column < columns, other=0.0)",
+             ("layer norm, several programs", "batch norm (1, 33, 2101)")),
+    Mutation("sum: results that waited lie where another's do", "reduction",
+             "row = partial + before * samples", "row = partial + 0 * before * samples",
+             ("held",)),
     Mutation("noise: lanes exchanged", "noise",
              "tl.join(tl.join(n0, n2), tl.join(n1, n3))",
              "tl.join(tl.join(n0, n1), tl.join(n2, n3))",
@@ -222,7 +276,38 @@ def _failed(checks: Callable[..., Iterator]) -> str:  # type: ignore[type-arg]
     return next((f"{c.name}: {c.detail}" for c in found if not c.passed), "")
 
 
-_special = {"noise": lambda: _failed(noise_checks), "votes": lambda: _failed(vote_checks)}
+def _three_by_three() -> str:
+    names = ("conv", "conv, several tiles", "conv, three by three groups",
+             "conv, dilated, wider than the image")  # fmt: skip
+    for name in names:
+        x, d, *geometry, groups, bias = CALLS[name].map(poisoned).arguments
+        of = Geometry.of(*geometry, groups)
+        error = relative_error(CALLS[name], lambda _: conv3x3.conv3x3_sqnorm(x, d, of, bias))  # noqa: B023
+        if not error < TOLERANCE:
+            return f"{name}: error {error:.0e}"
+    return ""
+
+
+def _held() -> str:
+    sums: dict[Any, pending.Sums] = {}
+    names = ("stem", "conv")
+
+    def run(call: Call) -> Any:
+        return getattr(triton_backend, call.op)(*call.arguments)
+
+    with pending.held(sums):
+        found = {name: run(CALLS[name]) for name in names}
+    pending.finish(sums)
+    errors = {name: relative_error(CALLS[name], lambda _: found[name]) for name in names}  # noqa: B023
+    return next((f"{n}: error {e:.0e}" for n, e in errors.items() if not e < TOLERANCE), "")
+
+
+_special = {
+    "three by three": _three_by_three,
+    "held": _held,
+    "noise": lambda: _failed(noise_checks),
+    "votes": lambda: _failed(vote_checks),
+}
 
 if __name__ == "__main__":
     main()

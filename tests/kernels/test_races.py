@@ -19,7 +19,7 @@ from gradood.ops import triton_backend
 
 pytestmark = pytest.mark.skipif(not INTERPRETING, reason="addresses are seen in the interpreter")
 QUICK = {"outer, several tiles", "gram, several tiles", "conv", "shift-gram", "depthwise",
-         "layer norm, several programs", "batch norm backward (1, 33, 2100)",
+         "layer norm, several programs", "batch norm backward (1, 33, 2101)",
          "layer norm backward (3, 17, 41)"}  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def test_layers_that_wait_keep_apart(log):
     """Also between launches: what one layer left behind is nobody else's."""
     sums, stored = {}, defaultdict(set)
     with pending.held(sums):
-        for name in ("outer", "conv", "batch norm backward (1, 33, 2100)"):
+        for name in ("outer", "conv", "batch norm backward (1, 33, 2101)"):
             call = CALLS[name]
             getattr(triton_backend, call.op)(*call.arguments)
             stored[name] = {a for _, addresses in log.stored for a in addresses.tolist()}

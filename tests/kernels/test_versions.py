@@ -4,10 +4,14 @@ import json
 import os
 from pathlib import Path
 
+import pytest
+
 from benchmarks.gpu import matrix
 from gradood.benchmarking.gpu.launch_cases import launch_cases
+from gradood.ops import triton_backend
 from tests.processes import python
 
+OLDEST, *_, NEWEST = matrix.VERSIONS
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
@@ -50,17 +54,25 @@ def test_precisions_are_those_that_the_compiler_of_the_gpu_knows():
 
 
 def test_the_committed_matrix_has_no_fault_and_is_not_all_refusals():
-    """Whole rows only; `--missing` compiles what it lacks so far."""
+    """Whole cells only, of the cases there are now; `--missing` compiles what it lacks so far."""
     table = json.loads((RESULTS / "triton_matrix.json").read_text())
-    assert set(table) <= set(matrix.VERSIONS) and {"3.2.0", "3.6.0"} <= set(table)
+    assert set(table) <= set(matrix.VERSIONS) and {OLDEST, NEWEST} <= set(table)
     assert matrix.faults(table) == []
     for version, targets in table.items():
         assert set(targets) <= set(matrix.TARGETS)
         for target, rows in targets.items():
             assert set(rows) == set(launch_cases()), (version, target)
-    for version, target in (("3.2.0", "sm_90"), ("3.6.0", "sm_90"), ("3.6.0", "sm_100")):
+    for version, target in ((OLDEST, "sm_90"), (NEWEST, "sm_90"), (NEWEST, "sm_100")):
         assert {row["state"] for row in table[version][target].values()} == {"compiles"}
     assert (RESULTS / "triton_matrix.md").read_text() == matrix.as_markdown(table)
+
+
+def test_the_matrix_begins_with_the_oldest_pytorch_that_is_promised():
+    tomllib = pytest.importorskip("tomllib")  # from Python 3.11
+    promised = tomllib.loads((RESULTS.parents[1] / "pyproject.toml").read_text())["project"]
+    (torch,) = [d for d in promised["dependencies"] if d.split(">=")[0] == "torch"]
+    assert matrix.VERSIONS[OLDEST].split(", ")[0] == torch.split(">=")[1].split(",")[0]
+    assert OLDEST == ".".join(map(str, triton_backend.OLDEST)) + ".0"
 
 
 def test_faults_are_noticed():
