@@ -97,11 +97,12 @@ def test_whole_models_launch_dry_on_every_target(tmp_path):
     assert set(table) == set(DESCRIBED)
     for target, models in table.items():
         for name, found in models.items():
-            assert found["launches"] > 40, (target, name)
+            assert found["launches"] > (5 if name == "lstm" else 40), (target, name)
             assert target.startswith("gfx") or found["spilled"] == 0, (target, name, found)
             if name.startswith("resnet"):
                 kernels = found["by kernel"]
-                spatial = kernels["conv_kernel"] + kernels["shifted_gram_kernel"]
+                names = ("conv_kernel", "conv3x3_kernel", "shifted_gram_kernel")
+                spatial = sum(kernels[name] for name in names)
                 assert spatial == 17, (target, name, found)  # 3×3 convolutions and the stem
 
 
