@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -91,3 +92,9 @@ def _line(
         f'"decision": {"null" if decision is None else decision}, "layers": [{layers}], '
         f'"error": {"null" if error is None else json.dumps(error)}}}\n'
     )
+
+
+def __getattr__(name: str) -> NoReturn:
+    if name == "Scorer":
+        raise AttributeError("gradood.scoring.scores.Scorer is now RowScorer")
+    raise AttributeError(f"module 'gradood.scoring.scores' has no attribute {name!r}")
