@@ -33,6 +33,11 @@ class Statistics(NamedTuple):
     #: Groups of channels a sample.
     groups: int = 1
 
+    @classmethod
+    def per_channel(cls, mean: Tensor, rstd: Tensor) -> Statistics:
+        """Those that a batch norm layer keeps."""
+        return cls(mean.float().contiguous(), rstd.float().contiguous(), PER_CHANNEL)
+
 
 #: Tokens a program at most; by the sample alone, so that results do not depend on the batch.
 _TOKENS = 1024

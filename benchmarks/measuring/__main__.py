@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,8 +18,8 @@ from benchmarks.measuring.plot import draw
 from benchmarks.measuring.records import Row, append, prepare
 from benchmarks.measuring.report import setting, summary
 from benchmarks.measuring.study import Settings, measure
-from gradood.benchmarking.registry import METHODS
-from gradood.benchmarking.workloads import LARGE, STANDARD, workload
+from gradood.cli import options
+from gradood.cli.bench import BenchOptions
 from gradood.errors import GradoodError
 
 app = typer.Typer(pretty_exceptions_enable=False)
@@ -28,25 +27,8 @@ _DEFAULT_OUT = Path("gradood-bench")
 
 
 @app.command()
+@options.grouped
 def bench(
-    model: Annotated[
-        list[str] | None, typer.Option(help="Repeat for several; the five standard ones if none.")
-    ] = None,
-    method: Annotated[
-        list[str] | None, typer.Option(help="Repeat for several; all if none.")
-    ] = None,
-    threads: Annotated[
-        list[int] | None, typer.Option(min=1, help="Repeat for several; 1 and 2 if none.")
-    ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of every method.")] = 7,
-    slow_rounds: Annotated[int, typer.Option(min=1, help="Turns of the slow ones.")] = 3,
-    batch: Annotated[int | None, typer.Option(min=1, help="Samples, for every model.")] = None,
-    quick: Annotated[
-        bool, typer.Option(help="Under a minute: small batches, three rounds, few methods.")
-    ] = False,
-    large: Annotated[
-        bool, typer.Option(help="Also torchvision's ResNet-50 and ViT-B/16, at 224 pixels.")
-    ] = False,
     memory: Annotated[bool, typer.Option(help="Measure peak memory too.")] = True,
     autocast: Annotated[bool, typer.Option(help="Also under bfloat16 autocast.")] = False,
     methods_from: Annotated[
@@ -56,6 +38,8 @@ def bench(
     out: Annotated[Path, typer.Option(help="Folder for the CSV files and the plot.")] = (
         _DEFAULT_OUT
     ),
+    *,
+    chosen: BenchOptions,
 ) -> None:
     """Time the norms against forward and backward passes and other ways to them; CSV and plot.
 
@@ -64,19 +48,15 @@ def bench(
     with _errors_in_one_sentence():
         for module in methods_from or ():
             include(module)
-        models = [*(model or STANDARD), *(LARGE if large else ())]
-        workloads = [workload(name) for name in dict.fromkeys(models)]
         settings = Settings(
-            [replace(w, batch=batch) for w in workloads] if batch else workloads,
-            tuple(method or METHODS),
-            tuple(threads or (1, 2)),
-            rounds,
-            slow_rounds,
-            memory,
-            autocast,
-            tuple(methods_from or ()),
+            *(chosen.workloads(), chosen.methods(), chosen.counts()),
+            *(chosen.turns(), chosen.slow_rounds),
+            memory=memory and not chosen.quick,
+            autocast=autocast and not chosen.quick,
+            methods_from=tuple(methods_from or ()),
+            together=chosen.quick,
         )
-        _tables(_quick(settings) if quick else settings, out)
+        _tables(settings, out)
 
 
 @contextmanager
@@ -86,22 +66,6 @@ def _errors_in_one_sentence() -> Iterator[None]:
     except GradoodError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from error
-
-
-def _quick(settings: Settings) -> Settings:
-    """A quarter of the samples, one thread count, three rounds, nothing slow."""
-    return replace(
-        settings,
-        workloads=[replace(w, batch=max(2, w.batch // 4)) for w in settings.workloads],
-        methods=tuple(n for n, m in METHODS.items() if m.quick)
-        if set(settings.methods) == set(METHODS)
-        else settings.methods,
-        threads=settings.threads[:1],
-        rounds=min(3, settings.rounds),
-        memory=False,
-        autocast=False,
-        together=True,
-    )
 
 
 def _tables(settings: Settings, out: Path) -> None:

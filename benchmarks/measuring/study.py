@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,14 +10,12 @@ from datetime import datetime, timezone
 from benchmarks.measuring.job import Job, Outcome, run, run_together
 from benchmarks.measuring.records import Row
 from gradood.benchmarking import machine
-from gradood.benchmarking.bench import with_references
+from gradood.benchmarking.bench import summary, with_references
 from gradood.benchmarking.registry import (
-    ACTIVATION_ONLY,
     FORWARD_BACKWARD,
     METHODS,
     method,
 )
-from gradood.benchmarking.timing import paired_ratio, percentile
 from gradood.benchmarking.workloads import Workload
 from gradood.ops import cpp_backend
 
@@ -95,7 +92,7 @@ def rows(
     job: Job, outcomes: Sequence[Outcome], peaks: dict[str, Outcome], load: float
 ) -> list[Row]:
     """One row a method, with ratios to the reference passes of the same rounds."""
-    by_name = {outcome.method: outcome for outcome in outcomes}
+    seconds = {outcome.method: outcome.seconds for outcome in outcomes}
     cpu, features = machine.processor()
     common = dict(
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -111,16 +108,15 @@ def rows(
         precision=_precision(job.autocast),
         **vars(job.workload),
     )
-    return [_row(common, outcome, by_name, peaks) for outcome in outcomes]
+    return [_row(common, outcome, seconds, peaks) for outcome in outcomes]
 
 
 def _row(
     common: dict[str, object],
     outcome: Outcome,
-    by_name: dict[str, Outcome],
+    seconds: dict[str, list[float]],
     peaks: dict[str, Outcome],
 ) -> Row:
-    seconds = outcome.seconds
     package = method(outcome.method).package
     peak = _megabytes(peaks, outcome.method)
     reference = _megabytes(peaks, FORWARD_BACKWARD)
@@ -129,12 +125,7 @@ def _row(
         method=outcome.method,
         package=package,
         version=machine.installed(package),
-        rounds=len(seconds),
-        median_s=statistics.median(seconds) if seconds else None,
-        p20_s=percentile(seconds, 0.2) if seconds else None,
-        p80_s=percentile(seconds, 0.8) if seconds else None,
-        ratio_forward_backward=_ratio(seconds, by_name.get(FORWARD_BACKWARD)),
-        ratio_activation_only=_ratio(seconds, by_name.get(ACTIVATION_ONLY)),
+        **summary(outcome.method, seconds),
         peak_mb=peak,
         ratio_peak=peak / reference if peak is not None and reference else None,
         checked=outcome.parameters,
@@ -155,12 +146,6 @@ def _peaks(workload: Workload, names: Sequence[str], modules: Sequence[str]) -> 
 def _megabytes(peaks: dict[str, Outcome], name: str) -> float | None:
     peak = peaks[name].peak if name in peaks else None
     return None if peak is None else peak / 1e6
-
-
-def _ratio(seconds: Sequence[float], reference: Outcome | None) -> float | None:
-    if not seconds or reference is None or not reference.seconds:
-        return None
-    return paired_ratio(seconds, reference.seconds)
 
 
 def _faults(outcome: Outcome) -> str:

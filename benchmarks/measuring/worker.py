@@ -23,6 +23,7 @@ from gradood.benchmarking.machine import installed
 from gradood.benchmarking.methods import Call, Norms
 from gradood.benchmarking.registry import method
 from gradood.benchmarking.timing import take_turns
+from gradood.errors import first_line
 
 
 def main() -> None:
@@ -97,7 +98,7 @@ def _reason(name: str, error: Exception) -> str:
     package = method(name).package
     if isinstance(error, ModuleNotFoundError) and not installed(package):
         return f"not installed: pip install {package}"
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -106,29 +107,29 @@ def measure(job: Job) -> list[Row]:
             troubles[name] = f"{type(error).__name__}: {first_line(error)}"
     rounds = {n: job.slow_rounds if METHODS[n].slow else job.rounds for n in calls}
     seconds = take_turns(calls, rounds)
+    of = (job.workload.model, job.workload.batch, job.threads)
     return [
-        _row(job, name, seconds) if name in calls else _unmeasured(job, name, troubles[name])
+        Row(*of, name, **summary(name, seconds), note=troubles.get(name, ""))
         for name in with_references(job.methods)
     ]
 
 
-def _row(job: Job, name: str, seconds: Mapping[str, Sequence[float]]) -> Row:
+def summary(name: str, seconds: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """What a row says of a method's times; None where it, or what a ratio is taken to, has none."""
+
     def ratio(reference: str) -> float | None:
-        return paired_ratio(own, seconds[reference]) if reference in seconds else None
+        other = seconds.get(reference)
+        return paired_ratio(own, other) if own and other else None
 
-    own = seconds[name]
-    return Row(
-        *(job.workload.model, job.workload.batch, job.threads, name, len(own)),
-        median_s=statistics.median(own),
-        p20_s=percentile(own, 0.2),
-        p80_s=percentile(own, 0.8),
-        ratio_forward_backward=ratio(FORWARD_BACKWARD),
-        ratio_activation_only=ratio(ACTIVATION_ONLY),
-    )
-
-
-def _unmeasured(job: Job, name: str, why: str) -> Row:
-    return Row(job.workload.model, job.workload.batch, job.threads, name, note=why)
+    own = seconds.get(name) or ()
+    return {
+        "rounds": len(own),
+        "median_s": statistics.median(own) if own else None,
+        "p20_s": percentile(own, 0.2) if own else None,
+        "p80_s": percentile(own, 0.8) if own else None,
+        "ratio_forward_backward": ratio(FORWARD_BACKWARD),
+        "ratio_activation_only": ratio(ACTIVATION_ONLY),
+    }
 
 
 def with_references(names: Sequence[str]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,11 +12,13 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from gradood.cli import options
 from gradood.cli.report import say
 from gradood.errors import InputError
 
 if TYPE_CHECKING:
     from gradood.benchmarking.bench import Row
+    from gradood.benchmarking.workloads import Workload
 
 _DEFAULT_OUT = Path("gradood-bench")
 _EXPLANATION = (
@@ -26,25 +28,59 @@ _EXPLANATION = (
 )
 
 
-def bench(
+@dataclass(frozen=True)
+class BenchOptions:
+    """What is measured, how often."""
+
     model: Annotated[
         list[str] | None, typer.Option(help="Repeat for several; the five standard ones if none.")
-    ] = None,
-    method: Annotated[
-        list[str] | None, typer.Option(help="Repeat for several; all if none.")
-    ] = None,
+    ] = None
+    method: Annotated[list[str] | None, typer.Option(help="Repeat for several; all if none.")] = (
+        None
+    )
     threads: Annotated[
         list[int] | None, typer.Option(min=1, help="Repeat for several; 1 and 2 if none.")
-    ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of every method.")] = 7,
-    slow_rounds: Annotated[int, typer.Option(min=1, help="Turns of the slow ones.")] = 3,
-    batch: Annotated[int | None, typer.Option(min=1, help="Samples, for every model.")] = None,
+    ] = None
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of every method.")] = 7
+    slow_rounds: Annotated[int, typer.Option(min=1, help="Turns of the slow ones.")] = 3
+    batch: Annotated[int | None, typer.Option(min=1, help="Samples, for every model.")] = None
     quick: Annotated[
         bool, typer.Option(help="Under a minute: small batches, three rounds, few methods.")
-    ] = False,
+    ] = False
     large: Annotated[
         bool, typer.Option(help="Also torchvision's ResNet-50 and ViT-B/16, at 224 pixels.")
-    ] = False,
+    ] = False
+
+    def workloads(self) -> list[Workload]:
+        """Models and batches; a quarter of the samples if ``quick``."""
+        from gradood.benchmarking.workloads import LARGE, STANDARD, workload
+
+        names = [*(self.model or STANDARD), *(LARGE if self.large else ())]
+        found = [workload(name) for name in dict.fromkeys(names)]
+        found = [replace(w, batch=self.batch or w.batch) for w in found]
+        return [replace(w, batch=max(2, w.batch // 4)) for w in found] if self.quick else found
+
+    def methods(self) -> tuple[str, ...]:
+        """Their names; of all there are, those that are quick if ``quick``."""
+        from gradood.benchmarking.registry import METHODS
+
+        asked = self.method or METHODS
+        if self.quick and set(asked) == set(METHODS):
+            return tuple(name for name, one in METHODS.items() if one.quick)
+        return tuple(asked)
+
+    def counts(self) -> tuple[int, ...]:
+        """Of threads; one if ``quick``."""
+        counts = tuple(self.threads or (1, 2))
+        return counts[:1] if self.quick else counts
+
+    def turns(self) -> int:
+        """Of a method; three at most if ``quick``."""
+        return min(3, self.rounds) if self.quick else self.rounds
+
+
+@options.grouped
+def bench(
     cuda: Annotated[
         bool, typer.Option("--cuda", help="Instead: on this machine's GPU, ResNet-50 and ViT-B/16.")
     ] = False,
@@ -52,6 +88,8 @@ def bench(
     methods_from: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
     memory: Annotated[bool | None, typer.Option(hidden=True)] = None,
     autocast: Annotated[bool | None, typer.Option(hidden=True)] = None,
+    *,
+    chosen: BenchOptions,
 ) -> None:
     """Time the norms beside forward and backward passes, vmap and a loop.
 
@@ -65,31 +103,22 @@ def bench(
         )
     # Imported late, so that `gradood --help` does not wait for PyTorch.
     from gradood.benchmarking.bench import Job, run, with_references, write
-    from gradood.benchmarking.registry import METHODS
-    from gradood.benchmarking.workloads import LARGE, STANDARD, workload
 
-    models = [*(model or STANDARD), *(LARGE if large else ())]
-    workloads = [workload(name) for name in dict.fromkeys(models)]
-    workloads = [replace(w, batch=batch or w.batch) for w in workloads]
     if cuda:
         from gradood.cli.bench_cuda import on_gpu
 
-        on_gpu(workloads if model or batch else None, out)
+        asked = replace(chosen, quick=False).workloads() if chosen.model or chosen.batch else None
+        on_gpu(asked, out)
         return
-    counts = tuple(threads or (1, 2))
-    if quick:
-        workloads = [replace(w, batch=max(2, w.batch // 4)) for w in workloads]
-        method = method or [name for name, one in METHODS.items() if one.quick]
-        counts, rounds = counts[:1], min(3, rounds)
-    names = with_references(tuple(method or METHODS))
+    workloads, names = chosen.workloads(), with_references(chosen.methods())
     rows: list[Row] = []
     console = Console()
     write(rows, out / "bench.csv")  # before there are results to lose
-    for count in counts:
+    for count in chosen.counts():
         with Console(stderr=True).status("") as status:
             for one in workloads:
                 status.update(f"{one.model}, {count} threads …")
-                rows += run(Job(one, names, count, rounds, slow_rounds))
+                rows += run(Job(one, names, count, chosen.turns(), chosen.slow_rounds))
         write(rows, out / "bench.csv")
         console.print(_table([row for row in rows if row.threads == count]))
     console.print(_EXPLANATION, highlight=False)

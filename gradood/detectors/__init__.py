@@ -13,7 +13,8 @@ from gradood.detectors.head import ExGrad as ExGrad, GradNorm as GradNorm
 from gradood.detectors.knn import GradientKNN as GradientKNN
 from gradood.detectors.loading import load as load
 from gradood.detectors.mahalanobis import GradientMahalanobis as GradientMahalanobis
-from gradood.detectors.norm_detector import NormDetector as NormDetector, needs_fit as needs_fit
+from gradood.detectors.naming import by_name as by_name, needs_fit as needs_fit
+from gradood.detectors.norm_detector import NormDetector as NormDetector
 from gradood.detectors.novelty import Novelty as Novelty
 from gradood.detectors.parts import PARTS as PARTS, Part as Part, vector_part as vector_part
 from gradood.detectors.threshold import conservative_threshold as conservative_threshold

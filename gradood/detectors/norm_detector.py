@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from gradood.detectors.base import DETECTORS, Detector
+from gradood.detectors.base import Detector
 from gradood.detectors.batches import AnyBatch
 from gradood.detectors.features import Standardiser, log_norms
 from gradood.errors import InputError
@@ -197,9 +197,3 @@ class LogNormDetector(NormDetector):
         with full_precision(self._device.type):
             scores = self._score_features(standardise(finite)).float()
         return torch.where(usable, scores, torch.inf)
-
-
-def needs_fit(name: str) -> bool:
-    """Whether a name, ``gradient:PRESET`` too, is of a detector that learns before it scores."""
-    kind = DETECTORS.named.get(name.partition(":")[0])
-    return kind is not None and issubclass(kind, NormDetector)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gradood.arguments import at_least, checked, one_of
 from gradood.arrays import Floats, Ints
-from gradood.detectors import DETECTORS, Detector, NormDetector, needs_fit
+from gradood.detectors import DETECTORS, Detector, NormDetector, by_name
 from gradood.errors import InputError
 
 if TYPE_CHECKING:
@@ -109,13 +109,14 @@ class GradientOutlier(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 def _fitted(
     model: nn.Module, inputs: Tensor, *, detector: str, fpr: float, held_out: int
 ) -> Detector:
-    kind_name, _, preset = detector.partition(":")
     known = [name for name in DETECTORS.named if name != "confounding"]
-    kind = DETECTORS.named[one_of("detector", kind_name, known)]
+    named = by_name(detector)
+    one_of("detector", detector.partition(":")[0] if named else detector, known)
+    assert named is not None  # else it would not be known
+    kind, options = named
     at_least("held_out", held_out, 2)
-    options: dict[str, Any] = {"preset": preset} if preset else {}
     found = kind(model, progress=False, **options)
     chosen = torch.arange(len(inputs), dtype=torch.int64, device="cpu") % held_out == 0
-    if needs_fit(kind_name) and isinstance(found, NormDetector):
+    if isinstance(found, NormDetector):
         found.fit(inputs[~chosen])
     return found.calibrate(inputs[chosen], fpr=fpr)

@@ -235,7 +235,8 @@ def batch_norm_sqnorm(x: Tensor, d: Tensor, mean: Tensor, rstd: Tensor) -> tuple
     """See ``reference.batch_norm_sqnorm``."""
     if d.numel() == 0:
         return _zeros(d), _zeros(d)
-    return affine.affine_sqnorm(x.transpose(1, 2), d.transpose(1, 2), _per_channel(mean, rstd))
+    known = affine.Statistics.per_channel(mean, rstd)
+    return affine.affine_sqnorm(x.transpose(1, 2), d.transpose(1, 2), known)
 
 
 @_there
@@ -247,8 +248,8 @@ def batch_norm_backward_sqnorm(
     if d.numel() == 0:
         return _zeros(d), _zeros(d), gradient
     x, d, flows = (t.transpose(1, 2) for t in (x, d, gradient))
-    scale = scale.float().contiguous()
-    return *affine.affine_sqnorm(x, d, _per_channel(mean, rstd), scale, flows), gradient
+    known, scale = affine.Statistics.per_channel(mean, rstd), scale.float().contiguous()
+    return *affine.affine_sqnorm(x, d, known, scale, flows), gradient
 
 
 @_there
@@ -336,12 +337,6 @@ def _version(text: str) -> tuple[int, ...]:
 def _extent(t: Tensor) -> int:
     """Elements between the first and the last of one sample."""
     return sum((size - 1) * step for size, step in zip(t.shape[1:], t.stride()[1:], strict=True))
-
-
-def _per_channel(mean: Tensor, rstd: Tensor) -> affine.Statistics:
-    return affine.Statistics(
-        mean.float().contiguous(), rstd.float().contiguous(), affine.PER_CHANNEL
-    )
 
 
 def _alike(x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:

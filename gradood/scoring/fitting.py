@@ -14,8 +14,8 @@ from gradood.detectors import (
     DETECTORS,
     ConfoundingDetector,
     Detector,
-    GradientDetector,
     NormDetector,
+    by_name,
     load,
     needs_fit,
 )
@@ -32,15 +32,14 @@ if TYPE_CHECKING:
 
 def make_detector(name: str, loaded: LoadedModel, compiled: bool = False) -> Detector:
     """A detector that is not fitted; ``gradient:PRESET`` is another preset of the default."""
-    kind_name, _, preset = name.partition(":")
-    kind = DETECTORS.named.get(kind_name)
-    if kind is None or (preset and kind is not GradientDetector):
+    named = by_name(name)
+    if named is None:
         raise InputError(
             f"--detector {name}: expected one of {', '.join(DETECTORS.named)}, or gradient:PRESET, "
             f"of {', '.join(PRESETS)}"
         )
+    kind, options = named
     check_visible(kind, loaded, compiled)
-    options: dict[str, Any] = {"preset": preset} if preset else {}
     return kind(loaded.model, progress=False, **options)
 
 
