@@ -76,8 +76,6 @@ def differentiable(score: Detector | DifferentiableScore) -> DifferentiableScore
         score.require_fitted()
         gradient = isinstance(score, NormDetector)
         return _checked(through_softplus(score) if gradient else score.differentiable_score)
-    if not callable(score):
-        raise ModelError(f"cannot attack {type(score).__name__}; give a detector or a callable")
     return _checked(score)
 
 
