@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from gradood.arguments import checked
 from gradood.detectors.base import DETECTORS, Detector
 from gradood.detectors.gradient import GradientDetector
 from gradood.detectors.norm_detector import NormDetector
 
 
+@checked
 def by_name(name: str) -> tuple[type[Detector], dict[str, Any]] | None:
     """The class that a name means and its options, or None.
 
