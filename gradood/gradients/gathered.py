@@ -25,11 +25,12 @@ def through_rows(live: Tensor, leaf: Tensor, gradient: Tensor) -> Tensor | None:
         ``[N, *leaf.shape]``; None where the graph is no such chain.
     """
     node: Any = live.grad_fn
+    index: Tensor | None = None
     while node is not None and (index := _rows(node)) is None:
         if len(node.next_functions) != 1:
             return None
         node = node.next_functions[0][0]
-    if node is None or getattr(node.next_functions[0][0], "variable", None) is not leaf:
+    if index is None or getattr(node.next_functions[0][0], "variable", None) is not leaf:
         return None
     if node is not live.grad_fn:
         (gradient,) = torch.autograd.grad(
@@ -46,12 +47,12 @@ def through_rows(live: Tensor, leaf: Tensor, gradient: Tensor) -> Tensor | None:
 
 def _rows(node: Any) -> Tensor | None:
     """By what a node of a graph indexes the first dimension, if it does that alone."""
+    indices: tuple[Tensor | None, ...] = ()
     if node.name() == "IndexBackward0":
         indices = node._saved_indices
-        index = indices[0] if len(indices) == 1 else None
     elif node.name() == "IndexSelectBackward0" and node._saved_dim == 0:
-        index = node._saved_index
-    else:
+        indices = (node._saved_index,)
+    index = indices[0] if len(indices) == 1 else None
+    if index is None or index.device.type != "cpu":
         return None
-    whole = index is not None and index.dtype in (torch.int64, torch.int32)
-    return index if whole and index.device.type == "cpu" else None
+    return index if index.dtype in (torch.int64, torch.int32) else None
