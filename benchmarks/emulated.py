@@ -72,7 +72,23 @@ def changed_calls() -> dict[str, Call]:
     ):
         changed = call.map(lambda t, dtype=dtype: t.to(dtype)).map(layouts[layout])
         found[f"{name}, {layout}, {str(dtype)[6:]}"] = changed
+    for (name, call), layout in itertools.product(_batch_norms().items(), layouts):
+        x, *layer = call.arguments  # the kernel writes float32 alone
+        found[f"{name}, {layout}"] = Call(call.op, (layouts[layout](x), *layer))
     return found
+
+
+def _batch_norms() -> dict[str, Call]:
+    """Layers that are measured while they are made, with and without scale and shift."""
+    calls = {}
+    for size in ((2, 1, 1, 1), (3, 17, 5, 8), (2, 70, 3, 3), (2, 3, 40, 31), (5, 33)):
+        channels = size[1]
+        mean, variance = torch.randn(channels), torch.rand(channels) + 0.1
+        for layer in ((torch.randn(channels), torch.randn(channels)), (None, None)):
+            name = f"batch norm {size}, {'plain' if layer[0] is None else 'scaled'}"
+            arguments = (torch.randn(size), mean, variance, *layer, 1e-3)
+            calls[name] = Call("batch_norm_sums", arguments)
+    return calls
 
 
 def recorded(call: Call) -> tuple[list[tuple[str, tuple[float, ...]]], list[Tensor], int]:

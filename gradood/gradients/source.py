@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gradood.errors import ModelError
+from gradood.gradients.gathered import through_rows
 
 _MARK = "_gradood_source"
 _NAME = "_gradood_parameter"
@@ -102,7 +103,8 @@ class Source:
             return gradient
         gradient = gradient.to(self.live.dtype)
         try:
-            pulled = self._pulled(leaf, gradient, True)
+            pulled = through_rows(self.live, leaf, gradient)
+            pulled = self._pulled(leaf, gradient, True) if pulled is None else pulled
         except RuntimeError:  # an operator without a batching rule: one sample at a time
             try:
                 # Copies: some operators ask for an alignment that a row of a batch may lack.

@@ -10,6 +10,7 @@ TOOLS = ("aarch64-linux-gnu-g++", "qemu-aarch64")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # a minute on a machine that is idle
 @pytest.mark.skipif(
     not all(map(shutil.which, TOOLS)), reason=f"needs {' and '.join(TOOLS)} (Debian packages)"
 )
