@@ -26,6 +26,7 @@ DETECTORS = {
     "ExGrad": detectors.ExGrad,
     "MaxSoftmax": detectors.MaxSoftmax,
     "Energy": detectors.Energy,
+    "GeneralizedEntropy": detectors.GeneralizedEntropy,
 }
 #: Samples that are fitted on, and that are scored.
 SAMPLES = {"small": (256, 64), "medium": (512, 256), "large": (2048, 1024)}
@@ -79,6 +80,7 @@ CERTIFICATES = {
     ),
     "mean": lambda x, s: gradood.certify_mean(brightness, x, settings=s, radius=[0.0, 0.1]),
     "quantile": lambda x, s: gradood.certify_quantile(brightness, x, settings=s, radius=[0.0, 0.1]),
+    "spread": lambda x, s: gradood.certify_spread(brightness, x, settings=s, radius=[0.0, 0.1]),
     "decision": lambda x, s: gradood.certify_decision(brightness, x, settings=s, threshold=0.5),
 }
 

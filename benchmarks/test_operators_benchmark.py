@@ -4,11 +4,14 @@
     pytest benchmarks --benchmark-only -k "linear and cpp" --benchmark-group-by=param:size
 
 ``extra_info`` has the bytes that a call must read and write and the operations of the direct
-formula, in millions, and of the best round GB/s and GFLOP/s. On a CUDA device (``-k triton``) the
-clock waits for the device.
+formula, in millions, and of the best round GB/s, GFLOP/s and the share of the roofline: the least
+time that memory and arithmetic allow, at the rates that a copy and a product of matrices reach
+here, over the time taken. It exceeds one where numbers lie in a cache, or an algorithm needs fewer
+operations. On a CUDA device (``-k triton``) events of the device are the clock.
 """
 
-from functools import partial
+import time
+from functools import cache, partial
 
 import pytest
 import torch
@@ -90,9 +93,26 @@ def noise(n, side, c):
     return (x, copies % 2, copies % 2, copies, key, *options), 4 * 3 * 16 * side * side
 
 
-def votes(n, side, c):
-    values = torch.randn(16 * n, 8 * c)
-    return (values, torch.arange(16 * n) % 3, "argmax", None, 3), 64 * c
+def grid(n, side, c):
+    (x, rows, inputs, samples, key, *_), products = noise(n, side, c)
+    options = (0.25, 255.0, 0.0, 1.0, torch.float32, False)
+    return (x, rows, inputs, samples, key, *options), products
+
+
+def batch_norm_sums(n, side, c):
+    x = torch.randn(n, c, side, side)
+    return (x, torch.randn(c), torch.rand(c), torch.rand(c), torch.randn(c), 1e-5), (
+        4 * c * side * side
+    )
+
+
+def votes(mode):
+    def make(n, side, c):
+        values = torch.randn((16 * n, 8 * c) if mode == "argmax" else 16 * n)
+        thresholds = None if mode == "argmax" else torch.linspace(-2, 2, 8 * c)
+        return (values, torch.arange(16 * n) % 3, mode, thresholds, 3), 4 * c
+
+    return make
 
 
 #: How arguments and multiply-adds a sample are made, and the operator that takes them.
@@ -110,8 +130,12 @@ OPERATORS = {
     "layer_norm_backward": (layer_norm_backward, "layer_norm_backward_sqnorm"),
     "group_norm": (group_norm, "group_norm_sqnorm"),
     "embedding": (embedding, "embedding_sqnorm"),
+    "batch_norm_sums": (batch_norm_sums, "batch_norm_sums"),
     "noise": (noise, "noisy_batch"),
-    "votes": (votes, "vote_count"),
+    "grid_noise": (grid, "grid_batch"),
+    "votes": (votes("argmax"), "vote_count"),
+    "votes_above": (votes("above"), "vote_count"),
+    "votes_histogram": (votes("histogram"), "vote_count"),
 }
 
 
@@ -124,15 +148,52 @@ def on(device, dtype, arguments):
     return moved
 
 
-def run(call, device):
-    result = call()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return result
+#: Operators that are asked for in float32 alone.
+FLOAT32 = ("noisy_batch", "grid_batch", "vote_count", "batch_norm_sums")
+
+
+@cache
+def first_event():
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def device_seconds():
+    """The time by the clock of a CUDA device, when all that was asked of it is done."""
+    first, now = first_event(), torch.cuda.Event(enable_timing=True)
+    now.record()
+    now.synchronize()
+    return first.elapsed_time(now) / 1e3
+
+
+@cache
+def rates(device, dtype):
+    """Bytes and operations a second: of a copy, and of the product of two matrices."""
+    clock = device_seconds if device == "cuda" else time.perf_counter
+    source = torch.empty(1 << 26, dtype=torch.uint8, device=device)
+    a = torch.randn(1024, 1024, device=device).to(dtype)
+    target, product = source.clone(), a @ a
+    return (
+        2 * source.nbytes / least(clock, partial(target.copy_, source)),
+        2 * 1024**3 / least(clock, partial(torch.mm, a, a, out=product)),
+    )
+
+
+def least(clock, call):
+    taken = []
+    for _ in range(7):
+        begin = clock()
+        call()
+        taken.append(clock() - begin)
+    return min(taken)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("backend", ["cpp", "torch", "triton"])
+@pytest.mark.parametrize(
+    "backend",
+    ["cpp", "torch", pytest.param("triton", marks=pytest.mark.benchmark(timer=device_seconds))],
+)
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_operator(benchmark, operator, backend, dtype, size):
     module, missing = load(backend)
@@ -140,16 +201,16 @@ def test_operator(benchmark, operator, backend, dtype, size):
     if missing is not None or (device == "cuda" and not torch.cuda.is_available()):
         pytest.skip(f"{backend}: {missing or 'needs a CUDA device'}")
     make, name = OPERATORS[operator]
-    if name in ("noisy_batch", "vote_count") and dtype != "float32":
+    if name in FLOAT32 and dtype != "float32":
         pytest.skip("float32 alone")
     arguments, products = make(*SIZES[size])
     arguments = on(device, DTYPES[dtype], arguments)
     reason = module.reject(name, *arguments)
     if reason is not None:
         pytest.skip(reason)
-    samples = len(arguments[0]) if name != "noisy_batch" else len(arguments[1])
+    samples = len(arguments[1]) if name in ("noisy_batch", "grid_batch") else len(arguments[0])
     call = partial(getattr(module, name), *arguments)
-    result = run(call, device)
+    result = call()
     tensors = [t for t in (*arguments, *(result if isinstance(result, tuple) else (result,)))
                if isinstance(t, torch.Tensor)]  # fmt: skip
     moved, operations = sum(t.nbytes for t in tensors), 2 * samples * products
@@ -159,7 +220,11 @@ def test_operator(benchmark, operator, backend, dtype, size):
         "megabytes": moved / 1e6,
         "million_operations": operations / 1e6,
     }
-    benchmark(run, call, device)
+    benchmark(call)
     if benchmark.stats:
-        best = benchmark.stats.stats.min
-        benchmark.extra_info |= {"GB/s": moved / best / 1e9, "GFLOP/s": operations / best / 1e9}
+        best, (bandwidth, arithmetic) = benchmark.stats.stats.min, rates(device, DTYPES[dtype])
+        benchmark.extra_info |= {
+            "GB/s": moved / best / 1e9,
+            "GFLOP/s": operations / best / 1e9,
+            "share_of_roofline": max(moved / bandwidth, operations / arithmetic) / best,
+        }
