@@ -3,8 +3,10 @@
     OMP_NUM_THREADS=1 python -m benchmarks.break_certificates PART --work DIR
     python -m benchmarks.break_certificates report --work DIR
 
-PART is class, confidence or gradient (embedded networks), or cifar-class, cifar-gradient or
-cifar-gradient-denoised, for which GRADOOD_DATA names a folder of picture sets.
+PART is class, confidence or gradient (embedded networks), or cifar-class, or cifar-gradient with
+nothing, -denoised, -own or -own-denoised behind it, for which GRADOOD_DATA names a folder of
+picture sets. "Own" climbs the detector's own score on few pictures; the others what it reads
+without a backward pass, on many.
 
 Each part certifies pictures, attacks every one of them, whether normal or anomalous, and tests what
 was claimed on fresh noise at the attacked point. It does so chunk by chunk and keeps what it has in
@@ -71,8 +73,10 @@ BUDGETS = {
     "confidence": Budget(0.05, 500, 500, 50, 10, 100, 2, 25),
     "gradient": Budget(0.05, 500, 50, 10, 10, 100, 2, 5),
     "cifar-class": Budget(0.12, 200, 500, 25, 2, 20, 1, 25),
-    "cifar-gradient": Budget(0.12, 100, 40, 40, 2, 20, 1, 8),
-    "cifar-gradient-denoised": Budget(0.12, 100, 40, 40, 2, 20, 1, 8),
+    "cifar-gradient": Budget(0.12, 64, 504, 252, 10, 100, 1, 64),
+    "cifar-gradient-denoised": Budget(0.12, 64, 504, 252, 4, 25, 1, 64),
+    "cifar-gradient-own": Budget(0.12, 64, 40, 40, 2, 20, 1, 20),
+    "cifar-gradient-own-denoised": Budget(0.12, 64, 40, 40, 2, 20, 1, 20),
 }
 #: Every fifth picture is attacked again at ``CONTROL`` times the radius, with one restart.
 EVERY = 5
@@ -220,8 +224,11 @@ TOLD = {
     "confidence": "one minus its maximal softmax, in the same way",
     "gradient": f"`GradientMahalanobis` on its norms of {', '.join(PARAMETERS)}",
     "cifar-class": "a public ResNet-20 after `checkpoints/cifar10-denoiser`, folded, in bfloat16",
-    "cifar-gradient": "the default gradient detector on that network, without the denoiser",
+    "cifar-gradient": "the default gradient detector on that network, without the denoiser; what "
+    "is climbed is its score without the norms, in bfloat16",
     "cifar-gradient-denoised": "the same with the denoiser",
+    "cifar-gradient-own": "as cifar-gradient; what is climbed is its own score, norms and all",
+    "cifar-gradient-own-denoised": "the same with the denoiser",
 }
 
 

@@ -3,8 +3,8 @@
     GRADOOD_DATA=FOLDER python -m benchmarks.cifar_certificates [PART ...]
 
 Parts: floats, fdr, spread, embedded, gradient. FOLDER as for ``benchmarks.cifar``. Appends to
-``benchmarks/results/cifar_certificates.csv``. Times are processor time of one thread, the ways
-taking turns.
+``benchmarks/results/cifar_certificates.csv``, and writes the page beside it of the part gradient.
+Times are processor time of one thread, the ways taking turns.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ import torch
 from torch import Tensor, nn
 
 import gradood
+from benchmarks import cifar_certificates_page
 from benchmarks.cifar.network import load_network
+from benchmarks.cifar_certificates_page import latest
 from benchmarks.datasets import picture_set
 from benchmarks.distro import CHECKPOINTS
 from gradood import ops
@@ -199,9 +201,10 @@ def _weighted(evidence: Evidence, weight: float) -> Bounded:
 
 #: Of the gradient detector's certificates.
 SIGMA, RADIUS, SAMPLES, FPR, WRONG = 0.12, 0.06, 100, 0.1, 1e-3
+COUNT, FIT = 40, 500
 
 
-def gradient(count: int = 16, fit: int = 300) -> Iterator[tuple[str, str, float]]:
+def gradient(count: int = COUNT, fit: int = FIT) -> Iterator[tuple[str, str, float]]:
     """Medians and decisions of the default gradient detector, with the denoiser and without."""
     ours = load_denoiser(CHECKPOINTS / "cifar10-denoiser.safetensors").bfloat16()
     for kind, denoiser in (("denoised", ours), ("noisy", None)):
@@ -209,14 +212,16 @@ def gradient(count: int = 16, fit: int = 300) -> Iterator[tuple[str, str, float]
             yield "gradient", f"{kind}, {metric}", value
 
 
-def fitted_under_noise(denoiser: Denoiser | None, fit: int, sigma: float) -> gradood.Detector:
-    """The default detector, fitted on what it sees when it is smoothed."""
+def fitted_under_noise(
+    denoiser: Denoiser | None, fit: int, sigma: float, preset: str = "fast"
+) -> gradood.Detector:
+    """A gradient detector, by default the default one, fitted on what it sees when smoothed."""
     train = pictures("cifar10-train", fit)
     seen = train + sigma * torch.randn(train.shape, generator=torch.Generator().manual_seed(0))
     if denoiser is not None:
         with torch.no_grad():
             seen = torch.cat([denoiser(part, sigma) for part in seen.split(100)])
-    return gradood.GradientDetector(network(), progress=False).fit(seen)
+    return gradood.GradientDetector(network(), preset, progress=False).fit(seen)
 
 
 def gradient_claims(denoiser: Denoiser | None, count: int, fit: int) -> Iterator[tuple[str, float]]:
@@ -280,6 +285,11 @@ def main() -> None:
                 date = datetime.now(timezone.utc).date().isoformat()
                 writer.writerow([part, metric, f"{value:.6g}", torch.__version__, date])
             print(f"{part:8} {metric:62} {value:.6g}", flush=True)
+    if "gradient" in wanted:
+        facts = {"sigma": SIGMA, "radius": RADIUS, "samples": SAMPLES, "fpr": FPR}
+        facts |= {"sure": 1 - WRONG, "count": COUNT, "fit": FIT}
+        page = cifar_certificates_page.markdown(latest(OUT, "gradient"), **facts)
+        OUT.with_suffix(".md").write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import chain, repeat
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +18,7 @@ from torch import Tensor, nn
 
 import gradood
 from benchmarks import distro_tables
+from benchmarks.experiments.workers import start
 from gradood.attacks import attack_score
 from gradood.data import ImageSet
 from gradood.distro import (
@@ -295,29 +299,48 @@ def write(rows: list[dict[str, object]], path: Path) -> None:
         writer.writerows(rows)
 
 
-def run(study: Study, out: Path, cache: Path | None) -> None:
-    """Compute the table, and write it with its page and figure."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+def rows_of_group(
+    study: Study, table: Table, models: Sequence[Model]
+) -> list[tuple[Model, list[dict[str, object]], dict[str, object]]]:
+    """Every model with its rows on anomalous sets and its row on normal pictures.
+
+    ``models`` share a classifier and its noise, so a discriminator among them changes no answer:
+    its row has its classifier's accuracies.
+    """
     torch.set_num_threads(1)
+    normal = study.normal
+    assert normal.labels is not None
+    found, known = [], None
+    for model in models:
+        begin = time.process_time()
+        rows = [row for name in study.sets for row in rows_of(table, model, name)]
+        known = known or accuracies(table, model, normal.images, normal.labels)
+        seconds = f"{time.process_time() - begin:.0f}"
+        found.append((model, rows, {"model": model.name, **known, "seconds": seconds}))
+        log.info("%s: %s s of one core", model.name, seconds)
+    return found
+
+
+def run(study: Study, out: Path, cache: Path | None, workers: int = 1) -> None:
+    """Compute the table, models that share noise in one process, and write its page and figure."""
+    start()
     if cache is not None:
         cache.mkdir(parents=True, exist_ok=True)
-    size, normal = study.size, study.normal.select(slice(study.size.accuracy))
-    assert normal.labels is not None
-    table = Table(normal.images[: size.normal], study.sets, size, cache)
-    rows: list[dict[str, object]] = []
-    known: dict[str, dict[str, str]] = {}
-    on_normal: list[dict[str, object]] = []
+    size = study.size
+    study = study._replace(normal=study.normal.select(slice(size.accuracy)))
+    table = Table(study.normal.images[: size.normal], study.sets, size, cache)
+    groups: dict[str, list[Model]] = {}
     for model in study.models:
-        begin = time.process_time()
-        for name in study.sets:
-            rows += rows_of(table, model, name)
-        # A discriminator changes no answer: its row has its classifier's accuracies.
-        if model.classified_by not in known:
-            known[model.classified_by] = accuracies(table, model, normal.images, normal.labels)
-        seconds = f"{time.process_time() - begin:.0f}"
-        on_normal.append({"model": model.name, **known[model.classified_by], "seconds": seconds})
-        log.info("%s: %s s of one core", model.name, seconds)
-        write(rows, out / f"{study.stem}.csv")
-        write(on_normal, out / f"{study.stem}_normal.csv")
+        groups.setdefault(model.classified_by, []).append(model)
+    rows: dict[str, list[dict[str, object]]] = {}
+    on_normal: dict[str, dict[str, object]] = {}
+    names = [model.name for model in study.models]
+    with ProcessPoolExecutor(workers, get_context("spawn"), start) as pool:
+        tried = pool.map(rows_of_group, repeat(study), repeat(table), groups.values())
+        for model, of_sets, of_normal in chain.from_iterable(tried):
+            rows[model.name], on_normal[model.name] = of_sets, of_normal
+            done = [name for name in names if name in rows]
+            write([row for name in done for row in rows[name]], out / f"{study.stem}.csv")
+            write([on_normal[name] for name in done], out / f"{study.stem}_normal.csv")
     facts = size._asdict() | {"certificates": 2 * size.samples}
     distro_tables.write_page(out, study.stem, study.introduction.format_map(facts), facts)

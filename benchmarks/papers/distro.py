@@ -1,10 +1,10 @@
 """The second paper's table on CIFAR-10: plain, outlier-exposed, discriminator, denoised, joint.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.papers.distro --data FOLDER [--denoiser NAME]
+    OMP_NUM_THREADS=1 python -m benchmarks.papers.distro --data FOLDER [--workers 2]
 
 FOLDER as for ``benchmarks.cifar``. Writes ``paper_distro.csv``, ``paper_distro_normal.csv``,
 ``paper_distro.md`` and ``.png``. Denoiser and discriminator are ``benchmarks/checkpoints``'s, which
-``train_denoiser`` and ``train_discriminator`` made; ``--denoiser`` takes another one, as ``gradood
+``train_denoiser`` and ``train_discriminator`` made; ``--denoiser NAME`` takes another, as ``gradood
 certify`` does: a folder of a diffusers pipeline, a file of ``train_denoiser``, or
 ``package.module:function``.
 """
@@ -100,6 +100,7 @@ def main(
     samples: Annotated[int, typer.Option(help="Noises a picture.")] = USUAL.samples,
     steps: Annotated[int, typer.Option(help="Of attacks through noise.")] = USUAL.noisy_steps,
     sigma: Annotated[list[float] | None, typer.Option(help="Noise levels.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = 1,
     cache: Annotated[Path, typer.Option(help="Folder for what is computed.")] = CACHE,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = RESULTS,
 ) -> None:
@@ -122,7 +123,7 @@ def main(
     sets = {name: one.images for name, one in scored(data, anomalous).items()}
     test = picture_set("cifar10-test", data).sample(max(normal, accuracy))
     study = Study("paper_distro", rows, test, sets, size, introduction)
-    run(study, out, cache / "papers" / f"distro-{_identity(rows, size)}")
+    run(study, out, cache / "papers" / f"distro-{_identity(rows, size)}", workers)
 
 
 def denoising(name: str | None) -> Denoiser:

@@ -66,10 +66,10 @@ def _protocol(
         "optimistic.\n\n"
         f"What differs from the paper: its networks were its authors', ours are public "
         f"({', '.join(accuracies)}); scenes, gtsrb and mnist stand beside its kinds of sets; its "
-        "attacks' strengths are those of `benchmarks/experiments/attacked.py`, DeepFool and C&W "
-        "shortened; attacked pictures are rounded to 256 levels, must fool after that, and are "
-        "scored against "
-        "their own originals. Its tables are not repeated: we had its abstract, which prints no "
+        "attacks' strengths are those of `benchmarks/experiments/attacked.py`, C&W shortened, and "
+        "DeepFool, whose usual steps rounding would undo, twice as far (overshoot 1); attacked "
+        "pictures are rounded to 256 levels, must fool after that, and are scored against their "
+        "own originals. Its tables are not repeated: we had its abstract, which prints no "
         "figure, and not its tables."
     )
 
