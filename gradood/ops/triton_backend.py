@@ -11,7 +11,7 @@ compiled for the GPUs and with the versions of Triton in ``benchmarks/results/tr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from math import prod
 from typing import Any, TypeVar, cast
 
@@ -36,6 +36,8 @@ from gradood.kernels import (
 )
 from gradood.kernels.launch import precision as precision
 from gradood.kernels.layout import Geometry
+from gradood.kernels.prepared import arranged, prepared
+from gradood.kernels.reduction import Stored, Summed
 from gradood.ops import choice, gpu_state
 
 NAME = "triton"
@@ -136,7 +138,7 @@ def reject(op: str, *args: object) -> str | None:
     for t in tensors[:2]:
         if t.is_floating_point() and t.dtype not in _DTYPES:
             return f"{t.dtype} is left to PyTorch"
-        if _extent(t) > _MOST_ELEMENTS:
+        if _extent(t.shape, t.stride()) > _MOST_ELEMENTS:
             return "a sample of 2³¹ elements or more"
     for t in tensors:
         if t.device.type != "cuda" and not (launch.INTERPRETING or _dry()):
@@ -192,13 +194,18 @@ def linear_sqnorm(x: Tensor, d: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
     if x.numel() == 0 or d.numel() == 0:
         return _zeros(d), bias_sqnorm(d.transpose(1, 2)) if bias else _zeros(d[:0])
     x, d = _alike(x, d)
+    return _linear(x, d, bias).both(x, d)
+
+
+@prepared
+def _linear(x: Tensor, d: Tensor, bias: bool) -> Summed | Stored:
     match algorithm("linear_sqnorm", x, d):
         case "outer":
-            return outer.rank_one_sqnorm(x[:, 0], d[:, 0], bias)
+            return outer.prepare_rank_one(x[:, 0], d[:, 0], bias)
         case "gram":
-            return gram.gram_sqnorm(x, d, bias)
+            return gram.prepare(x, d, bias)
         case _:
-            return outer.outer_sqnorm(x, d, bias)
+            return outer.prepare(x, d, bias)
 
 
 @_there
@@ -216,18 +223,28 @@ def conv_sqnorm(
     if x.numel() == 0 or d.numel() == 0:
         return _zeros(d), bias_sqnorm(d.flatten(2)) if bias else _zeros(d[:0])
     x, d = _alike(x, d)
-    geometry = Geometry.of(kernel_size, stride, padding, dilation, groups)
-    match algorithm("conv_sqnorm", x, d, kernel_size, stride, padding, dilation, groups):
+    sizes = tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation), groups
+    return _conv(x, d, sizes, bias).both(x, d)
+
+
+@prepared
+def _conv(
+    x: Tensor, d: Tensor, sizes: tuple[Any, ...], bias: bool
+) -> Summed | Stored | pixel_gram.ShiftGram:
+    geometry = Geometry.of(*sizes)
+    match algorithm("conv_sqnorm", x, d, *sizes):
         case "pointwise":
-            return linear_sqnorm(*conv.pointwise_tokens(x, d, tuple(stride)), bias)
+            tokens = partial(conv.pointwise_tokens, stride=sizes[1])
+            x, d, arrange = arranged(tokens, x, d)
+            return _linear(x, d, bias)._replace(arrange=arrange)
         case "depthwise":
-            return depthwise.depthwise_sqnorm(x, d, geometry, bias)
+            return depthwise.prepare(x, d, geometry, bias)
         case "direct" if conv3x3.serves(x, d, geometry):
-            return conv3x3.conv3x3_sqnorm(x, d, geometry, bias)
+            return conv3x3.prepare(x, d, geometry, bias)
         case "shift_gram":
-            return pixel_gram.shift_gram_sqnorm(x, d, geometry, bias)
+            return pixel_gram.prepare(x, d, geometry, bias)
         case _:
-            return conv.conv_sqnorm(x, d, geometry, bias)
+            return conv.prepare(x, d, geometry, bias)
 
 
 @_there
@@ -288,7 +305,7 @@ def embedding_sqnorm(indices: Tensor, d: Tensor, padding_idx: int) -> Tensor:
     """See ``reference.embedding_sqnorm``."""
     if d.numel() == 0:
         return _zeros(d)
-    return gram.embedding_sqnorm(indices, d, padding_idx)
+    return gram.prepare_embedding(indices, d, padding_idx).both(indices, d)[0]
 
 
 @_there
@@ -334,9 +351,10 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".")[:2])
 
 
-def _extent(t: Tensor) -> int:
+@cache
+def _extent(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
     """Elements between the first and the last of one sample."""
-    return sum((size - 1) * step for size, step in zip(t.shape[1:], t.stride()[1:], strict=True))
+    return sum((size - 1) * step for size, step in zip(shape[1:], stride[1:], strict=True))
 
 
 def _alike(x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:

@@ -43,8 +43,8 @@ def test_the_next_backend_serves_after_any_failure(kind, monkeypatch, caplog):
         calls.append(args)
         raise FAILURES[kind] from AttributeError("the cause\nin two lines")
 
-    monkeypatch.setattr(triton_backend.outer, "outer_sqnorm", fails)
-    monkeypatch.setattr(triton_backend.gram, "gram_sqnorm", fails)
+    monkeypatch.setattr(triton_backend.outer, "prepare", fails)
+    monkeypatch.setattr(triton_backend.gram, "prepare", fails)
     x, d = torch.randn(2, 5, 4), torch.randn(2, 5, 3)
     with caplog.at_level(logging.WARNING, "gradood"), ops.tracing() as served:
         for _ in range(3):
@@ -71,7 +71,7 @@ def test_a_whole_model_is_scored_where_a_kernel_does_not_compile(monkeypatch):
     def fails(*args):
         raise RuntimeError("PassManager::run failed")
 
-    monkeypatch.setattr(triton_backend.conv, "conv_sqnorm", fails)
+    monkeypatch.setattr(triton_backend.conv, "prepare", fails)
     torch.testing.assert_close(gradood.gradient_norms(model, x).values, wanted)
 
 
