@@ -82,7 +82,7 @@ class Launch:
         return best
 
     def _options(self) -> Iterator[dict[str, int]]:
-        """As the table has them; then more warps, and so fewer numbers a thread, or fewer stages."""
+        """As the table says; then more warps, and so fewer numbers a thread, or fewer stages."""
         first, stages = self._constants["num_warps"], self._constants.get("num_stages", 1)
         for fewer in range(min(stages, 2)):
             warps = first

@@ -11,8 +11,7 @@ compiled for the GPUs and with the versions of Triton in ``benchmarks/results/tr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache, partial, wraps
-from math import prod
+from functools import cache, wraps
 from typing import Any, TypeVar, cast
 
 import torch
@@ -21,24 +20,10 @@ from torch import Tensor
 from triton.runtime import driver
 
 from gradood.errors import GradoodError
-from gradood.kernels import (
-    affine,
-    conv,
-    conv3x3,
-    depthwise,
-    gram,
-    launch,
-    noise,
-    outer,
-    pixel_gram,
-    token_norm,
-    votes,
-)
+from gradood.kernels import affine, gram, launch, noise, token_norm, votes
 from gradood.kernels.launch import precision as precision
-from gradood.kernels.layout import Geometry
-from gradood.kernels.prepared import arranged, prepared
-from gradood.kernels.reduction import Stored, Summed
-from gradood.ops import choice, gpu_state
+from gradood.ops import gpu_state, triton_choice
+from gradood.ops.triton_choice import algorithm as algorithm
 
 NAME = "triton"
 #: PyTorch's own kernels make noise in float64.
@@ -150,22 +135,6 @@ def reject(op: str, *args: object) -> str | None:
     return None
 
 
-def algorithm(op: str, *args: object) -> str:
-    """Name the algorithm that serves a call."""
-    if op == "linear_sqnorm":
-        x, d = args[:2]
-        assert isinstance(x, Tensor) and isinstance(d, Tensor)
-        return choice.linear(d.shape[1], x.shape[-1], d.shape[2], choice.TRITON)
-    if op == "conv_sqnorm":
-        x, d, kernel_size, stride, padding, _, groups = args[:7]
-        assert isinstance(x, Tensor) and isinstance(d, Tensor)
-        shapes = (x.shape[1:], d.shape[1:])
-        kind = choice.conv(*shapes, kernel_size, stride, padding, groups, choice.TRITON)  # type: ignore[arg-type]
-        too_large = prod(x.shape[2:]) > pixel_gram.MOST_PIXELS
-        return "direct" if kind == "shift_gram" and too_large else kind
-    return "fused"
-
-
 def _there(operator: Operator) -> Operator:
     """Run an operator with its first tensor's device as the current one.
 
@@ -194,18 +163,7 @@ def linear_sqnorm(x: Tensor, d: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
     if x.numel() == 0 or d.numel() == 0:
         return _zeros(d), bias_sqnorm(d.transpose(1, 2)) if bias else _zeros(d[:0])
     x, d = _alike(x, d)
-    return _linear(x, d, bias).both(x, d)
-
-
-@prepared
-def _linear(x: Tensor, d: Tensor, bias: bool) -> Summed | Stored:
-    match algorithm("linear_sqnorm", x, d):
-        case "outer":
-            return outer.prepare_rank_one(x[:, 0], d[:, 0], bias)
-        case "gram":
-            return gram.prepare(x, d, bias)
-        case _:
-            return outer.prepare(x, d, bias)
+    return triton_choice.linear(x, d, bias).both(x, d)
 
 
 @_there
@@ -224,27 +182,7 @@ def conv_sqnorm(
         return _zeros(d), bias_sqnorm(d.flatten(2)) if bias else _zeros(d[:0])
     x, d = _alike(x, d)
     sizes = tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation), groups
-    return _conv(x, d, sizes, bias).both(x, d)
-
-
-@prepared
-def _conv(
-    x: Tensor, d: Tensor, sizes: tuple[Any, ...], bias: bool
-) -> Summed | Stored | pixel_gram.ShiftGram:
-    geometry = Geometry.of(*sizes)
-    match algorithm("conv_sqnorm", x, d, *sizes):
-        case "pointwise":
-            tokens = partial(conv.pointwise_tokens, stride=sizes[1])
-            x, d, arrange = arranged(tokens, x, d)
-            return _linear(x, d, bias)._replace(arrange=arrange)
-        case "depthwise":
-            return depthwise.prepare(x, d, geometry, bias)
-        case "direct" if conv3x3.serves(x, d, geometry):
-            return conv3x3.prepare(x, d, geometry, bias)
-        case "shift_gram":
-            return pixel_gram.prepare(x, d, geometry, bias)
-        case _:
-            return conv.prepare(x, d, geometry, bias)
+    return triton_choice.convolution(x, d, sizes, bias).both(x, d)
 
 
 @_there
