@@ -27,7 +27,7 @@ import torch  # noqa: E402
 from benchmarks.kernel_calls import CALLS, Call, poisoned, relative_error  # noqa: E402
 from gradood import pending  # noqa: E402
 from gradood.benchmarking.operators import noise_checks, vote_checks  # noqa: E402
-from gradood.kernels import conv3x3  # noqa: E402
+from gradood.kernels import conv3x3, prepared  # noqa: E402
 from gradood.kernels.interpreter import shuffled  # noqa: E402
 from gradood.kernels.layout import Geometry  # noqa: E402
 from gradood.ops import triton_backend  # noqa: E402
@@ -254,6 +254,7 @@ def _load(mutation: Mutation, folder: Path) -> None:
         path.write_text(source)
         module = importlib.import_module(f"gradood.kernels.{name}")
         exec(compile(source, str(path), "exec"), module.__dict__)
+    prepared.forget()
 
 
 def _signs(names: tuple[str, ...] | list[str]) -> Iterator[str]:
@@ -282,7 +283,7 @@ def _three_by_three() -> str:
     for name in names:
         x, d, *geometry, groups, bias = CALLS[name].map(poisoned).arguments
         of = Geometry.of(*geometry, groups)
-        error = relative_error(CALLS[name], lambda _: conv3x3.conv3x3_sqnorm(x, d, of, bias))  # noqa: B023
+        error = relative_error(CALLS[name], lambda _: conv3x3.prepare(x, d, of, bias).both(x, d))  # noqa: B023
         if not error < TOLERANCE:
             return f"{name}: error {error:.0e}"
     return ""

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from gradood.kernels import reduction
 from gradood.kernels.launch import settings
+from gradood.kernels.prepared import Launch, prepared
 
 PER_CHANNEL, PER_TOKEN, PER_GROUP = 0, 1, 2
 
@@ -186,55 +187,46 @@ def affine_sqnorm(
 
     With ``scale`` ``[C]`` also ``scale d``, into ``gradient``.
     """
-    weight, bias = _launch(x, d, statistics, scale, gradient)
+    mean, rstd, kind, groups = statistics
+    lies = None if gradient is None else gradient.stride()
+    known = _affine(x, d, kind, groups, mean is not None, lies)
+    flows, scale = d if gradient is None else gradient, rstd if scale is None else scale
+    weight, bias = known(x, d, rstd if mean is None else mean, rstd, scale, flows)
     return weight, bias
 
 
 def bias_sqnorm(d: Tensor) -> Tensor:
     """``‖Σ_t d_t‖²`` for ``d`` ``[N, T, C]``."""
-    return _launch(d, d, None)[0]
+    return _affine(d, d, None, 1, False, None)(d, d, d, d, d, d)[0]
 
 
-def _launch(
-    x: Tensor, d: Tensor, statistics: Statistics | None, scale: Tensor | None = None,
-    gradient: Tensor | None = None,
-) -> list[Tensor]:  # fmt: skip
+@prepared
+def _affine(
+    x: Tensor, d: Tensor, kind: int | None, groups: int, centred: bool,
+    gradient: tuple[int, ...] | None,
+) -> reduction.Summed:  # fmt: skip
+    """For statistics of a kind, or for the norm of a bias alone; how the gradient lies, if any."""
     samples, tokens, channels = d.shape
     block_t, block_c, warps = _blocks(d)
     blocks, splits = triton.cdiv(channels, block_c), triton.cdiv(tokens, _TOKENS)
-    norms = 1 if statistics is None else 2
+    norms = 1 if kind is None else 2
     numbers = blocks if splits == 1 else splits * channels
-    partial = reduction.partials(d, norms * numbers)
-    known = statistics or Statistics(None, partial, PER_CHANNEL)
-    flows = d if gradient is None else gradient
-    _affine_kernel[(samples * blocks * splits,)](
-        x,
-        d,
-        known.rstd if known.mean is None else known.mean,
-        known.rstd,
-        known.rstd if scale is None else scale,
-        flows,
-        partial,
-        tokens,
-        channels,
-        triton.cdiv(tokens, splits),
-        blocks,
-        splits,
-        known.groups,
-        *x.stride(),
-        *d.stride(),
-        *flows.stride(),
-        WEIGHT=statistics is not None,
-        CENTRED=known.mean is not None,
-        GRADIENT=gradient is not None,
-        SPLIT=splits > 1,
-        KIND=known.kind,
-        BT=block_t,
-        BC=block_c,
-        num_warps=warps,
-    )
+    sizes = (tokens, channels, triton.cdiv(tokens, splits), blocks, splits, groups)
+    constants = {
+        "WEIGHT": kind is not None,
+        "CENTRED": centred,
+        "GRADIENT": gradient is not None,
+        "SPLIT": splits > 1,
+        "KIND": PER_CHANNEL if kind is None else kind,
+        "BT": block_t,
+        "BC": block_c,
+        "num_warps": warps,
+    }
+    strides = (*x.stride(), *d.stride(), *(gradient or d.stride()))
+    launch = Launch(_affine_kernel, samples * blocks * splits, (*sizes, *strides), constants)
     of = (numbers, 1, False) if splits == 1 else (channels, splits, True)
-    return reduction.results(partial, [reduction.Segment(i * numbers, *of) for i in range(norms)])
+    segments = tuple(reduction.Segment(i * numbers, *of) for i in range(norms))
+    return reduction.Summed(launch, norms * numbers, segments)
 
 
 def statistics_of(x: Tensor, groups: int | None, eps: float, rms: bool) -> Statistics:

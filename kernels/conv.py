@@ -16,6 +16,7 @@ from torch import Tensor
 from gradood.kernels import reduction
 from gradood.kernels.launch import fit, product_precision, settings
 from gradood.kernels.layout import Geometry, channels_innermost
+from gradood.kernels.prepared import Launch, arranged, prepared
 
 
 @triton.jit
@@ -127,10 +128,11 @@ def _conv_kernel(
             tl.store(row + tiles + group_p, reduction.vector_sqnorm(total))
 
 
-def conv_sqnorm(x: Tensor, d: Tensor, geometry: Geometry, bias: bool) -> tuple[Tensor, Tensor]:
+@prepared
+def prepare(x: Tensor, d: Tensor, geometry: Geometry, bias: bool) -> reduction.Summed:
     """Both norms by forming the gradient, for ``x`` ``[N, C, *S]`` and ``d`` ``[N, P, *T]``."""
-    x, (depth, *size) = channels_innermost(x), (*[1] * (5 - d.dim()), *d.shape[2:])
-    d = _wide(d)
+    depth, *size = (*[1] * (5 - d.dim()), *d.shape[2:])
+    x, d, arrange = arranged(_arrange, x, d)
     groups, taps = geometry.groups, geometry.taps
     inputs, outputs, pixels = x.shape[-1] // groups, d.shape[1] // groups, d.shape[2]
     flat = inputs < 16
@@ -140,32 +142,27 @@ def conv_sqnorm(x: Tensor, d: Tensor, geometry: Geometry, bias: bool) -> tuple[T
     tiles_p = triton.cdiv(outputs, block_p)
     tiles_q = triton.cdiv(columns, block_q) * (1 if flat else taps)
     tiles = groups * tiles_p * tiles_q
-    partial = reduction.partials(x, tiles + (groups * tiles_p if bias else 0))
-    _conv_kernel[(x.shape[0] * tiles,)](
-        x,
-        d,
-        partial,
-        pixels,
-        *x.shape[1:4],
-        *size,
-        x.shape[-1],
-        inputs,
-        outputs,
-        tiles_p,
-        tiles_q,
-        *d.stride(),
-        GROUPS=groups,
+    sizes = (pixels, *x.shape[1:4], *size, x.shape[-1], inputs, outputs)
+    constants = {
+        "GROUPS": groups,
         **geometry.constants,
-        DEEP=depth > 1 or geometry.kernel[0] > 1 or geometry.padding[0] > 0,
-        FLAT=flat,
-        BT=chosen.tokens,
-        BP=block_p,
-        BQ=block_q,
-        PRECISION=product_precision(x.dtype, pixels * inputs * taps * outputs, cancels=False),
-        BIAS=bias,
+        "DEEP": depth > 1 or geometry.kernel[0] > 1 or geometry.padding[0] > 0,
+        "FLAT": flat,
+        "BT": chosen.tokens,
+        "BP": block_p,
+        "BQ": block_q,
+        "PRECISION": product_precision(x.dtype, pixels * inputs * taps * outputs, cancels=False),
+        "BIAS": bias,
         **chosen.options,
-    )
-    return reduction.sums(partial, tiles)
+    }
+    numbers = (*sizes, tiles_p, tiles_q, *d.stride())
+    launch = Launch(_conv_kernel, x.shape[0] * tiles, numbers, constants)
+    sums = reduction.weights_and_biases(tiles, groups * tiles_p if bias else 0)
+    return reduction.Summed(launch, *sums, arrange)
+
+
+def _arrange(x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    return channels_innermost(x), _wide(d)
 
 
 def _wide(d: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from gradood.kernels import reduction
 from gradood.kernels.launch import fit, settings
-from gradood.kernels.layout import Geometry, channels_innermost
+from gradood.kernels.layout import Geometry, both_innermost
+from gradood.kernels.prepared import Launch, arranged, prepared
 
 
 @triton.jit
@@ -118,40 +119,33 @@ def _conv3x3_kernel(
             tl.store(row + tiles + group_p, reduction.vector_sqnorm(total))
 
 
-def conv3x3_sqnorm(x: Tensor, d: Tensor, geometry: Geometry, bias: bool) -> tuple[Tensor, Tensor]:
+@prepared
+def prepare(x: Tensor, d: Tensor, geometry: Geometry, bias: bool) -> reduction.Summed:
     """Both norms, for ``x`` ``[N, C, H, W]`` and ``d`` ``[N, P, OH, OW]``."""
-    x, d = channels_innermost(x), channels_innermost(d)
+    x, d, arrange = arranged(both_innermost, x, d)
     groups = geometry.groups
     inputs, outputs = x.shape[-1] // groups, d.shape[-1] // groups
     chosen = settings("conv3x3", x.dtype, min(inputs, outputs))
     block_p, block_q = fit(chosen.outputs, outputs), fit(chosen.inputs, inputs)
     tiles_p, tiles_q = triton.cdiv(outputs, block_p), triton.cdiv(inputs, block_q)
     tiles = groups * tiles_p * tiles_q
-    partial = reduction.partials(x, tiles + (groups * tiles_p if bias else 0))
-    _conv3x3_kernel[(x.shape[0] * tiles,)](
-        x,
-        d,
-        partial,
-        *x.shape[2:4],
-        *d.shape[2:4],
-        x.shape[-1],
-        d.shape[-1],
-        inputs,
-        outputs,
-        tiles_p,
-        tiles_q,
-        GROUPS=groups,
-        PH=geometry.padding[1],
-        PW=geometry.padding[2],
-        DH=geometry.dilation[1],
-        DW=geometry.dilation[2],
-        BT=chosen.tokens,
-        BP=block_p,
-        BQ=block_q,
-        BIAS=bias,
+    sizes = (*x.shape[2:4], *d.shape[2:4], x.shape[-1], d.shape[-1])
+    constants = {
+        "GROUPS": groups,
+        "PH": geometry.padding[1],
+        "PW": geometry.padding[2],
+        "DH": geometry.dilation[1],
+        "DW": geometry.dilation[2],
+        "BT": chosen.tokens,
+        "BP": block_p,
+        "BQ": block_q,
+        "BIAS": bias,
         **chosen.options,
-    )
-    return reduction.sums(partial, tiles)
+    }
+    numbers = (*sizes, inputs, outputs, tiles_p, tiles_q)
+    launch = Launch(_conv3x3_kernel, x.shape[0] * tiles, numbers, constants)
+    sums = reduction.weights_and_biases(tiles, groups * tiles_p if bias else 0)
+    return reduction.Summed(launch, *sums, arrange)
 
 
 def serves(x: Tensor, d: Tensor, geometry: Geometry) -> bool:

@@ -17,7 +17,8 @@ from torch import Tensor
 from gradood.kernels import reduction
 from gradood.kernels.conv import pixel
 from gradood.kernels.launch import settings
-from gradood.kernels.layout import Geometry, channels_innermost
+from gradood.kernels.layout import Geometry, both_innermost
+from gradood.kernels.prepared import Launch, arranged, prepared
 
 
 @triton.jit(do_not_specialize=["T", "D", "H", "W", "OH", "OW", "blocks"])
@@ -95,32 +96,27 @@ def _depthwise_kernel(
             tl.store(row + tiles + tile, tl.sum(bias * bias, axis=0))
 
 
-def depthwise_sqnorm(x: Tensor, d: Tensor, geometry: Geometry, bias: bool) -> tuple[Tensor, Tensor]:
+@prepared
+def prepare(x: Tensor, d: Tensor, geometry: Geometry, bias: bool) -> reduction.Summed:
     """Both norms for ``x`` ``[N, C, *S]`` and ``d`` ``[N, M C, *T]``, one group a channel of x."""
-    x, d = channels_innermost(x), channels_innermost(d)
+    x, d, arrange = arranged(both_innermost, x, d)
     samples, channels, multiplier = x.shape[0], x.shape[-1], d.shape[-1] // x.shape[-1]
     chosen = settings("depthwise", x.dtype)
     room = triton.next_power_of_2(geometry.kernel[2])
     block = min(chosen.inputs, triton.next_power_of_2(channels))
     blocks = triton.cdiv(channels, block)
     tiles = blocks * multiplier * geometry.kernel[0] * geometry.kernel[1]
-    partial = reduction.partials(x, tiles + (blocks * multiplier if bias else 0))
-    _depthwise_kernel[(samples * tiles,)](
-        x,
-        d,
-        partial,
-        prod(d.shape[1:4]),
-        *x.shape[1:4],
-        *d.shape[2:4],
-        channels,
-        blocks,
-        MULTIPLIER=multiplier,
+    constants = {
+        "MULTIPLIER": multiplier,
         **geometry.constants,
-        DEEP=d.shape[1] > 1 or geometry.kernel[0] > 1 or geometry.padding[0] > 0,
-        BT=max(1, chosen.tokens // room),
-        BK=room,
-        BC=block,
-        BIAS=bias,
+        "DEEP": d.shape[1] > 1 or geometry.kernel[0] > 1 or geometry.padding[0] > 0,
+        "BT": max(1, chosen.tokens // room),
+        "BK": room,
+        "BC": block,
+        "BIAS": bias,
         **chosen.options,
-    )
-    return reduction.sums(partial, tiles)
+    }
+    numbers = (prod(d.shape[1:4]), *x.shape[1:4], *d.shape[2:4], channels, blocks)
+    launch = Launch(_depthwise_kernel, samples * tiles, numbers, constants)
+    sums = reduction.weights_and_biases(tiles, blocks * multiplier if bias else 0)
+    return reduction.Summed(launch, *sums, arrange)

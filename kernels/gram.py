@@ -16,6 +16,7 @@ from torch import Tensor
 from gradood.kernels import reduction
 from gradood.kernels.launch import product_precision, settings
 from gradood.kernels.layout import Rows, token
+from gradood.kernels.prepared import Launch, prepared
 
 
 @triton.jit
@@ -174,76 +175,59 @@ def _packed_gram_kernel(
         tl.store(bias + ours, tl.sum(tl.reshape(by_token, (SAMPLES, ROOM)), axis=1), mask=ours < N)
 
 
-def gram_sqnorm(x: Tensor, d: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
+@prepared
+def prepare(x: Tensor, d: Tensor, bias: bool) -> reduction.Summed | reduction.Stored:
     """Both norms from inner products, for ``x`` ``[N, T, Q]`` and ``d`` ``[N, T, P]``.
 
     The tokens of x may come in rows, ``[N, rows, width, Q]``.
     """
-    tokens, inputs, x_rows = d.shape[1], x.shape[-1], Rows.of(x)
+    samples, tokens, inputs, x_rows = x.shape[0], d.shape[1], x.shape[-1], Rows.of(x)
     products = tokens**2 * (inputs + d.shape[2]) // 2
     chosen = settings("gram", x.dtype, tokens)
     how = product_precision(x.dtype, products, cancels=True)
     room = triton.next_power_of_2(tokens)
     if 2 * room > chosen.tokens:
         return _pairs(x, d, bias, how)
-    samples = x.shape[0]
-    weight = reduction.norms(x)
-    bias_norm = weight.new_empty(samples if bias else 0)
-    _packed_gram_kernel[(triton.cdiv(samples, chosen.tokens // room),)](
-        x,
-        d,
-        weight,
-        bias_norm,
-        samples,
-        tokens,
-        d.shape[2],
-        inputs,
-        *x_rows[:-1],
-        *d.stride(),
-        BT=chosen.tokens,
-        ROOM=room,
-        BK=chosen.inputs,
-        PRECISION=how,
-        ROWS=x_rows.several,
-        BIAS=bias,
+    numbers = (samples, tokens, d.shape[2], inputs, *x_rows[:-1], *d.stride())
+    constants = {
+        "BT": chosen.tokens,
+        "ROOM": room,
+        "BK": chosen.inputs,
+        "PRECISION": how,
+        "ROWS": x_rows.several,
+        "BIAS": bias,
         **chosen.options,
-    )
-    return weight, bias_norm
+    }
+    programs = triton.cdiv(samples, chosen.tokens // room)
+    return reduction.Stored(Launch(_packed_gram_kernel, programs, numbers, constants), bias)
 
 
-def embedding_sqnorm(indices: Tensor, d: Tensor, padding_idx: int) -> Tensor:
+@prepared
+def prepare_embedding(indices: Tensor, d: Tensor, padding_idx: int) -> reduction.Summed:
     """``Σ_v ‖Σ_{t: index_t = v} d_t‖²`` for ``indices`` ``[N, T]`` and ``d`` ``[N, T, Q]``."""
     products = d.shape[1] ** 2 * d.shape[2] // 2
     how = product_precision(d.dtype, products, cancels=True)
-    return _pairs(indices[..., None], d, False, how, padding_idx)[0]
+    return _pairs(indices[..., None], d, False, how, padding_idx)
 
 
 def _pairs(
     x: Tensor, d: Tensor, bias: bool, how: str, padding: int | None = None
-) -> tuple[Tensor, Tensor]:
+) -> reduction.Summed:
     chosen, tokens, x_rows = settings("gram", d.dtype, d.shape[1]), d.shape[1], Rows.of(x)
     block = min(chosen.tokens, max(16, triton.next_power_of_2(tokens)))
     blocks = triton.cdiv(tokens, block)
     pairs = blocks * (blocks + 1) // 2
-    partial = reduction.partials(d, 2 * pairs if bias else pairs)
-    _gram_kernel[(d.shape[0] * pairs,)](
-        x,
-        d,
-        partial,
-        tokens,
-        d.shape[2],
-        x.shape[-1],
-        blocks,
-        -1 if padding is None else padding,
-        *x_rows[:-1],
-        *d.stride(),
-        BT=block,
-        BK=chosen.inputs,
-        PRECISION=how,
-        INDEXED=padding is not None,
-        ONCE=chosen.once,
-        ROWS=x_rows.several,
-        BIAS=bias,
+    sizes = (tokens, d.shape[2], x.shape[-1], blocks, -1 if padding is None else padding)
+    constants = {
+        "BT": block,
+        "BK": chosen.inputs,
+        "PRECISION": how,
+        "INDEXED": padding is not None,
+        "ONCE": chosen.once,
+        "ROWS": x_rows.several,
+        "BIAS": bias,
         **chosen.options,
-    )
-    return reduction.sums(partial, pairs)
+    }
+    numbers = (*sizes, *x_rows[:-1], *d.stride())
+    launch = Launch(_gram_kernel, d.shape[0] * pairs, numbers, constants)
+    return reduction.Summed(launch, *reduction.weights_and_biases(pairs, pairs if bias else 0))

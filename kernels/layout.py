@@ -62,6 +62,11 @@ def channels_innermost(t: Tensor) -> Tensor:
     return t.movedim(1, -1).contiguous()
 
 
+def both_innermost(x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with their channels innermost."""
+    return channels_innermost(x), channels_innermost(d)
+
+
 class Rows(NamedTuple):
     """How a kernel finds token t of x: ``t // width · row + t % width · step``, or ``t · step``."""
 

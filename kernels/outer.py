@@ -15,6 +15,7 @@ from torch import Tensor
 from gradood.kernels import reduction
 from gradood.kernels.launch import fit, product_precision, settings
 from gradood.kernels.layout import Rows, token
+from gradood.kernels.prepared import Launch, prepared
 
 
 @triton.jit(do_not_specialize=["tiles_p", "tiles_q"])
@@ -105,7 +106,8 @@ def _rank_one_kernel(
         tl.store(bias + sample, norm)
 
 
-def outer_sqnorm(x: Tensor, d: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
+@prepared
+def prepare(x: Tensor, d: Tensor, bias: bool) -> reduction.Summed:
     """Both norms by forming the gradient, for ``x`` ``[N, T, Q]`` and ``d`` ``[N, T, P]``.
 
     The tokens of x may come in rows, ``[N, rows, width, Q]``.
@@ -114,46 +116,25 @@ def outer_sqnorm(x: Tensor, d: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
     chosen = settings("outer", x.dtype, min(inputs, outputs))
     block_p, block_q = fit(chosen.outputs, outputs), fit(chosen.inputs, inputs)
     tiles_p, tiles_q = triton.cdiv(outputs, block_p), triton.cdiv(inputs, block_q)
-    partial = reduction.partials(x, tiles_p * tiles_q + (tiles_p if bias else 0))
-    _outer_kernel[(samples * tiles_p * tiles_q,)](
-        x,
-        d,
-        partial,
-        tokens,
-        outputs,
-        inputs,
-        tiles_p,
-        tiles_q,
-        *x_rows[:-1],
-        *d.stride(),
-        BT=chosen.tokens,
-        BP=block_p,
-        BQ=block_q,
-        PRECISION=product_precision(x.dtype, tokens * inputs * outputs, cancels=False),
-        ROWS=x_rows.several,
-        BIAS=bias,
+    numbers = (tokens, outputs, inputs, tiles_p, tiles_q, *x_rows[:-1], *d.stride())
+    constants = {
+        "BT": chosen.tokens,
+        "BP": block_p,
+        "BQ": block_q,
+        "PRECISION": product_precision(x.dtype, tokens * inputs * outputs, cancels=False),
+        "ROWS": x_rows.several,
+        "BIAS": bias,
         **chosen.options,
-    )
-    return reduction.sums(partial, tiles_p * tiles_q)
+    }
+    launch = Launch(_outer_kernel, samples * tiles_p * tiles_q, numbers, constants)
+    sums = reduction.weights_and_biases(tiles_p * tiles_q, tiles_p if bias else 0)
+    return reduction.Summed(launch, *sums)
 
 
-def rank_one_sqnorm(x: Tensor, d: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
+@prepared
+def prepare_rank_one(x: Tensor, d: Tensor, bias: bool) -> reduction.Stored:
     """Both norms where there is one token: ``x`` ``[N, Q]`` and ``d`` ``[N, P]``."""
-    samples = x.shape[0]
-    weight = reduction.norms(x)
-    bias_norm = weight.new_empty(samples if bias else 0)
     block = min(1024, max(32, triton.next_power_of_2(max(x.shape[1], d.shape[1]))))
-    _rank_one_kernel[(samples,)](
-        x,
-        d,
-        weight,
-        bias_norm,
-        d.shape[1],
-        x.shape[1],
-        *x.stride(),
-        *d.stride(),
-        BLOCK=block,
-        BIAS=bias,
-        num_warps=4 if block >= 512 else 1,
-    )
-    return weight, bias_norm
+    numbers = (d.shape[1], x.shape[1], *x.stride(), *d.stride())
+    constants = {"BLOCK": block, "BIAS": bias, "num_warps": 4 if block >= 512 else 1}
+    return reduction.Stored(Launch(_rank_one_kernel, x.shape[0], numbers, constants), bias)

@@ -8,6 +8,8 @@ which never exist. For ``x`` ``[N, H, W, C]`` and ``d`` ``[N, OH, OW, P]``, any 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -18,6 +20,7 @@ from gradood.kernels.conv import pixel
 from gradood.kernels.gram import inner_products, triangle
 from gradood.kernels.launch import product_precision, settings
 from gradood.kernels.layout import Geometry
+from gradood.kernels.prepared import Arrange, Launch, arranged, prepared
 
 #: Pixels beyond which the matrix X is not worth its memory: 256 KiB a sample.
 MOST_PIXELS = 256
@@ -116,32 +119,51 @@ def _shifted_gram_kernel(
         tl.store(out + pairs + pair, twice * tl.sum(of_d))
 
 
-def shift_gram_sqnorm(
-    x: Tensor, d: Tensor, geometry: Geometry, bias: bool
-) -> tuple[Tensor, Tensor]:
+class ShiftGram(NamedTuple):
+    """A launch for inner products of pixels, their shape, and one that sums them shifted."""
+
+    of_pixels: Launch
+    shape: tuple[int, ...]
+    shifted: reduction.Summed
+    arrange: Arrange | None
+
+    def both(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+        """The norms of weight and bias; the second is empty without."""
+        if self.arrange is not None:
+            x, d = self.arrange(x, d)
+        gram = torch.empty(self.shape, dtype=torch.float32, device=x.device)
+        self.of_pixels(x, gram)
+        return self.shifted.both(gram, d)
+
+
+@prepared
+def prepare(x: Tensor, d: Tensor, geometry: Geometry, bias: bool) -> ShiftGram:
     """Both norms from inner products of pixels, for ``x`` ``[N, C, H, W]``, ``d`` ``[N, P, …]``."""
     (samples, channels, *sizes), outputs, out = x.shape, d.shape[1], d.shape[2:]
-    (height, width), (out_height, out_width) = ((*[1] * (2 - len(s)), *s) for s in (sizes, out))
-    x, d = x.flatten(2), d.flatten(2)
+    size_of = [(*[1] * (2 - len(s)), *s) for s in (sizes, out)]
+    x, d, arrange = arranged(_flat, x, d)
     pixels, tokens = x.shape[2], d.shape[2]
     products = (pixels**2 * channels + tokens**2 * outputs) // 2
     how = product_precision(x.dtype, products, cancels=True)
     chosen = settings("gram", x.dtype, 64)
+    constants = {"BK": chosen.inputs, "PRECISION": how, **chosen.options}
     stride = triton.cdiv(pixels, 16) * 16
-    gram = torch.empty(samples, pixels, stride, dtype=torch.float32, device=x.device)
     block, blocks, pairs = _tiles(pixels, chosen.tokens)
-    _pixel_gram_kernel[(samples * pairs,)](
-        x, gram, pixels, channels, blocks, stride, *x.stride(),
-        BT=block, BK=chosen.inputs, PRECISION=how, **chosen.options,
-    )  # fmt: skip
+    numbers = (pixels, channels, blocks, stride, *x.stride())
+    launch = Launch(_pixel_gram_kernel, samples * pairs, numbers, {"BT": block, **constants})
     block, blocks, pairs = _tiles(tokens, chosen.tokens)
-    partial = reduction.partials(x, 2 * pairs if bias else pairs)
-    _shifted_gram_kernel[(samples * pairs,)](
-        gram, d, partial, pixels, tokens, height, width, out_height, out_width, outputs, blocks,
-        stride, *d.stride(), **geometry.constants,
-        BT=block, BK=chosen.inputs, PRECISION=how, BIAS=bias, **chosen.options,
-    )  # fmt: skip
-    return reduction.sums(partial, pairs)
+    shifted = Launch(
+        _shifted_gram_kernel,
+        samples * pairs,
+        (pixels, tokens, *size_of[0], *size_of[1], outputs, blocks, stride, *d.stride()),
+        {**geometry.constants, "BT": block, "BIAS": bias, **constants},
+    )
+    sums = reduction.weights_and_biases(pairs, pairs if bias else 0)
+    return ShiftGram(launch, (samples, pixels, stride), reduction.Summed(shifted, *sums), arrange)
+
+
+def _flat(x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    return x.flatten(2), d.flatten(2)
 
 
 def _tiles(tokens: int, largest: int) -> tuple[int, int, int]:

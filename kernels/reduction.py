@@ -10,19 +10,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime import driver
 
 from gradood.kernels.launch import on
-from gradood.pending import HELD
+from gradood.kernels.prepared import Arrange, Launch
+from gradood.pending import HELD, Sums
 
 #: Numbers a sample, and results, that one launch at the end of a pass adds up.
 ROOM, RESULTS = 16384, 512
 _MOST_RESULTS = 2  # of a call
+#: Numbers a sample to which room is rounded: Triton compiles for pointers that are aligned, or not.
+_ALIGNED = 4
 
 
 class Segment(NamedTuple):
@@ -79,25 +83,22 @@ class _Batch:
 
     def __init__(self, partial: Tensor, samples: int, results: int) -> None:
         self.partial, self.samples, self.used = partial, samples, 0
+        self._most, self._results = partial.numel(), results
         self._out = partial.new_empty(results, samples)
         self._rows: list[tuple[int, ...]] = []
 
     def has(self, width: int) -> bool:
         """Whether another call fits, with as many results as any has."""
-        fits = self.samples * (self.used + width) <= self.partial.numel()
-        return fits and len(self._rows) + _MOST_RESULTS <= len(self._out)
+        fits = self.samples * (self.used + width) <= self._most
+        return fits and len(self._rows) + _MOST_RESULTS <= self._results
 
-    def take(self, width: int) -> Tensor:
-        """The numbers ``[samples, width]`` of the next call."""
-        begin = self.samples * self.used
-        self.used += width
-        return self.partial[begin : begin + self.samples * width].view(self.samples, width)
-
-    def result(self, partial: Tensor, segment: Segment) -> Tensor:
-        """Where the sums ``[samples]`` will be."""
-        before = int(partial.storage_offset()) // max(self.samples, 1)
-        self._rows.append((before, partial.stride(0), *map(int, segment)))
-        return self._out[len(self._rows) - 1]
+    def take(self, width: int, segments: Sequence[Segment]) -> tuple[Tensor, list[Tensor]]:
+        """Room for ``[samples, width]`` numbers of the next call, and where their sums will be."""
+        room = self.partial[self.samples * self.used :]
+        first = len(self._rows)
+        self._rows += [(self.used, width, *map(int, segment)) for segment in segments]
+        self.used += -(-width // _ALIGNED) * _ALIGNED
+        return room, list(self._out[first : len(self._rows)].unbind())
 
     def add_up(self) -> None:
         """One launch."""
@@ -121,33 +122,27 @@ class _Held:
     """The partial sums of a pass on one stream: as many batches as hold all calls."""
 
     def __init__(self, like: Tensor) -> None:
-        self._samples, self._device, self._stream = like.shape[0], like.device, _stream(like)
+        self._samples, self._device = like.shape[0], like.device
+        self._stream = torch.cuda.current_stream(like.device) if like.is_cuda else None
         self._batches: list[_Batch] = []
 
-    @property
-    def last(self) -> _Batch:
-        """The batch of the call that is being made."""
-        return self._batches[-1]
-
-    def take(self, width: int) -> Tensor:
+    def take(self, width: int, segments: Sequence[Segment]) -> tuple[Tensor, list[Tensor]]:
         """See ``_Batch.take``."""
-        if not self._batches or not self.last.has(width):
+        if not self._batches or not self._batches[-1].has(width):
             size = self._samples * max(ROOM, width)
             room = torch.empty(size, dtype=torch.float32, device=self._device)
             self._batches.append(_Batch(room, self._samples, RESULTS))
-        return self.last.take(width)
+        return self._batches[-1].take(width, segments)
 
     def finish(self) -> None:
         """Launch, after everything that was launched on the stream of the calls."""
-        current = _stream(self.last.partial)
-        with (
-            on(self._device),
-            nullcontext() if current is None else torch.cuda.stream(self._stream),
-        ):
+        there = self._stream
+        current = None if there is None else torch.cuda.current_stream(self._device)
+        with on(self._device), nullcontext() if there is None else torch.cuda.stream(there):
             for batch in self._batches:
                 batch.add_up()
-        if self._stream is not None and current is not None and current != self._stream:
-            current.wait_stream(self._stream)
+        if there is not None and current is not None and current != there:
+            current.wait_stream(there)
 
 
 @cache
@@ -156,48 +151,66 @@ def _table(device: torch.device, rows: tuple[tuple[int, ...], ...]) -> Tensor:
     return torch.tensor(rows, dtype=torch.int64, device=device)
 
 
-def partials(like: Tensor, width: int) -> Tensor:
-    """Room for ``width`` numbers of every sample of ``like``, ``[N, width]`` float32."""
-    held = _held(like)
-    if held is None:
-        return torch.empty(like.shape[0], width, dtype=torch.float32, device=like.device)
-    return held.take(width)
+class Summed(NamedTuple):
+    """A launch whose programs leave ``width`` numbers a sample, and the sums of them as results."""
 
+    launch: Launch
+    width: int
+    segments: tuple[Segment, ...]
+    #: What the first two tensors are turned into first, where a view of them does not do.
+    arrange: Arrange | None = None
 
-def results(partial: Tensor, segments: Sequence[Segment]) -> list[Tensor]:
-    """The sums ``[N]`` of every segment of ``partial``, which ``partials`` made."""
-    held = _held(partial)
-    batch = _Batch(partial, len(partial), len(segments)) if held is None else held.last
-    found = [batch.result(partial, segment) for segment in segments]
-    if held is None:
+    def __call__(self, x: Tensor, d: Tensor, *others: Tensor) -> list[Tensor]:
+        """The result ``[N]`` of every segment; the kernel is told where its numbers go last."""
+        if self.arrange is not None:
+            x, d = self.arrange(x, d)
+        sums = HELD.get()
+        if sums is not None:
+            partial, results = _held(sums, x).take(self.width, self.segments)
+            self.launch(x, d, *others, partial)
+            return results
+        samples = x.shape[0]
+        room = torch.empty(samples * self.width, dtype=torch.float32, device=x.device)
+        batch = _Batch(room, samples, len(self.segments))
+        partial, results = batch.take(self.width, self.segments)
+        self.launch(x, d, *others, partial)
         batch.add_up()
-    return found
+        return results
+
+    def both(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+        """The norms of weight and bias; the second is empty without."""
+        weight, *bias = self(x, d)
+        return weight, bias[0] if bias else weight.new_empty(0)
 
 
-def sums(partial: Tensor, weights: int) -> tuple[Tensor, Tensor]:
-    """``Σ partial[:, :weights]`` and ``Σ partial[:, weights:]``; the second is empty without."""
-    biases = partial.shape[1] - weights
-    segments = [Segment(0, weights), Segment(weights, biases)][: 1 + (biases > 0)]
-    weight, *bias = results(partial, segments)
-    return weight, bias[0] if bias else weight.new_empty(0)
+class Stored(NamedTuple):
+    """A launch whose programs store the norms of weight and bias themselves."""
+
+    launch: Launch
+    bias: bool
+    arrange: Arrange | None = None
+
+    def both(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+        """The norms of weight and bias; the second is empty without."""
+        if self.arrange is not None:
+            x, d = self.arrange(x, d)
+        weight = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
+        bias = weight.new_empty(x.shape[0] if self.bias else 0)
+        self.launch(x, d, weight, bias)
+        return weight, bias
 
 
-def norms(like: Tensor) -> Tensor:
-    """Room for results ``[N]`` that a kernel stores itself."""
-    return torch.empty(like.shape[0], dtype=torch.float32, device=like.device)
+def weights_and_biases(weights: int, biases: int) -> tuple[int, tuple[Segment, ...]]:
+    """Width and segments of so many numbers for a weight's norm, and so many for a bias's."""
+    segments = Segment(0, weights), Segment(weights, biases)
+    return weights + biases, segments[: 1 + (biases > 0)]
 
 
-def _held(like: Tensor) -> _Held | None:
-    sums = HELD.get()
-    if sums is None:
-        return None
-    key = ("triton", like.device, _stream(like), like.shape[0])
-    if key not in sums:
-        sums[key] = _Held(like)
-    found = sums[key]
+def _held(sums: dict[Any, Sums], like: Tensor) -> _Held:
+    stream = driver.active.get_current_stream(like.device.index) if like.is_cuda else None
+    key = ("triton", like.device, stream, like.shape[0])
+    found = sums.get(key)
+    if found is None:
+        found = sums[key] = _Held(like)
     assert isinstance(found, _Held)
     return found
-
-
-def _stream(like: Tensor) -> torch.cuda.Stream | None:
-    return torch.cuda.current_stream(like.device) if like.is_cuda else None

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gradood.kernels import reduction
+from gradood.kernels.prepared import Launch, prepared
 
 #: Bytes of x that a thread holds, and most warps of a program: with more registers spill.
 _BYTES, _WARPS = 32, 16
@@ -102,34 +103,33 @@ def token_norm_sqnorm(
     gradient: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Both norms; with ``scale`` ``[C]`` also the gradient of ``x``, into ``gradient``."""
+    lies = None if gradient is None else gradient.stride()
+    known = _token_norm(x, d, eps, rms, lies)
+    flows = x if gradient is None else gradient
+    weight, bias = known(x, d, d if scale is None else scale, flows)
+    return weight, bias
+
+
+@prepared
+def _token_norm(
+    x: Tensor, d: Tensor, eps: float, rms: bool, gradient: tuple[int, ...] | None
+) -> reduction.Summed:
     samples, tokens, channels = x.shape
     block = triton.next_power_of_2(channels)
     a_warp = 32 * _numbers(x, d)
     warps = max(1 if block <= 128 else 4 if block <= 512 else 8, block // a_warp)
     rows = max(1, min(triton.next_power_of_2(tokens), a_warp * warps // block))
     splits = triton.cdiv(tokens, _TOKENS)
-    partial = reduction.partials(x, 2 * splits * channels)
-    flows = x if gradient is None else gradient
-    _token_norm_kernel[(samples * splits,)](
-        x,
-        d,
-        partial if scale is None else scale,
-        flows,
-        partial,
-        tokens,
-        channels,
-        triton.cdiv(tokens, splits),
-        splits,
-        *x.stride(),
-        *d.stride(),
-        *flows.stride(),
-        eps,
-        CENTRED=not rms,
-        GRADIENT=gradient is not None,
-        BT=rows,
-        BC=block,
-        num_warps=warps,
-    )
-    both = [reduction.Segment(i * splits * channels, channels, splits, True) for i in range(2)]
-    weight, bias = reduction.results(partial, both)
-    return weight, bias
+    constants = {
+        "CENTRED": not rms,
+        "GRADIENT": gradient is not None,
+        "BT": rows,
+        "BC": block,
+        "num_warps": warps,
+    }
+    strides = (*x.stride(), *d.stride(), *(gradient or x.stride()))
+    numbers = (tokens, channels, triton.cdiv(tokens, splits), splits, *strides, eps)
+    launch = Launch(_token_norm_kernel, samples * splits, numbers, constants)
+    width = splits * channels
+    both = tuple(reduction.Segment(i * width, channels, splits, True) for i in range(2))
+    return reduction.Summed(launch, 2 * width, both)

@@ -7,13 +7,19 @@ against the limits of the device.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.compiler.compiler import CompiledKernel
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
@@ -43,18 +49,65 @@ class Launch(NamedTuple):
     kernel: str
     grid: tuple[int, int, int]
     compiled: Any
+    #: What the driver's launcher was told.
+    arguments: tuple[Any, ...] = ()
+
+    @property
+    def told(self) -> tuple[Any, ...]:
+        """What can be compared: tensors by how they lie."""
+        of_tensors = (
+            (tuple(a.shape), a.stride(), a.dtype) if isinstance(a, torch.Tensor) else a
+            for a in self.arguments
+        )
+        return self.kernel, self.grid, self.compiled.hash, *of_tensors
+
+    def is_instead_of(self, other: Launch) -> bool:
+        """Whether it is the same launch of a kernel that was compiled otherwise."""
+        same = self.kernel == other.kernel and len(self.arguments) == len(other.arguments)
+        return (
+            same
+            and self.compiled is not other.compiled
+            and all(a is b or a == b for a, b in zip(self.arguments, other.arguments, strict=True))
+        )
+
+
+#: What the driver's launcher is told before a kernel's arguments, the grid among it.
+_OWN = 9
+_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+def tool(name: str, *arguments: str) -> str:
+    """The output of one of NVIDIA's tools that Triton brings."""
+    command = [str(_TOOLS / name), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@cache
+def usage(cubin: bytes) -> tuple[int, int]:
+    """Registers of a thread, and bytes that it spilled.
+
+    Spilled registers live in local memory, whose size is that of the stack and of LOCAL.
+    """
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        said = tool("cuobjdump", "-res-usage", file.name)
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", said)
+    assert found is not None, said
+    registers, stack, local = map(int, found.groups())
+    return registers, stack + local
 
 
 class _Launcher:
     """Stands where the driver's launcher would; Triton keeps one for every compiled kernel."""
 
-    grid = (0, 0, 0)
+    told: tuple[Any, ...] = ()
 
     def __init__(self, source: Any, metadata: Any) -> None:
         pass
 
-    def __call__(self, x: int, y: int, z: int, *arguments: Any) -> None:
-        _Launcher.grid = (x, y, z)
+    def __call__(self, *told: Any) -> None:
+        _Launcher.told = told
 
 
 class _Utilities:
@@ -65,8 +118,10 @@ class _Utilities:
         return {"max_shared_mem": SHARED_MEMORY[self._target], "warpSize": 32}
 
     def load_binary(self, *arguments: Any) -> tuple[object, ...]:
+        _, binary, *_ = arguments
+        registers, spilled = usage(binary) if self._target.startswith("sm_") else (0, 0)
         # Module, function, registers, spills and, from Triton 3.4, the most threads.
-        loaded = (object(), 0, 0, 0, 1024)
+        loaded = (object(), 0, registers, spilled // 4, 1024)
         return loaded if hasattr(triton, "knobs") else loaded[:4]
 
 
@@ -112,19 +167,34 @@ def dry(name: str) -> Iterator[list[Launch]]:
         raise BackendError("nothing is compiled in the interpreter; unset TRITON_INTERPRET")
     launches: list[Launch] = []
     before, run = vars(driver).copy(), JITFunction.run  # Triton 3.2 keeps it elsewhere than 3.8
+    again = CompiledKernel.__getitem__
+
+    def record(function: str, compiled: Any) -> None:
+        grid, arguments = _Launcher.told[:3], _Launcher.told[_OWN:]
+        made = Launch(function.strip("_"), grid, compiled, arguments)
+        if launches and made.is_instead_of(launches[-1]):
+            launches.pop()
+        launches.append(made)
+        _check(made, name)
 
     def recorded(function: Any, *arguments: Any, **options: Any) -> Any:
         compiled = run(function, *arguments, **options)
-        launches.append(Launch(function.__name__.strip("_"), _Launcher.grid, compiled))
-        _check(launches[-1], name)
+        record(function.__name__, compiled)
         return compiled
 
+    def recorded_again(compiled: Any, grid: Any) -> Callable[..., None]:
+        def launched(*arguments: Any) -> None:
+            again(compiled, grid)(*arguments)
+            record(compiled.name, compiled)
+
+        return launched
+
     driver.set_active(_Driver(name))
-    JITFunction.run = recorded
+    JITFunction.run, CompiledKernel.__getitem__ = recorded, recorded_again
     try:
         yield launches
     finally:
-        JITFunction.run = run
+        JITFunction.run, CompiledKernel.__getitem__ = run, again
         vars(driver).update(before)
 
 

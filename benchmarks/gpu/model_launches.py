@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -32,6 +32,22 @@ BATCH = 64
 _RECORDED = 2
 
 
+def made(
+    calls: Sequence[tuple[str, tuple[Any, ...]]], dtype: torch.dtype, batch: int = BATCH
+) -> Iterator[tuple[str, list[Any]]]:
+    """The recorded calls with tensors for a batch, which have no memory."""
+    for operator, args in calls:
+        yield (
+            operator,
+            [
+                a.tensor(batch if i < 2 else None, dtype if i < 2 else None)
+                if isinstance(a, Shape)
+                else a
+                for i, a in enumerate(args)
+            ],
+        )
+
+
 def replay(
     calls: Sequence[tuple[str, tuple[Any, ...]]],
     target: str,
@@ -43,14 +59,8 @@ def replay(
 
     sums: dict[Any, pending.Sums] = {}
     with dry(target) as launches, pending.held(sums):
-        for operator, args in calls:
-            made = [
-                a.tensor(batch if i < 2 else None, dtype if i < 2 else None)
-                if isinstance(a, Shape)
-                else a
-                for i, a in enumerate(args)
-            ]
-            getattr(triton_backend, operator)(*made)
+        for operator, arguments in made(calls, dtype, batch):
+            getattr(triton_backend, operator)(*arguments)
         pending.finish(sums)
     return launches
 
@@ -70,21 +80,22 @@ def summary(launches: Sequence[Launch], target: str) -> dict[str, Any]:
     }
 
 
-def _model(name: str) -> tuple[nn.Module, Any]:
+def model(name: str) -> tuple[nn.Module, Any]:
+    """A model and a batch of two."""
     torch.manual_seed(0)
     if name == "lstm":
         return whole_checks.MODELS["LSTM"]()
     if name == "bert":
         from transformers import BertConfig, BertForSequenceClassification
 
-        model = BertForSequenceClassification(BertConfig()).eval()
-        return model, torch.randint(0, 1000, (_RECORDED, 128), dtype=torch.int64, device="cpu")
+        bert = BertForSequenceClassification(BertConfig()).eval()
+        return bert, torch.randint(0, 1000, (_RECORDED, 128), dtype=torch.int64, device="cpu")
     import torchvision
 
     build: Callable[..., nn.Module] = getattr(torchvision.models, name)
-    model = build(weights=None).eval().to(memory_format=torch.channels_last)
+    vision = build(weights=None).eval().to(memory_format=torch.channels_last)
     x = torch.rand(_RECORDED, 3, 224, 224, dtype=torch.float32, device="cpu")
-    return model, x.contiguous(memory_format=torch.channels_last)
+    return vision, x.contiguous(memory_format=torch.channels_last)
 
 
 def _summaries(target: str, calls: dict[str, Any], dtype: str) -> dict[str, Any]:
@@ -107,7 +118,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--processes", type=int, default=2)
     chosen = parser.parse_args()
-    calls = {name: record(*_model(name)) for name in chosen.model}
+    calls = {name: record(*model(name)) for name in chosen.model}
     with ProcessPoolExecutor(chosen.processes, get_context("spawn")) as pool:
         tasks = [pool.submit(_summaries, target, calls, chosen.dtype) for target in chosen.target]
         table = {target: task.result() for target, task in zip(chosen.target, tasks, strict=True)}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -20,10 +19,9 @@ from typing import Any
 
 import triton
 
-from benchmarks.gpu.dry_driver import DESCRIBED, Launch, dry
+from benchmarks.gpu.dry_driver import DESCRIBED, Launch, dry, tool, usage
 from gradood.benchmarking.gpu.launch_cases import launch_cases
 
-_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 #: The instruction that multiplies matrices, by target.
 TENSOR_CORE = {
     "sm_80": "mma.sync",
@@ -43,10 +41,7 @@ _AMD_WIDTHS = {"dwordx4": 128, "dwordx3": 96, "dwordx2": 64, "dword": 32}
 
 
 def resources(launch: Launch, target: str, loads: bool = False) -> dict[str, Any]:
-    """What one compiled kernel takes; for NVIDIA also the widths of its loads, which takes longer.
-
-    Spilled registers live in local memory, whose size is that of the stack and of LOCAL.
-    """
+    """What one compiled kernel takes; for NVIDIA also the widths of loads, which takes longer."""
     found = _amd(launch.compiled) if target.startswith("gfx") else _nvidia(launch.compiled, loads)
     found["shared"] = launch.compiled.metadata.shared
     found["warps"] = launch.compiled.metadata.num_warps
@@ -54,18 +49,18 @@ def resources(launch: Launch, target: str, loads: bool = False) -> dict[str, Any
 
 
 def _nvidia(compiled: Any, loads: bool) -> dict[str, Any]:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        usage = _output("cuobjdump", "-res-usage", file.name)
-        sass = _output("nvdisasm", "-c", file.name) if loads else ""
-    use = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
-    assert use is not None, usage
+    registers, spilled = usage(compiled.asm["cubin"])
+    sass = ""
+    if loads:
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(compiled.asm["cubin"])
+            file.flush()
+            sass = tool("nvdisasm", "-c", file.name)
     ptx = compiled.asm["ptx"]
     widths = {"loads": _count(_nvidia_width(m) for m in _SASS_LOAD.findall(sass))} if loads else {}
     return {
-        "registers": int(use[1]),
-        "spilled": int(use[2]) + int(use[3]),
+        "registers": registers,
+        "spilled": spilled,
         "tensor_core": _first(r"(?:wgmma|tcgen05\.mma|mma\.sync)", ptx),
         **widths,
         "fused": len(re.findall(r"\bfma\.|\.approx|\.ftz", ptx)),
@@ -103,11 +98,6 @@ def _first(pattern: str, text: str) -> str:
 
 def _count(widths: Any) -> dict[str, int]:
     return {str(bits): n for bits, n in sorted(Counter(widths).items(), reverse=True)}
-
-
-def _output(tool: str, *arguments: str) -> str:
-    command = [str(_TOOLS / tool), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def compile_case(name: str, target: str) -> dict[str, Any]:

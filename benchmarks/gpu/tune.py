@@ -24,7 +24,7 @@ from benchmarks.gpu.dry_driver import TARGETS, dry
 from benchmarks.gpu.resources import resources
 from gradood.benchmarking.gpu.launch_cases import LaunchCase, launch_cases
 from gradood.errors import BackendError
-from gradood.kernels import launch
+from gradood.kernels import launch, prepared
 from gradood.kernels.launch import Settings
 from gradood.ops import triton_backend
 from gradood.ops.dispatch import load
@@ -93,6 +93,7 @@ def use(target: str, family: str, number: str, bucket: str, setting: Settings) -
     column = launch._table().setdefault(target, {})
     column.setdefault(family, {}).setdefault(number, {})[bucket] = list(setting)
     launch._settings.cache_clear()
+    prepared.forget()
 
 
 def tune(target: str, family: str, number: str, bucket: str, real: bool, most: int) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache, wraps
-from math import prod
 from typing import Any, TypeVar, cast
 
 import torch
@@ -21,22 +20,10 @@ from torch import Tensor
 from triton.runtime import driver
 
 from gradood.errors import GradoodError
-from gradood.kernels import (
-    affine,
-    conv,
-    conv3x3,
-    depthwise,
-    gram,
-    launch,
-    noise,
-    outer,
-    pixel_gram,
-    token_norm,
-    votes,
-)
+from gradood.kernels import affine, gram, launch, noise, token_norm, votes
 from gradood.kernels.launch import precision as precision
-from gradood.kernels.layout import Geometry
-from gradood.ops import choice, gpu_state
+from gradood.ops import gpu_state, triton_choice
+from gradood.ops.triton_choice import algorithm as algorithm
 
 NAME = "triton"
 #: PyTorch's own kernels make noise in float64.
@@ -136,7 +123,7 @@ def reject(op: str, *args: object) -> str | None:
     for t in tensors[:2]:
         if t.is_floating_point() and t.dtype not in _DTYPES:
             return f"{t.dtype} is left to PyTorch"
-        if _extent(t) > _MOST_ELEMENTS:
+        if _extent(t.shape, t.stride()) > _MOST_ELEMENTS:
             return "a sample of 2³¹ elements or more"
     for t in tensors:
         if t.device.type != "cuda" and not (launch.INTERPRETING or _dry()):
@@ -146,22 +133,6 @@ def reject(op: str, *args: object) -> str | None:
     if op == "conv_sqnorm" and tensors[0].dim() > 5:
         return "more than three spatial dimensions"
     return None
-
-
-def algorithm(op: str, *args: object) -> str:
-    """Name the algorithm that serves a call."""
-    if op == "linear_sqnorm":
-        x, d = args[:2]
-        assert isinstance(x, Tensor) and isinstance(d, Tensor)
-        return choice.linear(d.shape[1], x.shape[-1], d.shape[2], choice.TRITON)
-    if op == "conv_sqnorm":
-        x, d, kernel_size, stride, padding, _, groups = args[:7]
-        assert isinstance(x, Tensor) and isinstance(d, Tensor)
-        shapes = (x.shape[1:], d.shape[1:])
-        kind = choice.conv(*shapes, kernel_size, stride, padding, groups, choice.TRITON)  # type: ignore[arg-type]
-        too_large = prod(x.shape[2:]) > pixel_gram.MOST_PIXELS
-        return "direct" if kind == "shift_gram" and too_large else kind
-    return "fused"
 
 
 def _there(operator: Operator) -> Operator:
@@ -192,13 +163,7 @@ def linear_sqnorm(x: Tensor, d: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
     if x.numel() == 0 or d.numel() == 0:
         return _zeros(d), bias_sqnorm(d.transpose(1, 2)) if bias else _zeros(d[:0])
     x, d = _alike(x, d)
-    match algorithm("linear_sqnorm", x, d):
-        case "outer":
-            return outer.rank_one_sqnorm(x[:, 0], d[:, 0], bias)
-        case "gram":
-            return gram.gram_sqnorm(x, d, bias)
-        case _:
-            return outer.outer_sqnorm(x, d, bias)
+    return triton_choice.linear(x, d, bias).both(x, d)
 
 
 @_there
@@ -216,18 +181,8 @@ def conv_sqnorm(
     if x.numel() == 0 or d.numel() == 0:
         return _zeros(d), bias_sqnorm(d.flatten(2)) if bias else _zeros(d[:0])
     x, d = _alike(x, d)
-    geometry = Geometry.of(kernel_size, stride, padding, dilation, groups)
-    match algorithm("conv_sqnorm", x, d, kernel_size, stride, padding, dilation, groups):
-        case "pointwise":
-            return linear_sqnorm(*conv.pointwise_tokens(x, d, tuple(stride)), bias)
-        case "depthwise":
-            return depthwise.depthwise_sqnorm(x, d, geometry, bias)
-        case "direct" if conv3x3.serves(x, d, geometry):
-            return conv3x3.conv3x3_sqnorm(x, d, geometry, bias)
-        case "shift_gram":
-            return pixel_gram.shift_gram_sqnorm(x, d, geometry, bias)
-        case _:
-            return conv.conv_sqnorm(x, d, geometry, bias)
+    sizes = tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation), groups
+    return triton_choice.convolution(x, d, sizes, bias).both(x, d)
 
 
 @_there
@@ -288,7 +243,7 @@ def embedding_sqnorm(indices: Tensor, d: Tensor, padding_idx: int) -> Tensor:
     """See ``reference.embedding_sqnorm``."""
     if d.numel() == 0:
         return _zeros(d)
-    return gram.embedding_sqnorm(indices, d, padding_idx)
+    return gram.prepare_embedding(indices, d, padding_idx).both(indices, d)[0]
 
 
 @_there
@@ -334,9 +289,10 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".")[:2])
 
 
-def _extent(t: Tensor) -> int:
+@cache
+def _extent(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
     """Elements between the first and the last of one sample."""
-    return sum((size - 1) * step for size, step in zip(t.shape[1:], t.stride()[1:], strict=True))
+    return sum((size - 1) * step for size, step in zip(shape[1:], stride[1:], strict=True))
 
 
 def _alike(x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:

@@ -42,7 +42,12 @@ def test_results_that_waited_are_the_same_bits(results, monkeypatch):
 @pytest.mark.parametrize("squared", [False, True])
 def test_segments_of_any_length(squared):
     partial = torch.randn(3, 2 + 7 * 1300, device=DEVICE)
-    (got,) = reduction.results(partial, [reduction.Segment(2, 1300, 7, squared)])
+    segments = (reduction.Segment(2, 1300, 7, squared),)
+
+    def store(x, d, room):
+        room[: x.numel()].copy_(x.flatten())
+
+    (got,) = reduction.Summed(store, partial.shape[1], segments)(partial, partial)
     by_column = partial[:, 2:].double().view(3, 7, 1300).sum(1)
     wanted = (by_column.square() if squared else by_column).sum(1)
     torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5)

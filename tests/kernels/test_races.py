@@ -99,7 +99,7 @@ def test_programs_keep_apart(name, log):
 
 def test_nine_taps_keep_apart(log):
     x, d, *geometry, groups, bias = CALLS["conv, three by three groups"].arguments
-    conv3x3.conv3x3_sqnorm(x, d, Geometry.of(*geometry, groups), bias)
+    conv3x3.prepare(x, d, Geometry.of(*geometry, groups), bias).both(x, d)
     assert log.launches == 2 and not log.faults, log.faults[:5]
 
 

@@ -13,7 +13,7 @@ from torch import nn
 import gradood
 from gradood import ops
 from gradood.errors import BackendError, InputError
-from gradood.ops import dispatch as dispatch_function, gpu_state, triton_backend
+from gradood.ops import dispatch as dispatch_function, gpu_state, triton_backend, triton_choice
 from tests.processes import python
 
 dispatch = sys.modules["gradood.ops.dispatch"]
@@ -43,8 +43,8 @@ def test_the_next_backend_serves_after_any_failure(kind, monkeypatch, caplog):
         calls.append(args)
         raise FAILURES[kind] from AttributeError("the cause\nin two lines")
 
-    monkeypatch.setattr(triton_backend.outer, "outer_sqnorm", fails)
-    monkeypatch.setattr(triton_backend.gram, "gram_sqnorm", fails)
+    monkeypatch.setattr(triton_choice.outer, "prepare", fails)
+    monkeypatch.setattr(triton_choice.gram, "prepare", fails)
     x, d = torch.randn(2, 5, 4), torch.randn(2, 5, 3)
     with caplog.at_level(logging.WARNING, "gradood"), ops.tracing() as served:
         for _ in range(3):
@@ -71,7 +71,7 @@ def test_a_whole_model_is_scored_where_a_kernel_does_not_compile(monkeypatch):
     def fails(*args):
         raise RuntimeError("PassManager::run failed")
 
-    monkeypatch.setattr(triton_backend.conv, "conv_sqnorm", fails)
+    monkeypatch.setattr(triton_choice.conv, "prepare", fails)
     torch.testing.assert_close(gradood.gradient_norms(model, x).values, wanted)
 
 
