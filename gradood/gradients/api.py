@@ -197,7 +197,7 @@ def gradient_norms(
         if labels and call.chosen and not bool(scores.values.any()):
             scorer.require_gradient(call.x)
     values = scores.values if several else scores.values[:, 0]
-    return replace(_gathered(values, call, scores), precision=precision)
+    return _gathered(values, call, scores, precision)
 
 
 @checked
@@ -228,7 +228,9 @@ def _nothing(shape: tuple[int, ...], call: Prepared) -> GradientNorms:
     return GradientNorms(values, tuple(call.chosen), values.new_empty(0, 0))
 
 
-def _gathered(values: Tensor, call: Prepared, scores: Scores) -> GradientNorms:
+def _gathered(
+    values: Tensor, call: Prepared, scores: Scores, precision: str = "exact"
+) -> GradientNorms:
     seen = scores.activations
     return GradientNorms(
         *(values, tuple(call.chosen), scores.logits, scores.features),
@@ -236,6 +238,7 @@ def _gathered(values: Tensor, call: Prepared, scores: Scores) -> GradientNorms:
         channels=seen.channels,
         activation_names=seen.names,
         channel_counts=seen.counts,
+        precision=precision,
     )
 
 

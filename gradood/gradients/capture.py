@@ -37,6 +37,10 @@ _QUERIES: frozenset[Any] = frozenset(
 )
 
 
+#: Constants that have no tensors inside.
+_NUMBERS: frozenset[type] = frozenset({int, float, bool, str, type(None), torch.dtype})
+
+
 class PlanError(Exception):
     """The model cannot be planned, or behaves differently from the probe."""
 
@@ -161,6 +165,9 @@ class SourceMode(OperatorMode):
         return wrap(out)
 
     def _plain(self, value: Any) -> Any:
+        kind = type(value)
+        if kind in _NUMBERS or (kind is Tensor and not value.is_leaf):
+            return value  # a constant, or a result of the graph, which is no source
         plain = self._values.get(id(value))
         if plain is not None:
             return plain

@@ -25,6 +25,7 @@ from gradood.gradients.rules.linear import LinearCall, tokens
 from gradood.gradients.source import Source
 from gradood.gradients.standardised import StandardisedUse
 from gradood.gradients.survey import Use
+from gradood.ops.dispatch import settled
 from gradood.ops.row_norms import row_sqnorm
 
 #: Called with a parameter's name, the call whose rule computes its norm, the call's input and
@@ -95,7 +96,9 @@ class Recorder(SourceMode):
         #: What was measured of the outputs of operators with a step.
         self.layers: list[Layer] = []
         self.anchor = _anchor(device)
-        self._context = copy_context()
+        #: Where hooks run: autograd calls them from threads of devices, too.
+        self._context, self._deferring = copy_context(), copy_context()
+        self._deferring.run(pending.HELD.set, self._sums)
 
     def visit(self, position: int, function: Function, args: Any, kwargs: Any) -> Any:
         """Make one call; where the plan has a step, watch its output."""
@@ -127,22 +130,21 @@ class Recorder(SourceMode):
         held = data.detach() if step.needs_data and data is not None else None
         out: Tensor
         version = 0 if held is None else held._version
-        replaced = self.may_take_over and self.backward_follows and step.added == step.uses
+        replaced = self.may_take_over and self.backward_follows and step.adds_all
         taken = replaced and held is not None and call.takes_over()
         measures = self.keeps_activations and step.position in self._plan.measured
         if measures and not self.differentiable and call.measures():
             # Where autograd has to see the operator itself, it is measured afterwards.
             if taken or not (self.backward_follows and data is not None and data.requires_grad):
                 compute, measures = partial(self._make_measured, step, call), False
+        received = partial(self._in_context, step, call, [held], version)
         if not self.backward_follows:
             out = compute()
         elif taken:
-            backward = partial(self._in_context, self._take_over, step, call, [held], version)
-            out = TakenOver.apply(data, compute, backward)
+            out = TakenOver.apply(data, compute, partial(received, self._take_over))
         else:
-            out = compute()
-            hook = partial(self._in_context, self._receive, step, call, [held], version)
-            out = watch(out, self.anchor, hook, self._plan.strange)
+            hook = partial(received, self._receive)
+            out = watch(compute(), self.anchor, hook, self._plan.strange)
         require_fit(step, self._samples, out, call.data)
         if measures:
             whole = out if self.differentiable else out.detach()
@@ -158,9 +160,18 @@ class Recorder(SourceMode):
         self.layers.append(layer)
         return out
 
-    def _in_context(self, compute: Callable[..., _Result], *arguments: Any) -> _Result:
-        """Compute in the context of the pass: autograd calls hooks from threads of devices."""
-        return self._context.copy().run(compute, *arguments)
+    def _in_context(
+        self,
+        step: Step,
+        call: Call,
+        held: list[Tensor | None],
+        version: int,
+        compute: Callable[..., _Result],
+        d: Tensor,
+    ) -> _Result:
+        """Compute in the context of the pass, where norms that are added up may be deferred."""
+        context = self._deferring if call.defers and step.adds_all else self._context
+        return context.copy().run(compute, step, call, held, version, d)
 
     def _is_used(self, use: Use, call: Call) -> bool:
         operand = call.operands.get(use.role)
@@ -184,11 +195,13 @@ class Recorder(SourceMode):
         for name in list(self._waiting):  # uses whose output the logits do not depend on
             self._combine(name)
         pending.finish(self._sums)
-        # A model may lie on several devices.
-        places = {
-            name: [n.to(self.anchor.device) for n in found] for name, found in self._norms.items()
-        }
-        return {name: sum(found[1:], found[0]) for name, found in places.items()}
+        return {name: self._total(found) for name, found in self._norms.items()}
+
+    def _total(self, norms: list[Tensor]) -> Tensor:
+        """The sum of norms; a model may lie on several devices."""
+        device = self.anchor.device
+        total, *others = [n if n.device == device else n.to(device) for n in norms]
+        return sum(others, total)
 
     def _receive(
         self, step: Step, call: Call, held: list[Tensor | None], version: int, d: Tensor
@@ -196,10 +209,14 @@ class Recorder(SourceMode):
         """Turn the gradient of an operator's output into norms, or keep it for the other uses."""
         x, d = self._unpack(step, held, version, d)
         if step.added:
-            roles = [use.role for use in step.added]
-            norms = self._traced(step, call, x, d, lambda: call.norms(x, d, roles))
+            norms = self._observed(step, call, x, d, call.norms, x, d, step.roles)
             for use in step.added:
-                self._add(use.parameter, norms[use.role])
+                self._norms[use.parameter].append(norms[use.role])
+        if not step.adds_all:
+            self._collect(step, call, x, d)
+
+    def _collect(self, step: Step, call: Call, x: Tensor | None, d: Tensor) -> None:
+        """Combine the uses whose norms are not simply added, or keep them for the others."""
         shared: dict[int, StandardisedUse | None] = {}
         for use in step.uses:
             strategy, count = self._plan.combine[use.parameter]
@@ -238,10 +255,9 @@ class Recorder(SourceMode):
     ) -> Tensor:
         """As ``_receive``, but replaces the operator's backward pass and returns its result."""
         x, d = self._unpack(step, held, version, d)
-        assert x is not None
-        norms, gradient = self._traced(step, call, x, d, lambda: call.backward(x, d))
+        norms, gradient = self._observed(step, call, x, d, call.backward, x, d)
         for use in step.added:
-            self._add(use.parameter, norms[use.role])
+            self._norms[use.parameter].append(norms[use.role])
         return gradient
 
     def _unpack(
@@ -256,15 +272,20 @@ class Recorder(SourceMode):
         x = None if data is None else step.axis.split(data, self._samples)
         return x, step.axis.split(d.detach() if d.requires_grad else d, self._samples)
 
-    def _traced(
-        self, step: Step, call: Call, x: Tensor | None, d: Tensor, compute: Callable[[], _Result]
+    def _observed(
+        self,
+        step: Step,
+        call: Call,
+        x: Tensor | None,
+        d: Tensor,
+        compute: Callable[..., _Result],
+        *arguments: Any,
     ) -> _Result:
         """Compute, and report to the observer which backends served the operators."""
-        with pending.held(self._sums) if call.defers else nullcontext():
-            if self._observer is None:
-                return compute()
-            with ops.tracing() as served:
-                result = compute()
+        if self._observer is None:
+            return compute(*arguments)
+        with ops.tracing() as served:
+            result = compute(*arguments)
         for use in step.added:
             self._observe(use.parameter, call, x, d, *served)
         return result
@@ -315,15 +336,16 @@ def run(
     """
     recorder = Recorder(plan, parameters, x.shape[0], x.device, observer)
     recorder.keeps_activations = activations
-    with recorder:
-        logits = forward(x)
-    recorder.finish()
-    gradients = logit_gradients(logits)
-    with full_precision(x.device.type):
-        norms = [
-            recorder.backward(logits, g, last=i == len(gradients) - 1)
-            for i, g in enumerate(gradients)
-        ]
+    with settled():
+        with recorder:
+            logits = forward(x)
+        recorder.finish()
+        gradients = logit_gradients(logits)
+        with full_precision(x.device.type):
+            norms = [
+                recorder.backward(logits, g, last=i == len(gradients) - 1)
+                for i, g in enumerate(gradients)
+            ]
     return logits.detach(), recorder, norms
 
 

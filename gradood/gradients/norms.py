@@ -79,7 +79,8 @@ def assembled(norms: Sequence[dict[str, Tensor]], names: Sequence[str], logits: 
     if not names or not norms:
         return unused.new_empty(shape)
     # A model on several devices has its norms on several, too.
-    columns = [found.get(name, unused).to(unused.device) for found in norms for name in names]
+    columns = [found.get(name, unused) for found in norms for name in names]
+    columns = [c if c.device == unused.device else c.to(unused.device) for c in columns]
     return torch.stack(columns, 1).detach().to(dtype).view(shape)
 
 

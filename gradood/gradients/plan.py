@@ -51,6 +51,16 @@ class Step:
         """Whether a norm depends on the operator's input."""
         return any(use.role in self.rule.needs_data for use in self.uses)
 
+    @cached_property
+    def adds_all(self) -> bool:
+        """Whether there is nothing to do with a use but to add its norm."""
+        return self.added == self.uses
+
+    @cached_property
+    def roles(self) -> tuple[str, ...]:
+        """What the added ones are to the operator."""
+        return tuple(use.role for use in self.added)
+
 
 def require_fit(step: Step, samples: int, out: Tensor, data: Tensor | None) -> None:
     """Refuse tensors of a step that cannot hold so many samples where the probe saw them.

@@ -184,7 +184,7 @@ class Scorer:
             return self._with_plan(plan, x, wanted), plan
 
     def _with_plan(self, plan: Plan, x: Tensor, wanted: Objective) -> Scores:
-        with emptied(self.model, plan.caches):
+        with emptied(self.model, plan.caches) if plan.caches else nullcontext():
             if self.pairs(x, plan):
                 pair = [0, 0]
                 return wanted.of_rows(pair).of_pass(self, plan, x[pair]).each(lambda t: t[:1])

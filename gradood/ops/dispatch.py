@@ -45,23 +45,39 @@ class Served(NamedTuple):
     algorithm: str
 
 
-class _Traces(threading.local):
+class _State(threading.local):
     def __init__(self) -> None:
-        self.active: list[list[Served]] = []
+        self.traces: list[list[Served]] = []
+        #: What ``GRADOOD_BACKEND`` says, inside ``settled``.
+        self.forced: str | None = None
 
 
-_TRACES = _Traces()
+_STATE = _State()
+
+
+@contextmanager
+def settled() -> Iterator[None]:
+    """Read the environment once for all operators of this thread inside the block."""
+    before, _STATE.forced = _STATE.forced, os.environ.get("GRADOOD_BACKEND", "auto")
+    try:
+        yield
+    finally:
+        _STATE.forced = before
+
+
+def _forced() -> str:
+    return _STATE.forced or os.environ.get("GRADOOD_BACKEND", "auto")
 
 
 @contextmanager
 def tracing() -> Iterator[list[Served]]:
     """Collect every operator call that this thread makes inside the block."""
     served: list[Served] = []
-    _TRACES.active.append(served)
+    _STATE.traces.append(served)
     try:
         yield served
     finally:
-        _TRACES.active.remove(served)
+        _STATE.traces.remove(served)
 
 
 #: Operators that a backend failed to compile, load or launch on a device, and how it failed.
@@ -75,16 +91,16 @@ def dispatch(op: str, *args: Any) -> Any:
     device, and the next one serves the call and those that follow.
     """
     device = args[0].device
-    for backend in _candidates(device.type, os.environ.get("GRADOOD_BACKEND", "auto")):
-        if op not in backend.OPERATORS or (backend.NAME, op, device) in _LEFT:
+    for backend in _candidates(device.type, _forced()):
+        if op not in backend.OPERATORS or (_LEFT and (backend.NAME, op, device) in _LEFT):
             continue
         try:
             reason = backend.reject(op, *args)
             if reason is None:
                 result = getattr(backend, op)(*args)
-                if _TRACES.active:
+                if _STATE.traces:
                     served = Served(op, backend.NAME, backend.algorithm(op, *args))
-                    _TRACES.active[-1].append(served)
+                    _STATE.traces[-1].append(served)
                 return result
         except Exception as error:
             if not getattr(backend, "is_own_failure", _never)(error):
@@ -123,9 +139,8 @@ def _never(error: BaseException) -> bool:
 
 def offers(op: str, tensor: Tensor) -> bool:
     """Whether the first choice among a tensor's backends gains from taking over a backward pass."""
-    forced = os.environ.get("GRADOOD_BACKEND", "auto")
-    first = _candidates(tensor.device.type, forced)[0]
-    failed = (first.NAME, op, tensor.device) in _LEFT
+    first = _candidates(tensor.device.type, _forced())[0]
+    failed = _LEFT and (first.NAME, op, tensor.device) in _LEFT
     return not failed and op in getattr(first, "TAKES_OVER", ())
 
 

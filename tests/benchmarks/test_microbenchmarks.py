@@ -9,7 +9,7 @@ from benchmarks.test_operators_benchmark import OPERATORS
 from gradood import detectors, ops
 
 #: Of ``gradood.ops``, what is no operator.
-OTHERS = {"Served", "offers", "settled", "tracing"}
+OTHERS = {"Served", "offers", "tracing"}
 
 
 def test_every_operator_has_a_benchmark():

@@ -93,3 +93,23 @@ def test_backends_say_which_operators_they_have():
 def test_an_operator_that_the_first_backend_lacks_is_served_by_the_next(monkeypatch):
     monkeypatch.setattr(cpp_backend, "OPERATORS", ("linear_sqnorm",))
     assert served_by(torch.randn(2, 3, 4)) == "torch"
+
+
+def test_a_pass_reads_the_environment_once(monkeypatch):
+    """And what follows the pass reads it again, also after an error in it."""
+    x, d = torch.randn(2, 1, 3), torch.randn(2, 1, 4)
+
+    def backend():
+        with ops.tracing() as served:
+            ops.linear_sqnorm(x, d, True)
+        return served[0].backend
+
+    monkeypatch.setenv("GRADOOD_BACKEND", "torch")
+    with pytest.raises(KeyError), dispatch.settled():
+        monkeypatch.delenv("GRADOOD_BACKEND")
+        monkeypatch.setattr(dispatch, "PREFERENCE", {})
+        assert backend() == "torch"
+        raise KeyError
+    monkeypatch.setenv("GRADOOD_BACKEND", "nothing")
+    with pytest.raises(BackendError):
+        backend()
