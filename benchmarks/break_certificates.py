@@ -72,9 +72,9 @@ BUDGETS = {
     "class": Budget(0.05, 500, 500, 50, 10, 100, 2, 50),
     "confidence": Budget(0.05, 500, 500, 50, 10, 100, 2, 25),
     "gradient": Budget(0.05, 500, 50, 10, 10, 100, 2, 5),
-    "cifar-class": Budget(0.12, 200, 500, 25, 2, 20, 1, 25),
-    "cifar-gradient": Budget(0.12, 64, 504, 252, 10, 100, 1, 64),
-    "cifar-gradient-denoised": Budget(0.12, 64, 504, 252, 4, 25, 1, 64),
+    "cifar-class": Budget(0.12, 200, 500, 50, 10, 20, 1, 50),
+    "cifar-gradient": Budget(0.12, 64, 500, 100, 10, 20, 1, 50),
+    "cifar-gradient-denoised": Budget(0.12, 64, 500, 100, 4, 20, 1, 50),
     "cifar-gradient-own": Budget(0.12, 64, 40, 40, 2, 20, 1, 20),
     "cifar-gradient-own-denoised": Budget(0.12, 64, 40, 40, 2, 20, 1, 20),
 }
@@ -130,7 +130,8 @@ def score_claims(
     ids = range(first, first + len(x))
     score, smoothing, radius = subject.certified, subject.smoothing, budget.sigma
     own = Smoothing(**{**vars(smoothing), "n": 101, "alpha": 0.1, "seed": 7})
-    calibration = certify_quantile(score, subject.normal[-40:], own).upper[:, 0]
+    kept = work / f"{part}-calibration"
+    calibration = certify_quantile(score, subject.normal[-40:], own, state=kept).upper[:, 0]
     threshold = conservative_threshold(calibration, 0.1)
     quantile = certify_quantile(score, x, smoothing, radius=radius, ids=ids)
     decision = certify_decision(score, x, smoothing, threshold=threshold, ids=ids)

@@ -131,7 +131,7 @@ def cifar_gradient(denoised: bool, own: bool, sigma: float, samples: int) -> Sub
     """
     denoiser = _denoiser() if denoised else None
     detector = fitted_under_noise(denoiser, 500, sigma)
-    smoothing = Smoothing(sigma=sigma, n=samples, alpha=ALPHA, denoiser=denoiser)
+    smoothing = Smoothing(sigma=sigma, n=samples, alpha=ALPHA, denoiser=denoiser, n0=32)
     climbed = differentiable(detector)
     if not own:
         climbed = _cheaper(fitted_under_noise(denoiser, 500, sigma, "forward"))

@@ -302,23 +302,25 @@ def write(rows: list[dict[str, object]], path: Path) -> None:
 def rows_of_group(
     study: Study, table: Table, models: Sequence[Model]
 ) -> list[tuple[Model, list[dict[str, object]], dict[str, object]]]:
-    """Every model with its rows on anomalous sets and its row on normal pictures.
-
-    ``models`` share a classifier and its noise, so a discriminator among them changes no answer:
-    its row has its classifier's accuracies.
-    """
-    torch.set_num_threads(1)
-    normal = study.normal
+    """Models of one classifier and noise, which share accuracies; their rows on sets, on normal."""
+    normal, found, known = study.normal, [], None
     assert normal.labels is not None
-    found, known = [], None
     for model in models:
         begin = time.process_time()
         rows = [row for name in study.sets for row in rows_of(table, model, name)]
         known = known or accuracies(table, model, normal.images, normal.labels)
-        seconds = f"{time.process_time() - begin:.0f}"
+        seconds = f"{_spent(table, model, time.process_time() - begin):.0f}"
         found.append((model, rows, {"model": model.name, **known, "seconds": seconds}))
         log.info("%s: %s s of one core", model.name, seconds)
     return found
+
+
+def _spent(table: Table, model: Model, seconds: float) -> float:
+    """These seconds and those of earlier runs, whose samples and attacks are kept."""
+    if (path := table.state("seconds", model.name)) is not None:
+        seconds += float(path.read_text()) if path.exists() else 0.0
+        path.write_text(f"{seconds:.1f}")
+    return seconds
 
 
 def run(study: Study, out: Path, cache: Path | None, workers: int = 1) -> None:

@@ -140,7 +140,7 @@ def write_page(folder: Path, stem: str, introduction: str, facts: Mapping[str, o
     lines += [f"Every number is in `{stem}.csv` and `{stem}_normal.csv`."]
     if "seconds" in on_normal[0]:
         seconds = sum(float(row["seconds"]) for row in on_normal)
-        lines += [f"Time of the last run: {seconds / 60:.0f} minutes of one core."]
+        lines += [f"Time, of all that is kept: {seconds / 60:.0f} minutes of one core."]
     keys = [key for key in on_normal[0] if key.startswith(("accuracy", "certified"))]
     lines += ["", "## Accuracy", ""]
     lines += table(

@@ -36,10 +36,10 @@ SETS = ("cifar100-test", "svhn-test", "scenes", "textures")
 SIGMAS = (0.12, 0.25)
 #: What half an hour of one core allows.
 USUAL = Size(
-    normal=60,
-    anomalous=24,
+    normal=100,
+    anomalous=40,
     votes=32,
-    samples=300,
+    samples=128,
     afresh=50,
     steps=30,
     restarts=2,

@@ -70,7 +70,10 @@ def _protocol(
         "DeepFool, whose usual steps rounding would undo, twice as far (overshoot 1); attacked "
         "pictures are rounded to 256 levels, must fool after that, and are scored against their "
         "own originals. Its tables are not repeated: we had its abstract, which prints no "
-        "figure, and not its tables."
+        "figure, and not its tables. The abstract of its authors' longer paper (*Probing the "
+        "Purview of Neural Networks via Gradient Analysis*, 2023, arXiv 2304.02834) says up to "
+        "2.7 % more AUROC than others on sets, and 19.8 % on attacks; against today's detectors, "
+        "and a control that reads activations, we find no such lead."
     )
 
 

@@ -51,6 +51,8 @@ SUPERVISED = {**PAPER, **BETTER}
 FEW = (300, 60)
 #: The network on which labels are compared and the detectors are attacked.
 MAIN = "resnet20"
+#: Of the pictures that are attacked on it, one in so many is on others: attacks cost most there.
+FEWER = 3
 
 
 class Sizes(NamedTuple):
@@ -60,7 +62,7 @@ class Sizes(NamedTuple):
         each: Of each anomalous set, before it is halved.
         normal: Test pictures, before they are halved.
         fit: Training pictures that detectors without anomalies are fitted on.
-        attacked: Pictures of each half that are attacked.
+        attacked: Pictures of each half that are attacked, on other networks than ``MAIN`` fewer.
         adaptive: Pictures that attacks which know the detector are tried on.
         steps: Of these, for each of two restarts.
     """
@@ -160,6 +162,7 @@ class Replication:
     @cached_property
     def _attacked(self) -> dict[str, Attacked]:
         halves, count = self._halves["normal"], self._sizes.attacked
+        count = count if self.name == MAIN else count // FEWER
         found = attacked_halves(self._observer, ATTACKS, *halves, count)
         return {name: a for name, a in found.items() if min(len(a.scored), len(a.known)) > 1}
 

@@ -130,7 +130,7 @@ def test_the_second_papers_command_writes_the_same_page_twice(tmp_path):
         places += ["--cache", str(tmp_path / number)]
         run_module("benchmarks.papers.distro", *options.split(), *places)
         page = (tmp_path / "paper_distro.md").read_text(encoding="utf-8")
-        pages.append([line for line in page.splitlines() if not line.startswith("Time of")])
+        pages.append([line for line in page.splitlines() if not line.startswith("Time, of")])
     assert pages[0] == pages[1]
     assert "| joint, 0.12 |" in "\n".join(pages[0])
 
