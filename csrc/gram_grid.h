@@ -102,6 +102,17 @@ inline Products shifted_product(const PhasePlan& plan, const Phase& phase, const
   return total;
 }
 
+// Whether there is a number other than zero among whole vectors of them.
+inline bool any_of(const float* a, int64_t count) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const Words bits = load_as<Words>(a + i) << 1;  // −0 is none
+    uint32_t found = 0;
+    for (int lane = 0; lane < kLanes; ++lane) found |= bits[lane];
+    if (found != 0) return true;
+  }
+  return false;
+}
+
 // Makes the largest magnitude about one and returns the power of two that it divided by.
 inline double normalise(float* a, int64_t count) {
   float largest = 0;
@@ -168,7 +179,8 @@ Products gram_group(const PhasePlan& plan, bool plain, const Algorithm& algorith
       return shifted_product(plan, phase, b.x_grid, b.d_grid, b.pitch);
     };
     Products products = products_of_packed();
-    if (!(std::fabs(products.norm) >= 1e-30 && std::fabs(products.norm) <= 1e30)) {
+    const bool in_range = std::fabs(products.norm) >= 1e-30 && std::fabs(products.norm) <= 1e30;
+    if (!in_range && (products.norm != 0 || any_of(b.d, d_vectors * kLanes * plan.outputs))) {
       // Inner products may have left the range of a float although the norm does not.
       d_scale *= normalise(b.d, d_vectors * kLanes * plan.outputs);
       d_on_grid = plain;

@@ -12,6 +12,7 @@ and ŵ for weights, multiplied by d: ``G·a = Σ_t d_t (x ∗ a)_t``. So G is ne
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -87,6 +88,25 @@ def standardised(source: Source) -> Standardised | None:
     return Standardised(leaf, live.detach(), mean, rstd, scale, spread, edge)
 
 
+def _through_scale(edge: GradientEdge, leaf: Tensor, gradient: Tensor) -> Tensor:
+    """Turn gradients ``[N, P]`` of the scale into those of a parameter that it was made of.
+
+    Mostly the scale is the parameter times a number: then one derivative serves all samples.
+    """
+    node: Any = edge.node
+    while node is not None and node.name() in (*_RESHAPES, "MulBackward0"):
+        parents = [parent for parent, _ in node.next_functions if parent is not None]
+        node = parents[0] if len(parents) == 1 else None
+    if getattr(node, "variable", None) is leaf and leaf.numel() == gradient.shape[1]:
+        ones = torch.ones_like(gradient[0])
+        (slope,) = torch.autograd.grad([edge], [leaf], [ones], retain_graph=True)
+        return gradient * slope.flatten()
+    (pulled,) = torch.autograd.grad(
+        *([edge], [leaf], [gradient]), retain_graph=True, is_grads_batched=True
+    )
+    return pulled
+
+
 class StandardisedUse:
     """The one convolution that a standardised weight goes through, in one backward pass."""
 
@@ -115,11 +135,7 @@ class StandardisedUse:
         if leaf is not made.leaf:
             if made.edge is None:
                 return None
-            (gradient,) = torch.autograd.grad(
-                *([made.edge], [leaf], [inner]),
-                retain_graph=True,
-                is_grads_batched=True,
-            )
+            gradient = _through_scale(made.edge, leaf, inner)
             return row_sqnorm(gradient.flatten(1)), inner.new_zeros(len(inner), dtype=torch.bool)
         factor = made.scale * made.rstd
         spatial = (1,) * (self.d.dim() - 2)
@@ -143,19 +159,16 @@ class StandardisedUse:
     def _sums(self) -> Tensor:
         """``G·1``: all channels of a group weigh the same, so they are added first."""
         groups = self.call.geometry.groups
-        x = self.x.unflatten(1, (groups, -1)).sum(2)
+        x = self.x.sum(1, keepdim=True) if groups == 1 else self.x.unflatten(1, (groups, -1)).sum(2)
         ones = x.new_ones(groups, 1, *self.call.geometry.kernel_size)
         return self._against(x, ones, groups)
 
     def _against(self, x: Tensor, weight: Tensor, groups: int) -> Tensor:
         """``Σ_t d_t (x ∗ weight)_t``; output channels of a group may share one row of weights."""
-        _, stride, padding, dilation, _ = self.call.geometry
-        convolve = _CONVOLUTIONS[x.dim() - 2]
         step = max(1, _CHUNK // (self.d[0].numel() * self.d.element_size()))
         parts = []
         for xs, ds in zip(x.split(step), self.d.split(step), strict=True):
-            out = convolve(xs, weight, None, stride, padding, dilation, groups)
-            out = out.unflatten(1, (groups, -1)).flatten(3)
+            out = self._convolved(xs, weight, groups).unflatten(1, (groups, -1)).flatten(3)
             ds = ds.reshape(len(ds), groups, -1, out.shape[3])
             if out.shape[2] == 1:
                 products = torch.matmul(ds, out.transpose(2, 3)).squeeze(3)
@@ -163,3 +176,16 @@ class StandardisedUse:
                 products = (out * ds).sum(3)
             parts.append(products.flatten(1))
         return torch.cat(parts)
+
+    def _convolved(self, x: Tensor, weight: Tensor, groups: int) -> Tensor:
+        """``x ∗ weight``; a kernel of size one is one product over the pixels of all samples."""
+        kernel, stride, padding, dilation, _ = self.call.geometry
+        if prod(kernel) > 1 or any(padding) or groups > 1:
+            convolve = _CONVOLUTIONS[x.dim() - 2]
+            return convolve(x, weight, None, stride, padding, dilation, groups)
+        every = (slice(None), slice(None), *(slice(None, None, s) for s in stride))
+        seen = x[every].transpose(0, 1)
+        rows, inputs = weight.shape[:2]
+        # oneDNN's own takes ten times as long for few pixels a sample.
+        out = torch.mm(weight.reshape(rows, inputs), seen.reshape(inputs, -1))
+        return out.view(rows, *seen.shape[1:]).transpose(0, 1)

@@ -11,13 +11,16 @@ from gradood import explain, gradient_norms
 class Standardised(nn.Conv2d):
     """A convolution of weights that a batch norm over rows has standardised, as timm's are."""
 
-    def __init__(self, *sizes, scaled=True, **options):
+    def __init__(self, *sizes, scaled=True, squared=False, **options):
         super().__init__(*sizes, **options)
+        self.squared = squared
         self.gain = nn.Parameter(torch.rand(self.out_channels, 1, 1, 1) + 0.5) if scaled else None
 
     def forward(self, x):
         rows = self.weight.reshape(1, len(self.weight), -1)
-        gain = None if self.gain is None else (self.gain * 0.3).view(-1)
+        gain = None
+        if self.gain is not None:
+            gain = (self.gain * (self.gain if self.squared else 0.3)).view(-1)
         made = functional.batch_norm(rows, None, None, gain, training=True, momentum=0.0, eps=1e-3)
         made = made.reshape_as(self.weight)
         return functional.conv2d(
@@ -34,6 +37,10 @@ def model(*middle):
 CASES = {
     "unscaled": lambda: model(Standardised(3, 12, 3, padding=1, scaled=False)),
     "scaled": lambda: model(Standardised(3, 12, 3, padding=1)),
+    "squared gain": lambda: model(Standardised(3, 12, 3, squared=True)),
+    "pointwise, stride": lambda: model(
+        Standardised(3, 8, 1, stride=(2, 1)), Standardised(8, 12, 1)
+    ),
     "stride, dilation, no bias": lambda: model(
         Standardised(3, 12, 3, stride=2, padding=2, dilation=2, bias=False)
     ),
