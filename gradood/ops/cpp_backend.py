@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradood.errors import BackendError
+from gradood.errors import BackendError, GradoodError
 from gradood.ops import choice, noise_cpp, patches
 from gradood.ops.addresses import DTYPES, address, address_of_any, require_fit
 from gradood.ops.cpp_layouts import Geometry, Prepared, layouts, prepare_conv, prepare_linear
@@ -98,6 +98,11 @@ def reject(op: str, *args: Any) -> str | None:
     if op.endswith("backward_sqnorm") and torch.float16 in (args[0].dtype, args[1].dtype):
         return "the kernel writes no float16"
     return None
+
+
+def is_own_failure(error: Exception) -> bool:
+    """Whether PyTorch may do what failed: a kernel refused, or an older build lacks it."""
+    return not isinstance(error, (GradoodError, MemoryError, torch.OutOfMemoryError))
 
 
 def _is_written(x: Tensor) -> bool:
