@@ -208,6 +208,21 @@ def test_no_overflow_where_the_result_fits(cases, isa, scale, assert_close):
         assert_close(run(scaled), scaled.expected(), 3e-5 if "one" not in name else 1e-3)
 
 
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_gradients_of_zero(isa, kernel):
+    """As behind a gain that starts at zero: no norm, unless a number that is none is multiplied."""
+    torch.manual_seed(0)
+    x, d = torch.randn(4, 40, 5, 5), torch.randn(4, 50, 6 - kernel, 6 - kernel)[:, :, :3, :3]
+    d[:2] = -0.0
+    d[3] *= 1e-19
+    x[1, 3, 2, 2] = torch.inf
+    x, geometry = x[:, :, : 2 + kernel, : 2 + kernel], ((kernel,) * 2, (1, 1), (0, 0), (1, 1), 1)
+    got, _ = cpp_backend.conv_sqnorm(x, d, *geometry, False, kind="gram")
+    exact, _ = reference.conv_sqnorm(x.double(), d.double(), *geometry, False)
+    assert got[0] == 0 and got[1].isnan() and exact[1].isnan()
+    torch.testing.assert_close(got[2:].double(), exact[2:], rtol=1e-5, atol=0)
+
+
 def test_norm_layers_of_large_numbers(isa, assert_close, cases):
     for name in ("layer_norm (2, 41, 17)", "rms_norm (2, 41, 17)", "group_norm 8 groups"):
         x, d, *rest = cases[name].arguments
