@@ -84,7 +84,7 @@ class Launch:
     def _options(self) -> Iterator[dict[str, int]]:
         """As the table says; then more warps, and so fewer numbers a thread, or fewer stages."""
         first, stages = self._constants["num_warps"], self._constants.get("num_stages", 1)
-        for fewer in range(min(stages, 2)):
+        for fewer in range(stages):
             warps = first
             while warps <= _MOST_WARPS:
                 yield {"num_warps": warps} | ({"num_stages": stages - fewer} if fewer else {})
