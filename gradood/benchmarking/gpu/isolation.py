@@ -34,7 +34,7 @@ class Found(NamedTuple):
 
 
 def run_items(names: Sequence[str], todo: Mapping[str, Item], say: Callable[[str], None]) -> int:
-    """Run items one after the other; say a line of JSON for each begin, find and failure.
+    """Run items one after the other; say a line of JSON for each begin, find, failure and the end.
 
     Returns the exit status of a process that ran them: a GPU context may be broken for good.
     """
@@ -49,6 +49,7 @@ def run_items(names: Sequence[str], todo: Mapping[str, Item], say: Callable[[str
             say(json.dumps({"failed": told(error)}))
             if torch.cuda.is_available() and not _works():
                 return _BROKEN
+    say(json.dumps({"end": True}))
     return 0
 
 
@@ -76,14 +77,14 @@ def isolated(names: Sequence[str], command: Sequence[str]) -> Iterator[Found]:
                         yield Found(begun, said["found"])
                     elif "failed" in said:
                         yield Found(begun, None, said["failed"])
+                    elif "end" in said:
+                        return
                 status = process.wait()
-            finally:  # whoever asked may want no more of it
+            finally:  # nobody may want more of it
                 alarm.cancel()
                 process.kill()
             errors.seek(0)
             last = (errors.read().strip().splitlines() or [""])[-1]
-        if status == 0:
-            return
         if status != _BROKEN or not begun:
             name = begun or left.pop(0)
             yield Found(name, None, f"ended its process with status {status}: {last}")
