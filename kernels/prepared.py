@@ -24,7 +24,7 @@ KEPT = 1024
 #: Bytes to which Triton's compiler may align a pointer.
 _ALIGNED = 16
 #: Of a program, where fewer spill.
-_MOST_WARPS = 16
+_MOST_WARPS = 32
 #: Before 3.3, compiled kernels are not told the constants that they were compiled for.
 _TOLD_CONSTANTS = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 3)
 
