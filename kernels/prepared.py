@@ -24,7 +24,7 @@ KEPT = 1024
 #: Bytes to which Triton's compiler may align a pointer.
 _ALIGNED = 16
 #: Of a program, where fewer spill.
-_MOST_WARPS = 16
+_MOST_WARPS = 32
 #: Before 3.3, compiled kernels are not told the constants that they were compiled for.
 _TOLD_CONSTANTS = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 3)
 
@@ -84,7 +84,7 @@ class Launch:
     def _options(self) -> Iterator[dict[str, int]]:
         """As the table says; then more warps, and so fewer numbers a thread, or fewer stages."""
         first, stages = self._constants["num_warps"], self._constants.get("num_stages", 1)
-        for fewer in range(min(stages, 2)):
+        for fewer in range(stages):
             warps = first
             while warps <= _MOST_WARPS:
                 yield {"num_warps": warps} | ({"num_stages": stages - fewer} if fewer else {})

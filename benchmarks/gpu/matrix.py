@@ -3,7 +3,9 @@
 ``python -m benchmarks.gpu.matrix --out benchmarks/results/triton_matrix`` installs each
 version into a folder of its own, compiles every launch case for every target in a process of its
 own, since some compilers end it, and writes ``….json`` and ``….md``. With ``--models`` what whole
-models launch is compiled in place of the cases. Nothing runs on a GPU.
+models launch is compiled in place of the cases. Nothing runs on a GPU. Before 3.6 AMD's targets
+need a linker of LLVM 17 or later, ``TRITON_HIP_LLD_PATH=…/ld.lld``; an older one says ``unknown
+abi version``.
 """
 
 from __future__ import annotations
@@ -142,7 +144,8 @@ def as_markdown(table: Table, models: bool = False) -> str:
     lines = [
         f"# What Triton makes of {what}, by version and GPU",
         "",
-        f"{told} that compile; nothing ran on a GPU. Again:",
+        f"{told} that compile; nothing ran on a GPU. An empty cell was not compiled, which",
+        "`--missing` does; where the compiler spills, launches take other options. Again:",
         f"`python -m benchmarks.gpu.matrix --out benchmarks/results/triton{option}`.",
         "",
         f"| Triton | PyTorch | {' | '.join(targets)} |",

@@ -29,7 +29,11 @@ def on_gpu(workloads: Sequence[Workload] | None, out: Path) -> None:
     console, report = Console(), bench.Report(out / "cuda.json")
     with Console(stderr=True).status("") as status:
         found = bench.measure(
-            bench.cases(workloads), bench.ways(), report, lambda t: status.update(f"{t} …")
+            bench.cases(workloads),
+            list(bench.ways()),
+            report,
+            lambda t: status.update(f"{t} …"),
+            bench.apart,
         )
         for rows in found:
             console.print(_table(rows))

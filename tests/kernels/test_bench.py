@@ -29,7 +29,12 @@ def measured(tmp_path, found, case=None):
     def say(text):
         seen.append((text, json.loads(report.path.read_text())))
 
-    rows = list(bench.measure([case or bench.Case(TINY, torch.float32)], found, report, say, "cpu"))
+    def here(case, names, device):
+        for name in names:
+            yield bench.row_of(case, name, found[name], device)
+
+    todo = [case or bench.Case(TINY, torch.float32)]
+    rows = list(bench.measure(todo, list(found), report, say, here, "cpu"))
     return rows, seen, json.loads(report.path.read_text())
 
 
@@ -55,7 +60,7 @@ def test_rows_are_in_the_report_as_soon_as_they_are_known(tmp_path, quick):
     found = {name: registry.METHODS[name] for name in names}
     found["breaks"] = Method(failing)
     (rows,), seen, content = measured(tmp_path, found)
-    assert [len(report["rows"]) for _, report in seen] == [0, 1, 2, 3, 4]
+    assert [len(report["rows"]) for _, report in seen] == [0, 1, 2, 3, 4, 5]
     assert not any(report["finished"] for _, report in seen) and content["finished"]
     assert content["measured on a GPU"] is torch.cuda.is_available()
     assert content["versions"]["torch"] == torch.__version__
@@ -96,3 +101,27 @@ def test_the_share_of_the_roofline_is_of_what_norms_add():
     ours = bench._related(rows, 1.0)[-1]
     assert ours.least_ms == 1 and ours.share_of_roofline == 0.5
     assert ours.ratio_forward_backward == 1.25
+
+
+def test_a_case_is_measured_in_a_process_that_failures_do_not_reach(monkeypatch):
+    """A method that there is not ends it, as one that breaks the GPU does."""
+    monkeypatch.delenv("GRADOOD_BACKEND", raising=False)
+    case = bench.Case(TINY, torch.float32)
+    names = ["no such method", registry.FORWARD, bench.GRAPH]
+    rows = {row.method: row for row in bench.apart(case, names, "cpu")}
+    assert list(rows) == names
+    assert rows[registry.FORWARD].calls >= bench.LEAST and rows[registry.FORWARD].median_ms > 0
+    assert "no such method" in rows["no such method"].note
+    assert "CUDA device" in rows[bench.GRAPH].note and rows[bench.GRAPH].median_ms is None
+
+
+def test_what_the_time_does_not_suffice_for_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "DEADLINE", -1.0)
+    (rows,), _, content = measured(tmp_path, {registry.FORWARD: registry.METHODS["forward"]})
+    assert "not measured" in rows[0].note and content["finished"]
+
+
+def test_a_slow_method_is_called_less_often(monkeypatch):
+    monkeypatch.setattr(bench, "SLOW", 0.0)
+    times, _ = bench.timed(lambda: None, "cpu")
+    assert len(times) == 1

@@ -6,19 +6,18 @@ import sys
 import pytest
 import torch
 
-from gradood.benchmarking.gpu import selftest, whole_checks
+from gradood.benchmarking.gpu import isolation, selftest, whole_checks
 from gradood.benchmarking.operators import Check
 from gradood.kernels.launch import INTERPRETING
 from gradood.ops import triton_backend
 
 SCRIPT = """
 import os, sys
-from gradood.benchmarking.gpu.selftest import run_items
-from gradood.benchmarking.operators import Check
+from gradood.benchmarking.gpu.isolation import run_items
 
-def good(): yield Check("fine", True, "")
+def good(): yield {"name": "fine", "passed": True, "detail": ""}
 def raises():
-    yield Check("first half", True, "")
+    yield {"name": "first half", "passed": True, "detail": ""}
     raise ValueError("wrong number") from TypeError("the cause")
 def dies():
     print("not JSON", flush=True)
@@ -29,15 +28,15 @@ sys.exit(run_items(sys.argv[1:], items, lambda line: print(line, flush=True)))
 """
 
 
-def command(tmp_path, script):
+def run(names, tmp_path, script):
     path = tmp_path / "items.py"
     path.write_text(script)
-    return [sys.executable, str(path)]
+    return map(selftest.as_check, isolation.isolated(names, [sys.executable, str(path)]))
 
 
 def test_every_item_is_run_whatever_becomes_of_the_others(tmp_path):
     names = ["good", "raises", "dies", "after"]
-    found = list(selftest.isolated(names, command(tmp_path, SCRIPT)))
+    found = list(run(names, tmp_path, SCRIPT))
     assert [(c.name, c.passed) for c in found] == [
         ("fine", True), ("first half", True), ("raises", False), ("dies", False), ("fine", True),
     ]  # fmt: skip
@@ -46,14 +45,14 @@ def test_every_item_is_run_whatever_becomes_of_the_others(tmp_path):
 
 
 def test_an_item_that_never_ends_is_ended(tmp_path, monkeypatch):
-    monkeypatch.setattr(selftest, "PATIENCE", 12)
+    monkeypatch.setattr(isolation, "PATIENCE", 4)
     script = SCRIPT.replace("os._exit(134)", "import time; time.sleep(200)")
-    found = list(selftest.isolated(["dies", "after"], command(tmp_path, script)))
+    found = list(run(["dies", "after"], tmp_path, script))
     assert [(c.name, c.passed) for c in found] == [("dies", False), ("fine", True)]
 
 
 def test_a_process_that_cannot_even_begin_is_told(tmp_path):
-    found = list(selftest.isolated(["a", "b"], command(tmp_path, "import sys; sys.exit('broken')")))
+    found = list(run(["a", "b"], tmp_path, "import sys; sys.exit('broken')"))
     assert [(c.name, c.passed) for c in found] == [("a", False), ("b", False)]
     assert "broken" in found[0].detail
 

@@ -10,18 +10,23 @@ from __future__ import annotations
 import gc
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gradood.benchmarking import methods, registry
 from gradood.benchmarking.gpu.device_facts import facts, smi
+from gradood.benchmarking.gpu.isolation import isolated, run_items
 from gradood.benchmarking.gpu.operator_calls import record
 from gradood.benchmarking.gpu.roofline import least_milliseconds, peaks
 from gradood.benchmarking.methods import Method
@@ -31,8 +36,11 @@ from gradood.errors import first_line
 from gradood.gradients import gradient_norms
 
 GRADOOD, GRAPH = "gradood triton", "gradood triton, CUDA graph"
-#: Calls of a method: at least and at most so many, and no more after so many seconds.
-LEAST, MOST, SECONDS = 3, 50, 2.0
+#: Calls of a method: at least and at most so many, and no more after so many seconds; a method so
+#: slow that fewer take ``SLOW`` seconds is called no more often.
+LEAST, MOST, SECONDS, SLOW = 3, 50, 1.0, 10.0
+#: Seconds after which no other method is measured: with the self-test, ten minutes.
+DEADLINE = 400.0
 #: Bytes that are written between calls: more than the L2 cache of any GPU.
 FLUSHED = 256 << 20
 
@@ -54,8 +62,8 @@ class Case:
 
     def build(self, device: str) -> tuple[nn.Module, Tensor]:
         """The model, and a batch that is made on the device."""
-        model, few = replace(self.workload, batch=2).build()
-        model = model.to(device, self.dtype)
+        model, few = _two(self.workload)
+        model = deepcopy(model).to(device, self.dtype)
         x = torch.randn(self.workload.batch, *few.shape[1:], dtype=self.dtype, device=device)
         if self.channels_last:
             model = model.to(memory_format=torch.channels_last)
@@ -70,8 +78,14 @@ def cases(workloads: Sequence[Workload] | None = None) -> list[Case]:
         return [Case(one, dtype) for one in workloads for dtype in halves]
     resnet = replace(workload("resnet50"), batch=256)
     vit = replace(workload("vit_b_16"), batch=128)
-    found = [Case(resnet, dtype, last) for dtype in halves for last in (True, False)]
-    return [*found, *(Case(vit, dtype) for dtype in halves)]
+    kinds = (resnet, True), (resnet, False), (vit, False)
+    return [Case(model, dtype, last) for dtype in halves for model, last in kinds]
+
+
+@cache
+def _two(of: Workload) -> tuple[nn.Module, Tensor]:
+    """The model on the CPU and a batch of two; building takes longer than many a measurement."""
+    return replace(of, batch=2).build()
 
 
 @dataclass(frozen=True)
@@ -136,29 +150,67 @@ def ways() -> dict[str, Method]:
     }
 
 
+Rows = Callable[[Case, Sequence[str], str], Iterator[Row]]
+
+
 def measure(
     todo: Sequence[Case],
-    found: dict[str, Method],
+    names: Sequence[str],
     report: Report,
     say: Callable[[str], None],
+    rows_of: Rows,
     device: str = "cuda",
 ) -> Iterator[list[Row]]:
-    """Rows of every method, a case at a time, in the report after each."""
+    """Rows of every method, a case at a time, in the report after each.
+
+    ``rows_of`` measures the named methods on a case: ``apart``, in a process of its own.
+    """
+    begin = time.perf_counter()
     for case in todo:
+        say(case.name)
         rows: list[Row] = []
-        for name, method in found.items():
-            say(f"{case.name}: {name}")
-            rows.append(_row(case, name, method, device))
+        late = time.perf_counter() - begin > DEADLINE
+        found = iter(()) if late else rows_of(case, names, device)
+        for row in found:
+            rows.append(row)
             report.add(_related(rows, None))
-        related = _related(rows, _least(case, device))
+            say(f"{case.name}: {row.method}")
+            if time.perf_counter() - begin > DEADLINE:
+                break
+        known = {row.method for row in rows}
+        note = f"not measured: {DEADLINE:.0f} s are over; choose models by --model"
+        rows += [replace(_blank(case, name), note=note) for name in names if name not in known]
+        related = _related(rows, None if late else _least(case, device))
         report.add(related)
         yield related
     report.write(finished=True)
 
 
-def _row(case: Case, name: str, method: Method, device: str) -> Row:
+def apart(case: Case, names: Sequence[str], device: str) -> Iterator[Row]:
+    """A row a method, measured by another process, whatever becomes of the others."""
     kind = str(case.dtype).removeprefix("torch.")
-    row = Row(case.workload.model, case.workload.batch, kind, case.channels_last, name)
+    told = json.dumps([asdict(case.workload), kind, case.channels_last, device])
+    seen = set()
+    for found in isolated(names, [sys.executable, "-m", "gradood.benchmarking.gpu.bench", told]):
+        if found.item in seen:  # the GPU's context was broken by a method that had failed
+            continue
+        seen.add(found.item)
+        content = found.content
+        yield (
+            replace(_blank(case, found.item), note=found.reason)
+            if content is None
+            else Row(**content)
+        )
+
+
+def _blank(case: Case, name: str) -> Row:
+    kind = str(case.dtype).removeprefix("torch.")
+    return Row(case.workload.model, case.workload.batch, kind, case.channels_last, name)
+
+
+def row_of(case: Case, name: str, method: Method, device: str) -> Row:
+    """Measure one method; one that fails is a result, too."""
+    row = _blank(case, name)
     try:
         model, x = case.build(device)
         call = method.prepare(model, False)
@@ -202,7 +254,10 @@ def timed(call: Callable[[], object], device: str) -> tuple[list[float], float |
     rubbish = torch.empty(FLUSHED if device == "cuda" else 1, dtype=torch.uint8, device=device)
     times: list[float] = []
     begin = time.perf_counter()
-    while len(times) < LEAST or (len(times) < MOST and time.perf_counter() - begin < SECONDS):
+    while len(times) < MOST:
+        spent = time.perf_counter() - begin
+        if times and spent > (SECONDS if len(times) >= LEAST else SLOW):
+            break
         rubbish.zero_()
         times.append(clock(call))
     return times, peak
@@ -237,8 +292,12 @@ def _least(case: Case, device: str) -> float | None:
     rates = peaks(torch.cuda.get_device_name()) if device == "cuda" else None
     if rates is None:
         return None
-    calls = record(*replace(case.workload, batch=2).build())
-    return least_milliseconds(calls, case.workload.batch, case.dtype, rates)
+    return least_milliseconds(_calls(case.workload), case.workload.batch, case.dtype, rates)
+
+
+@cache
+def _calls(of: Workload) -> list[tuple[str, tuple[Any, ...]]]:
+    return record(*_two(of))
 
 
 def _related(rows: list[Row], least: float | None) -> list[Row]:
@@ -268,3 +327,20 @@ def _version(package: str) -> str:
         return f"{package} {version(package)}"
     except PackageNotFoundError:
         return f"{package} of unknown version"
+
+
+def main() -> None:
+    """Measure the named methods on a case; the parent reads what is printed."""
+    told, *names = sys.argv[1:]
+    workload, kind, last, device = json.loads(told)
+    case, known = Case(Workload(**workload), getattr(torch, kind), last), ways()
+
+    def found(name: str) -> Iterator[dict[str, Any]]:
+        yield asdict(row_of(case, name, known[name], device))
+
+    todo = {name: partial(found, name) for name in names}
+    sys.exit(run_items(names, todo, lambda line: print(line, flush=True)))
+
+
+if __name__ == "__main__":
+    main()

@@ -11,10 +11,7 @@ GPU's context, so that one fault hides no other. The report is written after eve
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -25,6 +22,7 @@ from torch import Tensor
 
 from gradood.benchmarking.gpu import whole_checks
 from gradood.benchmarking.gpu.device_facts import facts
+from gradood.benchmarking.gpu.isolation import Found, isolated, run_items
 from gradood.benchmarking.gpu.launch_cases import LaunchCase, launch_cases
 from gradood.benchmarking.gpu.roofline import least_seconds, peaks
 from gradood.benchmarking.operators import (
@@ -35,14 +33,9 @@ from gradood.benchmarking.operators import (
     vote_checks,
 )
 from gradood.ops import triton_backend
-from gradood.ops.dispatch import told
 
 #: Samples of a large case that the reference looks at.
 _COMPARED = 4
-#: Seconds that a process may take for one item.
-PATIENCE = 300
-#: Exit status of a process whose GPU context is of no more use.
-_BROKEN = 3
 
 Item = Callable[[], Iterator[Check]]
 
@@ -95,66 +88,6 @@ def large_check(name: str, case: LaunchCase, device: str) -> Iterator[Check]:
     yield check._replace(milliseconds=milliseconds, share_of_roofline=share)
 
 
-def run_items(names: Sequence[str], todo: dict[str, Item], say: Callable[[str], None]) -> int:
-    """Run items one after the other, and say a line of JSON for each begin and each check.
-
-    Returns the exit status of a process that ran them: a GPU context may be broken for good.
-    """
-    for name in names:
-        say(json.dumps({"begin": name}))
-        try:
-            for check in todo[name]():
-                say(json.dumps({"check": check._asdict()}))
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-        except Exception as error:  # of any kind: the report says which
-            failed = Check(name, False, told(error))
-            say(json.dumps({"check": failed._asdict()}))
-            if torch.cuda.is_available() and not _works():
-                return _BROKEN
-    return 0
-
-
-def isolated(names: Sequence[str], command: Sequence[str]) -> Iterator[Check]:
-    """Run ``command`` with the names of items, again after each that ends its process."""
-    left = list(names)
-    while left:
-        begun, status, last = "", 0, ""
-        with (
-            tempfile.TemporaryFile("w+") as errors,
-            subprocess.Popen(
-                [*command, *left], stdout=subprocess.PIPE, stderr=errors, text=True
-            ) as process,
-        ):
-            alarm = _alarm(process)
-            for line in process.stdout or ():
-                said = _read(line)
-                if "begin" in said:
-                    alarm.cancel()
-                    alarm = _alarm(process)
-                    begun = said["begin"]
-                    left = left[left.index(begun) + 1 :]
-                elif "check" in said:
-                    yield Check(**said["check"])
-            status = process.wait()
-            alarm.cancel()
-            errors.seek(0)
-            last = (errors.read().strip().splitlines() or [""])[-1]
-        if status == 0:
-            return
-        if status != _BROKEN or not begun:
-            name = begun or left.pop(0)
-            yield Check(name, False, f"ended its process with status {status}: {last}")
-
-
-def _alarm(process: subprocess.Popen[str]) -> threading.Timer:
-    """Ends the process unless cancelled: a kernel may never return."""
-    timer = threading.Timer(PATIENCE, process.kill)
-    timer.daemon = True
-    timer.start()
-    return timer
-
-
 def checks(names: Sequence[str] | None = None) -> Iterator[Check]:
     """Everything that can be checked where this runs, each item safe from the others."""
     from gradood.kernels.launch import INTERPRETING
@@ -162,7 +95,14 @@ def checks(names: Sequence[str] | None = None) -> Iterator[Check]:
     device = "cpu" if INTERPRETING else "cuda"
     module = "gradood.benchmarking.gpu.selftest"
     command = [sys.executable, "-m", module, device]
-    yield from isolated(list(items(device)) if names is None else names, command)
+    for found in isolated(list(items(device)) if names is None else names, command):
+        yield as_check(found)
+
+
+def as_check(found: Found) -> Check:
+    """What an item found, or its failure, as a check."""
+    content = found.content
+    return Check(found.item, False, found.reason) if content is None else Check(**content)
 
 
 def report(found: Sequence[Check], out: Path, finished: bool = True) -> dict[str, Any]:
@@ -185,26 +125,15 @@ def _facts() -> dict[str, Any]:
     return facts()
 
 
-def _works() -> bool:
-    try:
-        torch.cuda.synchronize()
-        return bool(torch.ones(1, dtype=torch.float32, device="cuda").sum() == 1)
-    except Exception:
-        return False
-
-
-def _read(line: str) -> dict[str, Any]:
-    try:
-        found = json.loads(line)
-    except ValueError:  # somebody else's print
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def main() -> None:
     """Run the named items on a device; the parent reads what is printed."""
     device, *names = sys.argv[1:]
-    sys.exit(run_items(names, items(device), lambda line: print(line, flush=True)))
+    todo = {name: partial(_contents, item) for name, item in items(device).items()}
+    sys.exit(run_items(names, todo, lambda line: print(line, flush=True)))
+
+
+def _contents(item: Item) -> Iterator[dict[str, Any]]:
+    return (check._asdict() for check in item())
 
 
 if __name__ == "__main__":
