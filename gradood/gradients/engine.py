@@ -17,13 +17,15 @@ from gradood import ops, pending
 from gradood.gradients.activations import Layer
 from gradood.gradients.arguments import leads_nowhere
 from gradood.gradients.capture import Function, SourceMode, name_of
+from gradood.gradients.contribution import Contribution
 from gradood.gradients.graph import End, TakenOver, watch
-from gradood.gradients.plan import Forward, Plan, PlanError, Step, require_fit
+from gradood.gradients.plan import Forward, Plan, PlanError
 from gradood.gradients.reading import make_measured, measure
 from gradood.gradients.rules import Call
 from gradood.gradients.rules.linear import LinearCall, tokens
 from gradood.gradients.source import Source
 from gradood.gradients.standardised import StandardisedUse
+from gradood.gradients.step import Step, require_fit
 from gradood.gradients.survey import Use
 from gradood.ops.dispatch import settled
 from gradood.ops.row_norms import row_sqnorm
@@ -37,28 +39,6 @@ GRADIENT_BYTES = 64 << 20
 
 
 _Result = TypeVar("_Result")
-
-
-class _Contribution:
-    """One use of a parameter, kept until its other uses are known: inputs, or the gradient."""
-
-    def __init__(self, call: Call, role: str, x: Tensor | None, d: Tensor, source: Source) -> None:
-        self.call, self.role, self.x, self.d, self.source = call, role, x, d, source
-        operand = call.operands[role]
-        kept = d.numel() + (0 if x is None else x.numel())
-        self.ready: Tensor | None = None
-        if d.shape[0] * operand.numel() <= kept and role not in call.concatenates:
-            self.ready = call.gradient(x, d, role)
-            self.x = None
-            self.d = d.new_empty(0)
-
-    def gradient(self, name: str, chunk: slice) -> Tensor:
-        if self.ready is not None:
-            gradient = self.ready[chunk]
-        else:
-            x = None if self.x is None else self.x[chunk]
-            gradient = self.call.gradient(x, self.d[chunk], self.role)
-        return self.source.pull_back(gradient, name)
 
 
 class Recorder(SourceMode):
@@ -87,7 +67,7 @@ class Recorder(SourceMode):
         self._parameters = covered
         self._samples = samples
         self._observer = observer
-        self._waiting: dict[str, list[_Contribution]] = defaultdict(list)
+        self._waiting: dict[str, list[Contribution]] = defaultdict(list)
         self._norms: dict[str, list[Tensor]] = defaultdict(list)
         self._sums: dict[Any, pending.Sums] = {}
         self._last_label = True
@@ -232,7 +212,7 @@ class Recorder(SourceMode):
                         self._observe(use.parameter, call, x, d, served)
                         continue
                 waiting = self._waiting[use.parameter]
-                waiting.append(_Contribution(call, use.role, x, d, source))
+                waiting.append(Contribution(call, use.role, x, d, source))
                 self._observe(use.parameter, call, x, d, ops.Served("", "torch", strategy))
                 if len(waiting) == count:
                     self._combine(use.parameter)
@@ -245,7 +225,7 @@ class Recorder(SourceMode):
         norm, lost = found
         for n in lost.nonzero()[:, 0].tolist():
             row = slice(n, n + 1)
-            one = _Contribution(whole.call, use.role, whole.x[row], whole.d[row], source)
+            one = Contribution(whole.call, use.role, whole.x[row], whole.d[row], source)
             norm[row] = row_sqnorm(one.gradient(use.parameter, slice(None)))
         self._add(use.parameter, norm)
         return True

@@ -13,11 +13,12 @@ from gradood.arguments import checked
 from gradood.gradients.api import GradientNorms, prepared
 from gradood.gradients.engine import GRADIENT_BYTES, Recorder, full_precision
 from gradood.gradients.labels import Label, loss_gradient
-from gradood.gradients.plan import Plan, Step
+from gradood.gradients.plan import Plan
 from gradood.gradients.rules import Call
 from gradood.gradients.scorer import Objective, Scorer
 from gradood.gradients.scores import Scores
 from gradood.gradients.source import Source
+from gradood.gradients.step import Step
 from gradood.gradients.validation import Batch, Selection, as_labels, as_losses
 
 

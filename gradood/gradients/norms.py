@@ -28,6 +28,8 @@ class Norms(Objective):
         observer: Told of every operator call.
     """
 
+    takes_over = True
+
     labels: Sequence[Label] = ()
     losses: Sequence[str] = ()
     activations: bool = False

@@ -20,57 +20,18 @@ from torch.nn import Parameter
 from gradood.errors import GradoodError, ModelError, first_line
 from gradood.gradients.activations import measured_positions
 from gradood.gradients.arguments import constants, grow_alike, same_constants
-from gradood.gradients.axis import SampleAxis
 from gradood.gradients.caches import Cache
 from gradood.gradients.capture import Function, PlanError, UnevenError, name_of
 from gradood.gradients.evidence import ROUNDING, Evidence
 from gradood.gradients.picking import Pick, picked_evenly
 from gradood.gradients.probe import Findings, Forward, Probe
-from gradood.gradients.rules import Call, rule_of
+from gradood.gradients.rules import rule_of
 from gradood.gradients.source import disjoint
 from gradood.gradients.state import Written
+from gradood.gradients.step import Step
 from gradood.gradients.survey import Survey, Use
 
 __all__ = ["Forward", "Plan", "PlanError", "Step", "make_plan"]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One operator call in which parameters meet the batch."""
-
-    position: int
-    function: Function
-    rule: type[Call]
-    uses: tuple[Use, ...]
-    axis: SampleAxis
-    #: Those of the uses whose norms are simply added up.
-    added: tuple[Use, ...] = ()
-
-    @cached_property
-    def needs_data(self) -> bool:
-        """Whether a norm depends on the operator's input."""
-        return any(use.role in self.rule.needs_data for use in self.uses)
-
-    @cached_property
-    def adds_all(self) -> bool:
-        """Whether there is nothing to do with a use but to add its norm."""
-        return self.added == self.uses
-
-    @cached_property
-    def roles(self) -> tuple[str, ...]:
-        """What the added ones are to the operator."""
-        return tuple(use.role for use in self.added)
-
-
-def require_fit(step: Step, samples: int, out: Tensor, data: Tensor | None) -> None:
-    """Refuse tensors of a step that cannot hold so many samples where the probe saw them.
-
-    Raises:
-        PlanError: They are such.
-    """
-    for tensor in (out, data):
-        if tensor is not None and not step.axis.fits(tensor.shape, samples):
-            raise PlanError(f"{name_of(step.function)} has tensors of other shapes")
 
 
 class Expected(NamedTuple):
@@ -171,13 +132,20 @@ class Plan:
 
     @cached_property
     def pair_lone(self) -> bool:
-        """Whether to score a batch of one beside a copy of itself.
+        """Whether to differentiate a batch of one beside a copy of itself.
 
         The backward of batch norm in PyTorch 2.14 is wrong on the CPU for a batch of one with a
         gradient that is not contiguous. Where operators may hide, one may be among them.
         """
         names = set(map(name_of, self.functions))
         return not names or self.strange or any(n.endswith(_USE_BATCH_NORM) for n in names)
+
+    @cached_property
+    def replaces_batch_norms(self) -> bool:
+        """Whether steps that take over leave no batch norm to PyTorch's backward pass."""
+        found = [i for i, f in enumerate(self.functions, 1) if name_of(f).endswith(_USE_BATCH_NORM)]
+        hidden = not self.functions or self.strange or bool(self.uncovered)
+        return not hidden and all(i in self.steps and self.steps[i].may_take_over for i in found)
 
 
 def make_plan(

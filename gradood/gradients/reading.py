@@ -11,9 +11,10 @@ from torch.nn import Parameter
 
 from gradood.gradients.activations import Layer, layer_of, measured_layer
 from gradood.gradients.capture import Function, OperatorMode, PlanError, name_of
-from gradood.gradients.plan import Forward, Plan, Step, require_fit
+from gradood.gradients.plan import Forward, Plan
 from gradood.gradients.rules import Call
 from gradood.gradients.rules.linear import LinearCall
+from gradood.gradients.step import Step, require_fit
 
 #: After these a model differentiates something itself.
 _TRACKING: frozenset[Any] = frozenset({Tensor.requires_grad_, Tensor.requires_grad.__set__})  # type: ignore[attr-defined]

@@ -7,13 +7,14 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from gradood import ops
 from gradood.errors import GradoodError, ModelError
 from gradood.gradients import fallback
 from gradood.gradients.caches import Cache, emptied, find
@@ -34,6 +35,9 @@ _LOG = logging.getLogger("gradood")
 
 class Objective(ABC):
     """What is computed of the samples of a pass: norms under labels, or Grams of the logits."""
+
+    #: Whether its steps may replace backward passes of PyTorch's.
+    takes_over: ClassVar[bool] = False
 
     def of_rows(self, rows: slice | list[int]) -> Objective:
         """The same for some samples of the batch."""
@@ -137,7 +141,10 @@ class Scorer:
 
     def pairs(self, x: Tensor, plan: Plan) -> bool:
         """Whether to score a batch of one beside a copy of itself, see ``Plan.pair_lone``."""
-        return plan.pair_lone and x.shape[0] == 1 and x.device.type == "cpu"
+        if not plan.pair_lone or x.shape[0] != 1 or x.device.type != "cpu":
+            return False
+        replaced = self.objective.takes_over and plan.replaces_batch_norms
+        return not (replaced and ops.offers("batch_norm_backward_sqnorm", x))
 
     def forward(self, x: Tensor) -> Tensor:
         """The model's logits, checked."""

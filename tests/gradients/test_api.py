@@ -15,6 +15,7 @@ from tests.gradients.oracle import (
     assert_as_promised,
     assert_norms,
     bce,
+    randomise,
     reference_norms,
 )
 
@@ -305,3 +306,32 @@ def test_explain_prints_a_table(model, x):
         gradood.explain(model, x[:0])
     rows = gradood.explain(model, x, method="loop")
     assert all(row.rule == "loop" for row in rows)
+
+
+def seen_batches(model, x, **options):
+    """How many samples the first layer gets in a later call, and the norms."""
+    gradood.gradient_norms(model, x, **options)
+    sizes = []
+    handle = next(model.children()).register_forward_hook(
+        lambda module, args, out: sizes.append(len(args[0]))
+    )
+    norms = gradood.gradient_norms(model, x, **options)
+    handle.remove()
+    return sizes, norms.values
+
+
+@pytest.mark.parametrize(
+    ("parameters", "sizes"),
+    [
+        (None, [1]),
+        ("0.*", [2]),  # PyTorch's own backward of batch norm, which is wrong for one sample
+        (["0.*", "1.bias"], [2]),
+    ],
+)
+def test_one_sample_is_scored_beside_a_copy_only_where_batch_norm_is_pytorchs(parameters, sizes):
+    layers = nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4)
+    model, x = randomise(nn.Sequential(*layers)).eval(), torch.rand(1, 2, 6, 6)
+    seen, values = seen_batches(model, x, parameters=parameters)
+    assert seen == sizes
+    both = gradood.gradient_norms(model, x.repeat(2, 1, 1, 1), parameters=parameters).values
+    torch.testing.assert_close(values, both[:1], rtol=1e-5, atol=0)
