@@ -201,7 +201,7 @@ def _weighted(evidence: Evidence, weight: float) -> Bounded:
 
 #: Of the gradient detector's certificates.
 SIGMA, RADIUS, SAMPLES, FPR, WRONG = 0.12, 0.06, 100, 0.1, 1e-3
-COUNT, FIT = 40, 500
+COUNT, FIT = 16, 300
 
 
 def gradient(count: int = COUNT, fit: int = FIT) -> Iterator[tuple[str, str, float]]:

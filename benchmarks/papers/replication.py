@@ -49,10 +49,8 @@ LABELS = {
 SUPERVISED = {**PAPER, **BETTER}
 #: Normal pictures, and anomalous ones a set, that norms by filter are taken of.
 FEW = (300, 60)
-#: The network on which labels are compared and the detectors are attacked.
+#: The network that is attacked, and on which labels are compared; others are tried on sets alone.
 MAIN = "resnet20"
-#: Of the pictures that are attacked on it, one in so many is on others: attacks cost most there.
-FEWER = 3
 
 
 class Sizes(NamedTuple):
@@ -62,7 +60,7 @@ class Sizes(NamedTuple):
         each: Of each anomalous set, before it is halved.
         normal: Test pictures, before they are halved.
         fit: Training pictures that detectors without anomalies are fitted on.
-        attacked: Pictures of each half that are attacked, on other networks than ``MAIN`` fewer.
+        attacked: Pictures of each half that are attacked.
         adaptive: Pictures that attacks which know the detector are tried on.
         steps: Of these, for each of two restarts.
     """
@@ -105,13 +103,13 @@ class Replication:
                 "supervised", self._normal, *self._anomalous, variants=SUPERVISED
             ),
             "sets": lambda: study.rows("sets", self._detectors, self._normal[1], self._scored),
-            "supervised attacks": lambda: self._supervised_attacks(
-                "supervised attacks", SUPERVISED
-            ),
-            "attacks": self._attacks,
         }
-        if self.name != MAIN:
+        if self.name != MAIN:  # attacks cost most
             return parts
+        parts["supervised attacks"] = lambda: self._supervised_attacks(
+            "supervised attacks", SUPERVISED
+        )
+        parts["attacks"] = self._attacks
         labels = {name: Supervised(kinds, paper_detector) for name, kinds in LABELS.items()}
         parts["labels, sets"] = lambda: study.paper(
             "labels, sets", self._normal, *self._anomalous, variants=labels
@@ -162,7 +160,6 @@ class Replication:
     @cached_property
     def _attacked(self) -> dict[str, Attacked]:
         halves, count = self._halves["normal"], self._sizes.attacked
-        count = count if self.name == MAIN else count // FEWER
         found = attacked_halves(self._observer, ATTACKS, *halves, count)
         return {name: a for name, a in found.items() if min(len(a.scored), len(a.known)) > 1}
 
