@@ -97,6 +97,7 @@ def test_an_operator_that_the_first_backend_lacks_is_served_by_the_next(monkeypa
 
 def test_a_pass_reads_the_environment_once(monkeypatch):
     """And what follows the pass reads it again, also after an error in it."""
+    pytest.importorskip("gradood._cpu", reason="needs a second backend for the CPU")
     x, d = torch.randn(2, 1, 3), torch.randn(2, 1, 4)
 
     def backend():
@@ -107,7 +108,6 @@ def test_a_pass_reads_the_environment_once(monkeypatch):
     monkeypatch.setenv("GRADOOD_BACKEND", "torch")
     with pytest.raises(KeyError), dispatch.settled():
         monkeypatch.delenv("GRADOOD_BACKEND")
-        monkeypatch.setattr(dispatch, "PREFERENCE", {})
         assert backend() == "torch"
         raise KeyError
     monkeypatch.setenv("GRADOOD_BACKEND", "nothing")
