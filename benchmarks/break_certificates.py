@@ -72,7 +72,7 @@ BUDGETS = {
     "class": Budget(0.05, 500, 500, 50, 10, 100, 2, 50),
     "confidence": Budget(0.05, 500, 500, 50, 10, 100, 2, 25),
     "gradient": Budget(0.05, 500, 50, 10, 10, 100, 2, 5),
-    "cifar-class": Budget(0.12, 200, 500, 50, 10, 20, 1, 50),
+    "cifar-class": Budget(0.12, 200, 500, 25, 2, 20, 1, 25),
     "cifar-gradient": Budget(0.12, 64, 500, 100, 10, 20, 1, 50),
     "cifar-gradient-denoised": Budget(0.12, 64, 500, 100, 4, 20, 1, 50),
     "cifar-gradient-own": Budget(0.12, 64, 40, 40, 2, 20, 1, 20),
@@ -224,7 +224,7 @@ TOLD = {
     "class": "the embedded classifier, certified with batch norm folded and in bfloat16",
     "confidence": "one minus its maximal softmax, in the same way",
     "gradient": f"`GradientMahalanobis` on its norms of {', '.join(PARAMETERS)}",
-    "cifar-class": "a public ResNet-20 after `checkpoints/cifar10-denoiser`, folded, in bfloat16",
+    "cifar-class": "a public ResNet-20 after an earlier, shorter trained denoiser, in bfloat16",
     "cifar-gradient": "the default gradient detector on that network, without the denoiser; what "
     "is climbed is its score without the norms, in bfloat16",
     "cifar-gradient-denoised": "the same with the denoiser",

@@ -24,6 +24,8 @@ _OF_MODULES = frozenset(vars(nn.Module()))
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 #: Attributes that hold the path of a model, which may change.
 _PLACES = frozenset({"_name_or_path", "name_or_path"})
+#: Entries of diffusers' configurations: lists in the order of a set, another in every process.
+_UNORDERED = frozenset({"_use_default_values"})
 
 
 def fingerprint(model: Any) -> str | None:
@@ -88,7 +90,8 @@ class _Hasher:
 
     def _add_object(self, value: Any) -> bool:
         if isinstance(value, Mapping):
-            self._add_items("mapping", value.items())
+            items = ((k, set(v) if k in _UNORDERED else v) for k, v in value.items())
+            self._add_items("mapping", items)
         elif isinstance(value, list | tuple):
             self._add_items("sequence", enumerate(value))
         elif isinstance(value, set | frozenset):

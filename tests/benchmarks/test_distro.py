@@ -59,13 +59,16 @@ def test_the_joint_guarantee_is_not_trivial_where_the_answers_stay(cells):
 def test_on_cifar_the_joint_guarantee_is_not_trivial_where_the_answers_stay():
     rows = read("paper_distro_normal.csv")
     accuracy = {r["model"]: float(r["accuracy"]) for r in rows}
-    assert accuracy["joint, slight noise"] >= accuracy["plain"] - 0.01
-    guaranteed = [
-        float(kinds["guaranteed"]["auroc"])
-        for (model, _, norm), kinds in grouped_by_cell("paper_distro.csv").items()
-        if (model, norm) == ("joint, slight noise", "linf")
-    ]
-    assert sum(value > 0.5 for value in guaranteed) >= 2
+    found = grouped_by_cell("paper_distro.csv")
+    # On 40 pictures a set slight noise keeps one guarantee; on 12 it seemed to keep two.
+    for model, sets in (("discriminator", 2), ("joint, slight noise", 1)):
+        assert accuracy[model] >= accuracy["plain"] - 0.01
+        guaranteed = [
+            float(kinds["guaranteed"]["auroc"])
+            for (which, _, norm), kinds in found.items()
+            if (which, norm) == (model, "linf")
+        ]
+        assert sum(value > 0.5 for value in guaranteed) >= sets
 
 
 def test_the_denoiser_raises_the_l2_guarantee(cells):

@@ -2,6 +2,9 @@
 
 import functools
 import operator
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -200,3 +203,23 @@ def test_errors_of_the_model_keep_what_was_counted(points, tmp_path):
     whole, once = run_with(10**6, *common)
     assert resumed.evidence == whole.evidence
     assert rest <= once - (17 - 1 - 8 - 2), "what was counted is counted again"
+
+
+def test_a_denoiser_has_the_same_fingerprint_in_every_process():
+    """Diffusers keeps names in the order of a set: an interrupted run could not go on."""
+    code = (
+        "from gradood.smoothing import embedded_denoiser\n"
+        "from gradood.smoothing.fingerprint import fingerprint\n"
+        "print(fingerprint(embedded_denoiser()))"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in "12"
+    }
+    assert len(found) == 1
