@@ -156,7 +156,7 @@ def _statistics_kernel(
     inside = row < rows
     start_of = x + (row // per_sample * x_n + row % per_sample * x_r)[:, None]
     size = A * B
-    count = size.to(tl.float32)
+    count = size * 1.0  # as in token_norm
     centre = tl.zeros((BR,), tl.float32)
     if CENTRED:
         total = tl.zeros((BR, BE), tl.float32)

@@ -54,7 +54,7 @@ def _token_norm_kernel(
     split = program % splits
     c = tl.arange(0, BC)
     c_inside = c < C
-    width = C.to(tl.float32)
+    width = C * 1.0  # Triton makes a size of one a constant, which has no type to change
     x += sample * x_n + (c * x_c)[None, :]
     d += sample * d_n + (c * d_c)[None, :]
     if GRADIENT:
