@@ -20,6 +20,7 @@ NAMED = {
     ("cli/info.py", "gradood.ops.triton_backend"),
     ("benchmarking/arithmetic.py", "gradood.benchmarking.arithmetic"),
     ("benchmarking/bench.py", "gradood.benchmarking.bench"),
+    ("benchmarking/gpu/bench.py", "gradood.benchmarking.gpu.bench"),
 }
 
 

@@ -64,7 +64,7 @@ def test_threads_that_would_spill_get_fewer_numbers():
         "    made = launches[0].compiled.metadata\n"
         "    print(len(launches), launches[0].kernel, made.num_warps, made.num_stages)\n"
     )
-    assert said == ["2 outer_kernel 16 2"] * 2
+    assert said == ["2 outer_kernel 8 2"] * 2
 
 
 def tensors(*shape, copies=2):

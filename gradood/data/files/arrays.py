@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -18,6 +19,9 @@ from gradood.data.files.source import LARGEST, Item, Source, broken, itself
 from gradood.errors import InputError
 from gradood.text import printable
 
+#: Held while NumPy reads a header, as Python: two threads at once may fail in CPython 3.11 ("AST
+#: constructor recursion depth mismatch").
+HEADERS = threading.Lock()
 _DAMAGES = (InputError, OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
 
 
@@ -107,7 +111,8 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     try:
         version = npy.read_magic(file)
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, fortran, dtype = read(file)
+        with HEADERS:
+            shape, fortran, dtype = read(file)
     except Exception as error:  # headers are parsed as Python, and fail in many ways
         raise InputError(f"it is no array of NumPy: {error}") from error
     if dtype.hasobject:

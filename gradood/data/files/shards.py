@@ -19,6 +19,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from gradood.data.files.arrays import HEADERS
 from gradood.data.files.pictures import SUFFIXES, picture_from
 from gradood.data.files.source import LARGEST, Item, LeftOut, Source, broken
 from gradood.text import printable
@@ -189,4 +190,5 @@ def _picture(content: bytes) -> Any:
 
 
 def _array(content: bytes) -> Any:
-    return np.load(io.BytesIO(content), allow_pickle=False)
+    with HEADERS:
+        return np.load(io.BytesIO(content), allow_pickle=False)
