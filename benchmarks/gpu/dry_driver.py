@@ -67,8 +67,12 @@ class Launch(NamedTuple):
         return (
             same
             and self.compiled is not other.compiled
-            and all(a is b or a == b for a, b in zip(self.arguments, other.arguments, strict=True))
+            and all(map(_is_same, self.arguments, other.arguments))
         )
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    return a is b or not isinstance(a, torch.Tensor) and bool(a == b)
 
 
 #: What the driver's launcher is told before a kernel's arguments, the grid among it.
