@@ -55,9 +55,9 @@ Made by `{command}`. Classifier: the public ResNet-20 of akamaster/pytorch_resne
 {denoiser}. The discriminator, and the outlier-exposed classifier where its checkpoint was there,
 saw outliers of Tiny ImageNet and patterns by formula, which are not scored here, and of the half of
 the textures that is not: for textures the outliers are of the same kind, for cifar100, svhn and
-scenes they are not. Which outliers it saw was chosen after a look at AUROC on up to 200 pictures of
-each scored set, and the denoiser after a look at accuracy on 500 test pictures, so the figures are
-somewhat optimistic. The number after a model's name is its noise; slight noise is 0.02. Normal:
+scenes they are not. Which outliers it saw, and for how long, was chosen after a look at AUROC on up
+to 200 pictures of each scored set, and the denoiser after a look at accuracy on 500 test pictures,
+so the figures are somewhat optimistic. The number after a model's name is its noise; slight noise is 0.02. Normal:
 {normal} test pictures; anomalous: {anomalous} pictures of each set.
 
 What differs from the paper: its denoiser is a public diffusion model of fifty million parameters,

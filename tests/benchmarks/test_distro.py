@@ -60,15 +60,14 @@ def test_on_cifar_the_joint_guarantee_is_not_trivial_where_the_answers_stay():
     rows = read("paper_distro_normal.csv")
     accuracy = {r["model"]: float(r["accuracy"]) for r in rows}
     found = grouped_by_cell("paper_distro.csv")
-    # On 40 pictures a set slight noise keeps one guarantee; on 12 it seemed to keep two.
-    for model, sets in (("discriminator", 2), ("joint, slight noise", 1)):
+    for model in ("discriminator", "joint, slight noise"):
         assert accuracy[model] >= accuracy["plain"] - 0.01
         guaranteed = [
             float(kinds["guaranteed"]["auroc"])
             for (which, _, norm), kinds in found.items()
             if (which, norm) == (model, "linf")
         ]
-        assert sum(value > 0.5 for value in guaranteed) >= sets
+        assert sum(value > 0.5 for value in guaranteed) >= 2
 
 
 def test_the_denoiser_raises_the_l2_guarantee(cells):
