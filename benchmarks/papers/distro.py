@@ -57,7 +57,8 @@ saw outliers of Tiny ImageNet and patterns by formula, which are not scored here
 the textures that is not: for textures the outliers are of the same kind, for cifar100, svhn and
 scenes they are not. Which outliers it saw, and for how long, was chosen after a look at AUROC on up
 to 200 pictures of each scored set, and the denoiser after a look at accuracy on 500 test pictures,
-so the figures are somewhat optimistic. The number after a model's name is its noise; slight noise is 0.02. Normal:
+so the figures are somewhat optimistic. The number after a model's name is its noise; slight noise
+is 0.02. Normal:
 {normal} test pictures; anomalous: {anomalous} pictures of each set.
 
 What differs from the paper: its denoiser is a public diffusion model of fifty million parameters,
