@@ -12,20 +12,21 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 import gradood
+from benchmarks.streaming import append
 from gradood.benchmarking.machine import installed, load, processor
-from gradood.benchmarking.workloads import workload
+from gradood.benchmarking.methods import forward_backward
+from gradood.benchmarking.workloads import bce, workload
 from tests.gradients.test_third_party import build
 
 RESULTS = Path(__file__).parent / "results"
@@ -63,21 +64,9 @@ def operators(model: nn.Module, x: Tensor) -> int:
     return counter.count
 
 
-def logit_loss(model: nn.Module, x: Tensor) -> Tensor:
-    out = model(x)
-    logits = getattr(out, "logits", out)
-    return functional.binary_cross_entropy_with_logits(
-        logits, torch.ones_like(logits), reduction="sum"
-    )
-
-
-def ordinary(model: nn.Module, x: Tensor) -> None:
-    torch.autograd.grad(logit_loss(model, x), list(model.parameters()), allow_unused=True)
-
-
 def activations_only(frozen: nn.Module, x: Tensor) -> None:
     x = x.detach().requires_grad_()
-    torch.autograd.grad(logit_loss(frozen, x), [x])
+    torch.autograd.grad(bce(frozen(x)), [x])
 
 
 def medians(calls: list[Callable[[], object]], rounds: int) -> list[float]:
@@ -96,7 +85,7 @@ def row(name: str, model: nn.Module, x: Tensor, rounds: int) -> dict[str, object
     frozen = copy.deepcopy(model).requires_grad_(False)
     calls: list[Callable[[], object]] = [
         lambda: gradood.gradient_norms(model, x),
-        lambda: ordinary(model, x),
+        partial(forward_backward(model, False), x),
         lambda: activations_only(frozen, x),
     ]
     ours, both, alone = medians(calls, rounds)
@@ -130,14 +119,7 @@ def main() -> None:
             rows.append(row(name, model, x[:samples].clone(), options.rounds))
             print("  ".join(map(str, list(rows[-1].values())[:8])), flush=True)
     if options.save:
-        path = RESULTS / "later_calls.csv"
-        rows = [{**one, "commit": options.save} for one in rows]
-        new = not path.exists()
-        with path.open("a", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            if new:
-                writer.writeheader()
-            writer.writerows(rows)
+        append([{**one, "commit": options.save} for one in rows], RESULTS / "later_calls.csv")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before PyTorch is imported
@@ -21,9 +22,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before PyTorch is importe
 import torch  # noqa: E402
 
 import gradood  # noqa: E402
-from benchmarks.later_calls import ordinary  # noqa: E402
 from benchmarks.streaming import append  # noqa: E402
 from gradood.benchmarking.machine import installed, load, processor  # noqa: E402
+from gradood.benchmarking.methods import forward_backward  # noqa: E402
 from gradood.benchmarking.workloads import workload  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
@@ -41,7 +42,7 @@ def row(name: str, rounds: int, batch: int | None) -> dict[str, object]:
     x = x[:batch].clone()
     calls: dict[str, Callable[[], object]] = {
         "ours": lambda: gradood.gradient_norms(model, x),
-        "ordinary": lambda: ordinary(model, x),
+        "ordinary": partial(forward_backward(model, False), x),
     }
     taken: dict[tuple[str, int], list[float]] = {}
     for number in range(rounds + 1):

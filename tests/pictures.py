@@ -1,8 +1,15 @@
-"""Folders of the pictures inside the package, for what reads files."""
+"""Folders of the pictures inside the package, for what reads files; and of sets outside it."""
 
+import os
+
+import pytest
 from PIL import Image
 
 from gradood.data import embedded_images
+
+needs_data = pytest.mark.skipif(
+    "GRADOOD_DATA" not in os.environ, reason="GRADOOD_DATA names no folder of sets"
+)
 
 
 def pixels(name, count):

@@ -50,6 +50,14 @@ def python(
     return subprocess.CompletedProcess(line, process.exitcode, out, error)
 
 
+def compiling(code: str) -> str:
+    """What ``code`` prints in a process where Triton compiles, and interprets nothing."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = python("-c", code, environment=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @cache
 def _server() -> BaseContext:
     context = multiprocessing.get_context("forkserver")

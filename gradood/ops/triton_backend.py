@@ -11,7 +11,7 @@ compiled for the GPUs and with the versions of Triton in ``benchmarks/results/tr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache, wraps
+from functools import cache, lru_cache, wraps
 from typing import Any, TypeVar, cast
 
 import torch
@@ -22,6 +22,7 @@ from triton.runtime import driver
 from gradood.errors import GradoodError
 from gradood.kernels import affine, gram, launch, noise, token_norm, votes
 from gradood.kernels.launch import precision as precision
+from gradood.kernels.prepared import KEPT
 from gradood.ops import gpu_state, triton_choice
 from gradood.ops.triton_choice import algorithm as algorithm
 
@@ -289,7 +290,7 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".")[:2])
 
 
-@cache
+@lru_cache(KEPT)
 def _extent(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
     """Elements between the first and the last of one sample."""
     return sum((size - 1) * step for size, step in zip(shape[1:], stride[1:], strict=True))

@@ -17,6 +17,7 @@ from benchmarks.experiments.protocols import Study
 from gradood.data import ImageSet
 from gradood.errors import InputError
 from tests.commands import run_module
+from tests.pictures import needs_data
 
 
 def test_a_network_is_what_its_weights_are(tmp_path):
@@ -82,7 +83,7 @@ def test_a_peer_that_does_not_run_is_named_even_after_an_interruption(tmp_path, 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.skipif("GRADOOD_DATA" not in os.environ, reason="GRADOOD_DATA names no folder of sets")
+@needs_data
 def test_the_command_writes_its_page(tmp_path):
     data = tmp_path / "data"
     data.mkdir()

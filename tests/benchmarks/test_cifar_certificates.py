@@ -1,11 +1,11 @@
 """Certificates of the gradient detector on CIFAR-10: the page, and the same figures twice."""
 
 import json
-import os
 
 import pytest
 
 from benchmarks.cifar_certificates_page import latest, markdown
+from tests.pictures import needs_data
 
 FACTS = {"sigma": 0.12, "radius": 0.06, "samples": 100, "fpr": 0.1}
 FACTS |= {"sure": 0.999, "count": 40, "fit": 500}
@@ -23,11 +23,6 @@ def test_a_page_begins_with_what_is_lost_and_reads_the_last_values(tmp_path):
     assert losses.count("* ") == 1
     assert "* Without a denoiser, the guaranteed AUROC on svhn-test is 30.0: chance." in losses
     assert "| without a denoiser | svhn-test | 75.0 | 30.0 | 90.0 | – |" in page
-
-
-needs_data = pytest.mark.skipif(
-    "GRADOOD_DATA" not in os.environ, reason="GRADOOD_DATA names no folder of sets"
-)
 
 
 @pytest.mark.slow

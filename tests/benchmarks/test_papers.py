@@ -15,6 +15,7 @@ from gradood.data import embedded_classifier, embedded_images
 from gradood.evaluation import evaluate
 from gradood.gradients import gradient_norms
 from tests.commands import run_module
+from tests.pictures import needs_data
 
 
 def row(part, detector, name, auroc):
@@ -112,11 +113,6 @@ def test_black_and_white_become_two_colours():
     assert found.shape == (3, 3, 32, 32) and found.dtype == torch.uint8
     assert all(len(one.flatten(1).unique(dim=1).T) == 1 for one in found)
     assert len(found[:, :, 0, 0].unique(dim=0)) == 3
-
-
-needs_data = pytest.mark.skipif(
-    "GRADOOD_DATA" not in os.environ, reason="GRADOOD_DATA names no folder of sets"
-)
 
 
 @pytest.mark.slow

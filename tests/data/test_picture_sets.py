@@ -13,6 +13,7 @@ from PIL import Image
 
 from benchmarks.datasets import picture_set
 from gradood.errors import InputError
+from tests.pictures import needs_data
 
 
 @pytest.fixture
@@ -116,7 +117,7 @@ def test_what_is_missing_or_damaged_is_named(pictures, tmp_path):
         picture_set("cifar10-test", tmp_path)
 
 
-@pytest.mark.skipif("GRADOOD_DATA" not in os.environ, reason="GRADOOD_DATA names no folder of sets")
+@needs_data
 @pytest.mark.parametrize("name, count", [("textures", 1200), ("svhn-test", 10_000)])
 def test_real_sets_are_whole(name, count):
     found = picture_set(name, Path(os.environ["GRADOOD_DATA"]))

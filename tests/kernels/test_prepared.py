@@ -1,25 +1,16 @@
 """What is worked out once for tensors that lie alike, and launches that skip what is known."""
 
-import os
-
 import pytest
 import torch
 
 from gradood.kernels import prepared
 from gradood.products import products
-from tests.processes import python
-
-
-def process(code):
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = python("-c", code, environment=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+from tests.processes import compiling
 
 
 def test_a_second_launch_is_told_the_same_without_triton_looking_at_it():
     """Kernels with each order of tensors, numbers and constants; sums and noise look again."""
-    said = process(
+    said = compiling(
         "import torch\n"
         "from triton.runtime.jit import JITFunction\n"
         "from benchmarks.gpu.dry_driver import dry\n"
@@ -41,13 +32,13 @@ def test_a_second_launch_is_told_the_same_without_triton_looking_at_it():
         "        told.append([launch.told for launch in launches])\n"
         "    assert told[0] == told[1] and told[0], name\n"
         "    print(*(name for name in looked if name != '_sum_kernel'), len(told[0]))\n"
-    )
+    ).splitlines()
     assert len(said) == 9 and all(line.strip() in ("1", "2", "3") for line in said)
 
 
 def test_threads_that_would_spill_get_fewer_numbers():
     """The compiler of any version and GPU may spill: the driver says so when it loads a kernel."""
-    said = process(
+    said = compiling(
         "from benchmarks.gpu import dry_driver\n"
         "from gradood.benchmarking.gpu.launch_cases import launch_cases\n"
         "from gradood.ops import triton_backend\n"
@@ -63,7 +54,7 @@ def test_threads_that_would_spill_get_fewer_numbers():
         "        triton_backend.linear_sqnorm(*case.make())\n"
         "    made = launches[0].compiled.metadata\n"
         "    print(len(launches), launches[0].kernel, made.num_warps, made.num_stages)\n"
-    )
+    ).splitlines()
     assert said == ["2 outer_kernel 8 2"] * 2
 
 

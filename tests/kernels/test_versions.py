@@ -1,7 +1,6 @@
 """What other versions of Triton lack, taken from the one that is there; the matrix has the rest."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -9,21 +8,14 @@ import pytest
 from benchmarks.gpu import matrix
 from gradood.benchmarking.gpu.launch_cases import launch_cases
 from gradood.ops import triton_backend
-from tests.processes import python
+from tests.processes import compiling
 
 OLDEST, *_, NEWEST = matrix.VERSIONS
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
-def process(code):
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = python("-c", code, environment=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
-
-
 def test_a_triton_without_knobs_and_without_bf16x3_serves_float32():
-    said = process(
+    said = compiling(
         "import torch, triton\n"
         "from triton.backends.nvidia.compiler import CUDAOptions\n"
         "CUDAOptions.allowed_dot_input_precisions = ('tf32', 'tf32x3', 'ieee')\n"
@@ -36,12 +28,12 @@ def test_a_triton_without_knobs_and_without_bf16x3_serves_float32():
         "    with launch.precision('bf16x3'):\n"
         "        try: launch.product_precision(torch.float32, 1 << 20, cancels=False)\n"
         "        except InputError as error: print('tf32x3' in str(error))\n"
-    )
+    ).split()
     assert said == ["tf32x3", "True"]
 
 
 def test_precisions_are_those_that_the_compiler_of_the_gpu_knows():
-    said = process(
+    said = compiling(
         "import torch\n"
         "from gradood.kernels import launch\n"
         "from benchmarks.gpu.dry_driver import dry\n"
@@ -49,7 +41,7 @@ def test_precisions_are_those_that_the_compiler_of_the_gpu_knows():
         "    with dry(name):\n"
         "        for cancels in (False, True):\n"
         "            print(launch.product_precision(torch.float32, 1 << 20, cancels))\n"
-    )
+    ).split()
     assert said == ["bf16x3", "tf32x3", "bf16x3", "ieee"]
 
 
