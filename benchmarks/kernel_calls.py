@@ -139,8 +139,8 @@ def _make() -> dict[str, Call]:
     shapes = (2, 1, 1), (3, 17, 41), (2, 41, 17), (2, 70, 70), (2, 3, 1201), (1, 33, 2101)
     for shape in shapes:
         statistics = torch.randn(shape[1]), torch.rand(shape[1]) + 0.5
-        calls[f"batch norm {shape}"] = _rows("batch_norm_sqnorm", shape, *statistics)
-        both = (*statistics, torch.randn(shape[1]))
+        calls[f"batch norm {shape}"] = _rows("batch_norm_sqnorm", shape, *statistics, 1e-5)
+        both = (*statistics, torch.randn(shape[1]), 1e-5)
         calls[f"batch norm backward {shape}"] = _rows("batch_norm_backward_sqnorm", shape, *both)
         scale = torch.randn(shape[2])
         for rms in (False, True) if shape[2] > 1 else ():  # one number flows on as zero

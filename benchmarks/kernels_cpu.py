@@ -167,13 +167,13 @@ def norm_calls(case: Norm, dtype: torch.dtype, last: bool) -> tuple[Calls, float
         if prototype:
             calls["prototype"] = lambda: prototype.ln(x, d, 1e-5)
         return calls, 6.0 * prod(shape)
-    mean, rstd = torch.randn(case.channels), torch.rand(case.channels) + 0.5
+    mean, variance = torch.randn(case.channels), torch.rand(case.channels) + 0.5
     calls = {
-        name: lambda b=backend: b.batch_norm_sqnorm(x, d, mean, rstd)  # type: ignore[misc]
+        name: lambda b=backend: b.batch_norm_sqnorm(x, d, mean, variance, 1e-5)  # type: ignore[misc]
         for name, backend in (("cpp", cpp_backend), ("torch", torch_backend))
     }
     if prototype:
-        calls["prototype"] = lambda: prototype.bn(x, d, mean, rstd)
+        calls["prototype"] = lambda: prototype.bn(x, d, mean, variance.rsqrt())
     return calls, 4.0 * prod(shape)
 
 

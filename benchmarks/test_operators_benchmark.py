@@ -60,12 +60,12 @@ def channel_sums(n, side, c):
 
 
 def batch_norm(n, side, c):
-    return (*rows(n, side, c), torch.randn(c), torch.rand(c)), 2 * c * side * side
+    return (*rows(n, side, c), torch.randn(c), torch.rand(c), 1e-5), 2 * c * side * side
 
 
 def batch_norm_backward(n, side, c):
     statistics = torch.randn(c), torch.rand(c), torch.rand(c)
-    return (*rows(n, side, c), *statistics), 3 * c * side * side
+    return (*rows(n, side, c), *statistics, 1e-5), 3 * c * side * side
 
 
 def layer_norm(n, side, c):

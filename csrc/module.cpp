@@ -2,6 +2,9 @@
 // (address, dtype, sizes …, strides …); results are written to given addresses of float32. Where an
 // address leads cannot be seen from here; all else that would make a kernel read or write outside
 // of what it was given is an exception.
+#include <memory>
+#include <new>
+
 #include "kernels.h"
 #include "reader.h"
 #include "votes.h"
@@ -86,17 +89,28 @@ PyObject* outer(PyObject*, PyObject* args) {
 PyObject* batch_norm(PyObject*, PyObject* args) {
   Reader read(args);
   const Pair pair(read);
-  const float* mean = read.address<const float>();
-  const float* rstd = read.address<const float>();
-  const float* scale = read.address_or_null<const float>();
+  BatchNorm layer{};
+  layer.mean = read.address<const float>();
+  layer.variance = read.address<const float>();
+  layer.weight = read.address_or_null<const float>();
+  layer.eps = read.real();
   const Tensor to = read.tensor_or_null(3);
-  read.require((scale == nullptr) == (to.data == nullptr), "a scale goes with a result");
   read.require(to.data == nullptr || same(to, pair.d, 3), "a result differs in size");
   read.require(to.dtype != Dtype::float16, "no kernel writes float16");
   const Result result = read.result();
   const int64_t threads = read.threads();
-  return run(
-      [&] { return kernels->batch_norm(pair.x, pair.d, mean, rstd, scale, to, result, threads); });
+  return run([&] {
+    const int64_t channels = pair.x.size[1];
+    const std::unique_ptr<float[]> memory(new (std::nothrow) float[2 * channels]);
+    if (memory == nullptr) return false;
+    float *rstd = memory.get(), *scale = rstd + channels;
+    for (int64_t c = 0; c < channels; ++c) {
+      rstd[c] = layer.rstd(c);
+      scale[c] = layer.scale(c);
+    }
+    return kernels->batch_norm(pair.x, pair.d, layer.mean, rstd, to.data ? scale : nullptr, to,
+                               result, threads);
+  });
 }
 
 PyObject* layer_norm(PyObject*, PyObject* args) {

@@ -33,17 +33,15 @@ struct Result {
   float* bias;
 };
 
-// A batch norm layer that is made while it is measured: `to = scale_c · a + shift_c` with
-// scale = weight / √(variance + eps) and shift = bias − mean · scale.
+// A batch norm layer; in `channel_sums` it is made while it is measured: `to = scale_c · a +
+// shift_c` with scale = weight / √(variance + eps) and shift = bias − mean · scale.
 struct BatchNorm {
   const float *mean, *variance, *weight, *bias;  // weight and bias may be null
   double eps;
   float* to;  // null: no layer, `a` itself is measured
 
-  float scale(int64_t c) const {
-    const float rstd = 1 / std::sqrt(variance[c] + static_cast<float>(eps));
-    return weight == nullptr ? rstd : rstd * weight[c];
-  }
+  float rstd(int64_t c) const { return 1 / std::sqrt(variance[c] + static_cast<float>(eps)); }
+  float scale(int64_t c) const { return weight == nullptr ? rstd(c) : rstd(c) * weight[c]; }
   float shift(int64_t c, float scale) const {
     return (bias == nullptr ? 0 : bias[c]) - mean[c] * scale;
   }

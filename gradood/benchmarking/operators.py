@@ -41,7 +41,7 @@ def small_checks(backend: ModuleType, device: str) -> Iterator[Check]:
         "bias_sqnorm": (d,),
         "linear_sqnorm": (x, d, True),
         "conv_sqnorm": (image, change, *options, 1, True),
-        "batch_norm_sqnorm": (x, x + d, *tensor(2, 37)),
+        "batch_norm_sqnorm": (x, x + d, tensor(37), tensor(37).square(), 1e-5),
         "layer_norm_sqnorm": (x, x + d, 1e-5, False),
         "group_norm_sqnorm": (x[:, :36], (x + d)[:, :36], 4, 1e-5),
         "embedding_sqnorm": (

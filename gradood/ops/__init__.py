@@ -46,9 +46,12 @@ _SCHEMAS = {
     "bias_sqnorm": "(Tensor d) -> Tensor",
     "linear_sqnorm": "(Tensor x, Tensor d, bool bias) -> (Tensor, Tensor)",
     "conv_sqnorm": f"(Tensor x, Tensor d, {_GEOMETRY}, bool bias) -> (Tensor, Tensor)",
-    "batch_norm_sqnorm": "(Tensor x, Tensor d, Tensor mean, Tensor rstd) -> (Tensor, Tensor)",
+    "batch_norm_sqnorm": (
+        "(Tensor x, Tensor d, Tensor mean, Tensor variance, float eps) -> (Tensor, Tensor)"
+    ),
     "batch_norm_backward_sqnorm": (
-        "(Tensor x, Tensor d, Tensor mean, Tensor rstd, Tensor scale) -> (Tensor, Tensor, Tensor)"
+        "(Tensor x, Tensor d, Tensor mean, Tensor variance, Tensor? weight, float eps) "
+        "-> (Tensor, Tensor, Tensor)"
     ),
     "layer_norm_sqnorm": "(Tensor x, Tensor d, float eps, bool rms) -> (Tensor, Tensor)",
     "layer_norm_backward_sqnorm": (

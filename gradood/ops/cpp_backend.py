@@ -199,15 +199,17 @@ def conv_sqnorm(
     return _run(prepare_conv(*layouts(x, d), geometry, _instruction_set, kind), x, d, bias)
 
 
-def batch_norm_sqnorm(x: Tensor, d: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+def batch_norm_sqnorm(
+    x: Tensor, d: Tensor, mean: Tensor, variance: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
     """See ``reference.batch_norm_sqnorm``."""
-    statistics = [t.float().contiguous() for t in (mean, rstd)]
+    statistics = [t.float().contiguous() for t in (mean, variance)]
     addresses = [_address(t, x.shape[1]) for t in statistics]
-    return _fused("batch_norm", x, d, *addresses, *_NOTHING)
+    return _fused("batch_norm", x, d, *addresses, 0, eps, *_NOTHING)
 
 
 def batch_norm_backward_sqnorm(
-    x: Tensor, d: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor
+    x: Tensor, d: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``reference.batch_norm_backward_sqnorm``."""
     samples, channels, positions = d.shape
@@ -215,9 +217,9 @@ def batch_norm_backward_sqnorm(
         passed_on = d.new_empty(samples, positions, channels).transpose(1, 2)
     else:
         passed_on = d.new_empty(d.shape)
-    statistics = [t.float().contiguous() for t in (mean, rstd, scale)]
-    addresses = [_address(t, channels) for t in statistics]
-    norms = _fused("batch_norm", x, d, *addresses, *_describe(passed_on))
+    statistics = [None if t is None else t.float().contiguous() for t in (mean, variance, weight)]
+    addresses = [0 if t is None else _address(t, channels) for t in statistics]
+    norms = _fused("batch_norm", x, d, *addresses, eps, *_describe(passed_on))
     return *norms, passed_on
 
 
@@ -272,8 +274,8 @@ def vote_count(*args: Any) -> Tensor:
     return noise_cpp.vote_count(_kernels, *args)
 
 
-#: No scale, and no gradient to write.
-_NOTHING = (0,) * 9
+#: No gradient to write.
+_NOTHING = (0,) * 8
 
 
 def _empty(x: Tensor, d: Tensor) -> bool:

@@ -104,17 +104,27 @@ def conv_sqnorm(
     return _sqnorm(gradient), bias_sqnorm(d.flatten(2)) if bias else d.new_empty(0)
 
 
-def batch_norm_sqnorm(x: Tensor, d: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
-    """``Σ_c (rstd_c Σ_t d (x − mean_c))²`` and ``Σ_c (Σ_t d)²`` for ``x``, ``d`` ``[N, C, T]``."""
-    normalised = (x - mean[:, None]) * rstd[:, None]
+def batch_norm_sqnorm(
+    x: Tensor, d: Tensor, mean: Tensor, variance: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """``Σ_c (Σ_t d (x − mean_c))² / (variance_c + eps)`` and ``Σ_c (Σ_t d)²``.
+
+    ``x`` and ``d`` are ``[N, C, T]``.
+    """
+    normalised = (x - mean[:, None]) * torch.rsqrt(variance[:, None] + float(eps))
     return (d * normalised).sum(2).square().sum(1), bias_sqnorm(d)
 
 
 def batch_norm_backward_sqnorm(
-    x: Tensor, d: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor
+    x: Tensor, d: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Both norms of ``batch_norm_sqnorm``, and ``scale_c d``, the gradient of the layer's input."""
-    return *batch_norm_sqnorm(x, d, mean, rstd), d * scale[:, None]
+    """Both norms of ``batch_norm_sqnorm``, and the gradient of the layer's input.
+
+    It is ``d weight_c / √(variance_c + eps)``; the layer may have no weight.
+    """
+    rstd = torch.rsqrt(variance + float(eps))
+    scale = rstd if weight is None else rstd * weight
+    return *batch_norm_sqnorm(x, d, mean, variance, eps), d * scale[:, None]
 
 
 def layer_norm_sqnorm(x: Tensor, d: Tensor, eps: float, rms: bool) -> tuple[Tensor, Tensor]:
@@ -161,7 +171,7 @@ def embedding_sqnorm(indices: Tensor, d: Tensor, padding_idx: int) -> Tensor:
     Positions equal to ``padding_idx`` count nothing; −1 means that there is no such index.
     """
     same = indices[:, :, None] == indices[:, None, :]
-    same &= (indices != padding_idx)[:, :, None]
+    same &= (indices.long() != padding_idx)[:, :, None]  # an unsigned one is never -1
     return torch.einsum("nst,nsq,ntq->n", same.to(d.dtype), d, d)
 
 

@@ -126,10 +126,12 @@ def conv_sqnorm(
     return weight, bias_norm
 
 
-def batch_norm_sqnorm(x: Tensor, d: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+def batch_norm_sqnorm(
+    x: Tensor, d: Tensor, mean: Tensor, variance: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
     """See ``reference.batch_norm_sqnorm``."""
     x, d = _promote(x, d)
-    mean, rstd = mean.to(x.dtype), rstd.to(x.dtype)
+    mean, rstd = mean.to(x.dtype), torch.rsqrt(variance.to(x.dtype) + eps)
 
     def moments(x: Tensor, d: Tensor) -> Tensor:
         centred = torch.sub(x, mean[:, None]).mul_(d)
@@ -139,10 +141,12 @@ def batch_norm_sqnorm(x: Tensor, d: Tensor, mean: Tensor, rstd: Tensor) -> tuple
 
 
 def batch_norm_backward_sqnorm(
-    x: Tensor, d: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor
+    x: Tensor, d: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``reference.batch_norm_backward_sqnorm``."""
-    return *batch_norm_sqnorm(x, d, mean, rstd), (d * scale[:, None]).to(d.dtype)
+    scale = torch.rsqrt(variance + eps)
+    scale = scale if weight is None else scale * weight
+    return *batch_norm_sqnorm(x, d, mean, variance, eps), (d * scale[:, None]).to(d.dtype)
 
 
 def layer_norm_sqnorm(x: Tensor, d: Tensor, eps: float, rms: bool) -> tuple[Tensor, Tensor]:

@@ -187,25 +187,29 @@ def conv_sqnorm(
 
 
 @_there
-def batch_norm_sqnorm(x: Tensor, d: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+def batch_norm_sqnorm(
+    x: Tensor, d: Tensor, mean: Tensor, variance: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
     """See ``reference.batch_norm_sqnorm``."""
     if d.numel() == 0:
         return _zeros(d), _zeros(d)
-    known = affine.Statistics.per_channel(mean, rstd)
+    known = affine.Statistics.per_channel(mean, torch.rsqrt(variance + eps))
     return affine.affine_sqnorm(x.transpose(1, 2), d.transpose(1, 2), known)
 
 
 @_there
 def batch_norm_backward_sqnorm(
-    x: Tensor, d: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor
+    x: Tensor, d: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``reference.batch_norm_backward_sqnorm``."""
     gradient = torch.empty_like(d)
     if d.numel() == 0:
         return _zeros(d), _zeros(d), gradient
     x, d, flows = (t.transpose(1, 2) for t in (x, d, gradient))
-    known, scale = affine.Statistics.per_channel(mean, rstd), scale.float().contiguous()
-    return *affine.affine_sqnorm(x, d, known, scale, flows), gradient
+    rstd = torch.rsqrt(variance + eps)
+    scale = rstd if weight is None else rstd * weight
+    known = affine.Statistics.per_channel(mean, rstd)
+    return *affine.affine_sqnorm(x, d, known, scale.float().contiguous(), flows), gradient
 
 
 @_there

@@ -50,9 +50,9 @@ def norms(dtype):
         for groups in {1, width}:
             arguments = (*channels_first, groups, 1e-5)
             yield f"group norm {shape} {groups}", "group_norm_sqnorm", arguments
-        arguments = (*channels_first, *per_channel)
+        arguments = (*channels_first, *per_channel, 1e-5)
         yield f"batch norm {shape}", "batch_norm_sqnorm", arguments
-        arguments = (*arguments, empty(width))
+        arguments = (*channels_first, *per_channel, empty(width), 1e-5)
         yield f"batch norm back {shape}", "batch_norm_backward_sqnorm", arguments
         yield f"bias {shape}", "bias_sqnorm", channels_first[:1]
         for padding in (-1, 1):

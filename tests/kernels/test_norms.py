@@ -35,7 +35,7 @@ def test_sums_that_cancel(op, seed):
     x, d, statistics = torch.randn(2, 3, 1201), torch.randn(2, 3, 1201), torch.rand(2, 3) + 0.5
     arguments = {
         "bias_sqnorm": (d,),
-        "batch_norm_sqnorm": (x, d, *statistics),
+        "batch_norm_sqnorm": (x, d, *statistics, 1e-5),
         "group_norm_sqnorm": (x, d, 3, 1e-5),
     }
     assert relative_error(Call(op, arguments[op]), run) < FLOAT
@@ -177,7 +177,9 @@ def test_empty_sizes_give_zeros():
     for result in (
         triton_backend.layer_norm_sqnorm(empty, empty, 1e-5, False),
         triton_backend.group_norm_sqnorm(torch.randn(3, 4, 0), torch.randn(3, 4, 0), 2, 1e-5),
-        triton_backend.batch_norm_sqnorm(torch.randn(3, 4, 0), torch.randn(3, 4, 0), *d[:2, :, 0]),
+        triton_backend.batch_norm_sqnorm(
+            torch.randn(3, 4, 0), torch.randn(3, 4, 0), *d[:2, :, 0], 1e-5
+        ),
     ):
         assert [t.tolist() for t in result] == [[0.0] * 3] * 2
     for samples in (0, 1):

@@ -122,9 +122,12 @@ def make_cases() -> dict[str, Case]:
     for shape in ((2, 1, 1), (3, 17, 41), (2, 41, 17), (2, 401, 3), (2, 64, 400), (2, 3, 1201)):
         channels = shape[1]
         statistics = torch.randn(channels), torch.rand(channels) + 0.5
-        cases[f"batch_norm {shape}"] = _rows("batch_norm_sqnorm", shape, *statistics)
+        cases[f"batch_norm {shape}"] = _rows("batch_norm_sqnorm", shape, *statistics, 1e-5)
         name = f"batch_norm backward {shape}"
-        cases[name] = _rows("batch_norm_backward_sqnorm", shape, *statistics, torch.randn(channels))
+        both = (*statistics, torch.randn(channels), 1e-5)
+        cases[name] = _rows("batch_norm_backward_sqnorm", shape, *both)
+        both = (*statistics, None, 1e-5)
+        cases[f"{name}, no weight"] = _rows("batch_norm_backward_sqnorm", shape, *both)
         cases[f"group_norm {shape}"] = _rows("group_norm_sqnorm", shape, 1, 1e-5)
         cases[f"bias {shape}"] = Case("bias_sqnorm", (torch.randn(shape),))
     cases["group_norm 8 groups"] = _rows("group_norm_sqnorm", (2, 64, 41), 8, 1e-5)

@@ -52,11 +52,11 @@ LONG_SUMS = {
     "pointwise": ("conv_sqnorm", lambda: (*pair(8, 600, 600), ONE, ONE, NONE, ONE, 1, True)),
     "depthwise": ("conv_sqnorm", lambda: (
         numbers(4, MILLION), numbers(4, MILLION - 2), (3,), (1,), (0,), (1,), 4, True)),
-    "batch norm": ("batch_norm_sqnorm", lambda: (*pair(3, 4 * MILLION), *statistics(3))),
+    "batch norm": ("batch_norm_sqnorm", lambda: (*pair(3, 4 * MILLION), *statistics(3), 1e-5)),
     "batch norm, channels last": ("batch_norm_backward_sqnorm", lambda: (
-        *channels_last(4 * MILLION, 3), *statistics(3), torch.ones(3))),
+        *channels_last(4 * MILLION, 3), *statistics(3), torch.ones(3), 1e-5)),
     "batch norm, many channels": (
-        "batch_norm_sqnorm", lambda: (*pair(MILLION, 4), *statistics(MILLION))),
+        "batch_norm_sqnorm", lambda: (*pair(MILLION, 4), *statistics(MILLION), 1e-5)),
     "group norm": ("group_norm_sqnorm", lambda: (*pair(MILLION, 2), 1, 1e-5)),
     "layer norm, many rows": ("layer_norm_sqnorm", lambda: (*pair(MILLION, 4), 1e-5, False)),
     "layer norm, long rows": ("layer_norm_sqnorm", lambda: (*pair(2, MILLION), 1e-5, False)),

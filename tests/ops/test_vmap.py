@@ -75,4 +75,4 @@ def test_two_levels(backend):
 def test_statistics_may_not_be_mapped(backend):
     x, mean = torch.randn(2, 5, 7), torch.randn(4, 5)
     with pytest.raises(InputError, match="vmap over batch_norm_sqnorm: only its first 2"):
-        vmap(lambda m: ops.batch_norm_sqnorm(x, x, m, m))(mean)
+        vmap(lambda m: ops.batch_norm_sqnorm(x, x, m, m, 1e-5))(mean)

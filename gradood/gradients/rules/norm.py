@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -72,11 +71,6 @@ class BatchNormCall(_NormCall):
         super().__init__(x, weight, bias)
         self.mean, self._variance, self._eps = mean, variance, eps
 
-    @cached_property
-    def rstd(self) -> Tensor:
-        """``1 / √(running variance + eps)``; a pass without a backward pass needs none."""
-        return torch.rsqrt(self._variance + self._eps)
-
     @classmethod
     def bind(
         cls,
@@ -108,12 +102,6 @@ class BatchNormCall(_NormCall):
         fused = ops.offers("batch_norm_backward_sqnorm", self.data)
         return fused and not self.axis.merged and self.data.requires_grad
 
-    @property
-    def _scale(self) -> Tensor:
-        """What the layer multiplies a channel by."""
-        weight = self.operands.get("weight")
-        return self.rstd if weight is None else self.rstd * weight.detach()
-
     def measures(self) -> bool:
         x = self.data
         assert x is not None
@@ -130,7 +118,10 @@ class BatchNormCall(_NormCall):
         return out, sums
 
     def backward(self, x: Tensor, d: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        arguments = self._arrange(x), self._arrange(d), self.mean, self.rstd, self._scale
+        scale = self.operands.get("weight")
+        scale = None if scale is None else scale.detach()
+        statistics = self.mean, self._variance, scale, self._eps
+        arguments = self._arrange(x), self._arrange(d), *statistics
         weight, bias, gradient = ops.batch_norm_backward_sqnorm(*arguments)
         return {"weight": weight, "bias": bias}, gradient.view(x.shape)
 
@@ -138,11 +129,12 @@ class BatchNormCall(_NormCall):
         return channels_first(t, self.axis.merged)
 
     def _fused(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-        norms: tuple[Tensor, Tensor] = ops.batch_norm_sqnorm(x, d, self.mean, self.rstd)
+        statistics = self.mean, self._variance, self._eps
+        norms: tuple[Tensor, Tensor] = ops.batch_norm_sqnorm(x, d, *statistics)
         return norms
 
     def _normalised(self, x: Tensor) -> Tensor:
-        return (x - self.mean[:, None]) * self.rstd[:, None]
+        return (x - self.mean[:, None]) * torch.rsqrt(self._variance + self._eps)[:, None]
 
 
 class GroupNormCall(_NormCall):
