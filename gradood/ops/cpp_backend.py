@@ -19,8 +19,10 @@ from torch import Tensor
 
 from gradood.errors import BackendError, GradoodError
 from gradood.ops import choice, noise_cpp, patches
+from gradood.ops import cpp_requests as requests
 from gradood.ops.addresses import DTYPES, address, address_of_any, require_fit
-from gradood.ops.cpp_layouts import Geometry, Prepared, layouts, prepare_conv, prepare_linear
+from gradood.ops.cpp_layouts import Prepared
+from gradood.ops.cpp_requests import REQUESTS, Request
 
 NAME = "cpp"
 OPERATORS = (
@@ -176,7 +178,7 @@ def linear_sqnorm(x: Tensor, d: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
     """See ``reference.linear_sqnorm``."""
     if _empty(x, d):
         return _zeros(d.shape[0]), bias_sqnorm(d.transpose(1, 2)) if bias else _zeros(0)
-    return _run(prepare_linear(*layouts(x, d), _instruction_set), x, d, bias)
+    return _run(requests.linear(_instruction_set, x, d, bias))
 
 
 def conv_sqnorm(
@@ -193,55 +195,44 @@ def conv_sqnorm(
     """See ``reference.conv_sqnorm``; ``kind`` forces an algorithm, for tests and benchmarks."""
     if _empty(x, d):
         return _zeros(d.shape[0]), bias_sqnorm(d.flatten(2)) if bias else _zeros(0)
-    if kind is None and patches.cuts(x, d, kernel_size, stride, padding, dilation, groups):
-        return linear_sqnorm(*patches.split(x, d, kernel_size), bias)
-    geometry = Geometry(tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation), groups)
-    return _run(prepare_conv(*layouts(x, d), geometry, _instruction_set, kind), x, d, bias)
+    return _run(
+        requests.conv(
+            _instruction_set, x, d, kernel_size, stride, padding, dilation, groups, bias, kind
+        )
+    )
 
 
 def batch_norm_sqnorm(
     x: Tensor, d: Tensor, mean: Tensor, variance: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     """See ``reference.batch_norm_sqnorm``."""
-    statistics = [t.float().contiguous() for t in (mean, variance)]
-    addresses = [_address(t, x.shape[1]) for t in statistics]
-    return _fused("batch_norm", x, d, *addresses, 0, eps, *_NOTHING)
+    return _run(requests.batch_norm(_instruction_set, x, d, mean, variance, eps))
 
 
 def batch_norm_backward_sqnorm(
     x: Tensor, d: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``reference.batch_norm_backward_sqnorm``."""
-    samples, channels, positions = d.shape
-    if d.stride(1) == 1 and channels > 1:
-        passed_on = d.new_empty(samples, positions, channels).transpose(1, 2)
-    else:
-        passed_on = d.new_empty(d.shape)
-    statistics = [None if t is None else t.float().contiguous() for t in (mean, variance, weight)]
-    addresses = [0 if t is None else _address(t, channels) for t in statistics]
-    norms = _fused("batch_norm", x, d, *addresses, eps, *_describe(passed_on))
-    return *norms, passed_on
+    return _run_and_pass_on(
+        requests.batch_norm_backward(_instruction_set, x, d, mean, variance, weight, eps)
+    )
 
 
 def layer_norm_sqnorm(x: Tensor, d: Tensor, eps: float, rms: bool) -> tuple[Tensor, Tensor]:
     """See ``reference.layer_norm_sqnorm``."""
-    return _fused("layer_norm", x, d, eps, int(rms))
+    return _run(requests.layer_norm(_instruction_set, x, d, eps, rms))
 
 
 def layer_norm_backward_sqnorm(
     x: Tensor, d: Tensor, scale: Tensor, eps: float, rms: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``reference.layer_norm_backward_sqnorm``."""
-    passed_on = x.new_empty(x.shape)
-    scale = scale.float().contiguous()
-    options = (_address(scale, x.shape[2]), eps, int(rms), *_describe(passed_on))
-    return *_fused("layer_norm_backward", x, d, *options), passed_on
+    return _run_and_pass_on(requests.layer_norm_backward(_instruction_set, x, d, scale, eps, rms))
 
 
 def group_norm_sqnorm(x: Tensor, d: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
     """See ``reference.group_norm_sqnorm``."""
-    require_fit(groups > 0 and x.shape[1] % groups == 0, f"group_norm of {groups} groups", x)
-    return _fused("group_norm", x, d, groups, eps)
+    return _run(requests.group_norm(_instruction_set, x, d, groups, eps))
 
 
 def embedding_sqnorm(indices: Tensor, d: Tensor, padding_idx: int) -> Tensor:
@@ -274,8 +265,29 @@ def vote_count(*args: Any) -> Tensor:
     return noise_cpp.vote_count(_kernels, *args)
 
 
-#: No gradient to write.
-_NOTHING = (0,) * 8
+def prepare(op: str, *args: Any) -> Request | None:
+    """What an operator call asks a kernel for, if it is one kernel's."""
+    found = REQUESTS.get(op)
+    return None if found is None or _empty(*args[:2]) else found(_instruction_set, *args)
+
+
+def launch(
+    prepared: Prepared,
+    x: int,
+    d: int,
+    operands: Sequence[int],
+    to: int,
+    weight: int,
+    bias: int,
+) -> None:
+    """Run a kernel on tensors of the layouts that it was prepared for, which lie at addresses.
+
+    ``to`` is that of the gradient that is passed on (0 for none), ``weight`` and ``bias`` are those
+    of norms ``[N]`` (0 if that of a bias is not wanted); operands are dense float32.
+    """
+    kernel, of_x, of_d, options, of_to = prepared
+    passed_on = (to, *of_to) if of_to else ()
+    _call(kernel, x, *of_x, d, *of_d, *operands, *options, *passed_on, weight, bias)
 
 
 def _empty(x: Tensor, d: Tensor) -> bool:
@@ -310,17 +322,19 @@ def _results(d: Tensor, bias: bool) -> tuple[Tensor, Tensor, int, int]:
     return weight, bias_norm, _address(weight, samples), _address(bias_norm, samples) if bias else 0
 
 
-def _fused(kernel: str, x: Tensor, d: Tensor, *options: float) -> tuple[Tensor, Tensor]:
-    require_fit(x.shape == d.shape and x.dim() == 3, kernel, x, d)
+def _run(request: Request) -> tuple[Tensor, Tensor]:
+    """Both norms; no position, no gradient."""
+    x, d = request.x, request.d
     if _empty(x, d):
         return _zeros(d.shape[0]), _zeros(d.shape[0])
-    weight, bias, *addresses = _results(d, True)
-    _call(kernel, *_describe(x), *_describe(d), *options, *addresses)
+    weight, bias, *results = _results(d, request.bias)
+    channels = x.shape[2 if request.prepared.kernel == "layer_norm_backward" else 1]
+    operands = [0 if t is None else _address(t, channels) for t in request.operands]
+    to = 0 if request.passed_on is None else address_of_any(request.passed_on)
+    launch(request.prepared, address_of_any(x), address_of_any(d), operands, to, *results)
     return weight, bias
 
 
-def _run(prepared: Prepared, x: Tensor, d: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
-    kernel, of_x, of_d, geometry = prepared
-    weight, bias_norm, *addresses = _results(d, bias)
-    _call(kernel, address_of_any(x), *of_x, address_of_any(d), *of_d, *geometry, *addresses)
-    return weight, bias_norm
+def _run_and_pass_on(request: Request) -> tuple[Tensor, Tensor, Tensor]:
+    assert request.passed_on is not None
+    return *_run(request), request.passed_on

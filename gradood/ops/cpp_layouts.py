@@ -57,7 +57,9 @@ class Prepared(NamedTuple):
     kernel: str
     x: tuple[int, ...]
     d: tuple[int, ...]
-    geometry: tuple[int, ...]
+    options: tuple[float, ...] = ()
+    #: The layout of the gradient that the kernel passes on, if it does.
+    to: tuple[int, ...] = ()
 
 
 @lru_cache(4096)
@@ -68,7 +70,7 @@ def prepare_linear(x: Layout, d: Layout, instruction_set: str) -> Prepared:
     require_fit(fits, "linear_sqnorm", x.size, d.size)
     kind = choice.linear(x.size[1], x.size[2], d.size[2], costs)
     if kind == "outer":
-        return Prepared(kind, (x.dtype, *x.size, *x.stride), (d.dtype, *d.size, *d.stride), ())
+        return Prepared(kind, described(x), described(d))
     pointwise = Geometry((1,), (1,), (0,), (1,), 1)
     return Prepared(kind, x.transpose().spread(), d.transpose().spread(), pointwise.spread())
 
@@ -94,9 +96,11 @@ def prepare_conv(
     return Prepared(kernel, x.spread(), d.spread(), geometry.spread())
 
 
-def layouts(x: Tensor, d: Tensor) -> tuple[Layout, Layout]:
-    """Those of an input and of the gradient of its output."""
-    return (
-        Layout(DTYPES[x.dtype], x.shape, x.stride()),
-        Layout(DTYPES[d.dtype], d.shape, d.stride()),
-    )
+def layout(t: Tensor) -> Layout:
+    """That of a tensor which is dense in memory."""
+    return Layout(DTYPES[t.dtype], t.shape, t.stride())
+
+
+def described(known: Layout) -> tuple[int, ...]:
+    """A layout as numbers."""
+    return (known.dtype, *known.size, *known.stride)
