@@ -117,6 +117,8 @@ class Recorder(SourceMode):
             # Where autograd has to see the operator itself, it is measured afterwards.
             if taken or not (self.backward_follows and data is not None and data.requires_grad):
                 compute, measures = partial(self._make_measured, step, call), False
+        if self.may_take_over and self.backward_follows and call.passes_on():
+            compute = partial(TakenOver.apply, data, compute, call.passed_on)
         received = partial(self._in_context, step, call, [held], version)
         if not self.backward_follows:
             out = compute()

@@ -64,6 +64,14 @@ class Call(ABC):
         """The norms of all roles, and the gradient of ``data``, from one pass over memory."""
         raise NotImplementedError
 
+    def passes_on(self) -> bool:
+        """Whether ``passed_on`` is to replace the operator's own backward pass."""
+        return False
+
+    def passed_on(self, d: Tensor) -> Tensor:
+        """The gradient of ``data`` alone; ``d`` as autograd gives it, samples where they lie."""
+        raise NotImplementedError
+
     def measures(self) -> bool:
         """Whether ``measured`` is to make the output, where autograd need not see the operator."""
         return False

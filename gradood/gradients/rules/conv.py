@@ -18,6 +18,12 @@ from gradood.ops import reference
 #: Elements of an unfolded input held at once.
 UNFOLDED = 1 << 24
 
+#: Where PyTorch has one product a sample, and one for all is measured to be faster: up to so many
+#: pixels a sample, and from so many multiplications, which outweigh what a node in Python costs.
+_FEW_PIXELS, _WORTHWHILE = 25, 1 << 21
+#: From so many samples, or with several threads, PyTorch leaves it to oneDNN.
+_MANY_SAMPLES = 16
+
 
 class Geometry(NamedTuple):
     """Sizes of a convolution by spatial dimension; padding is that before the first element."""
@@ -97,6 +103,31 @@ class ConvCall(Call):
         if bias:
             norms["bias"] = ops.bias_sqnorm(d.flatten(2))
         return norms
+
+    def passes_on(self) -> bool:
+        x, weight = self.data, self.operands.get("weight")
+        if x is None or weight is None or self.transposed or torch.get_num_threads() > 1:
+            return False
+        kernel, stride, padding, _, groups = self.geometry
+        if prod(kernel) * prod(stride) * groups > 1 or any(padding) or not x.requires_grad:
+            return False
+        pixels = prod(x.shape[2:])
+        plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
+        return (
+            plain
+            and x.is_contiguous()
+            and pixels <= _FEW_PIXELS
+            and len(x) < _MANY_SAMPLES
+            and len(x) * pixels * weight.numel() >= _WORTHWHILE
+            and not torch.is_autocast_enabled("cpu")
+        )
+
+    def passed_on(self, d: Tensor) -> Tensor:
+        weight = self.operands["weight"].detach().flatten(1)
+        pixels = d.flatten(2).transpose(1, 2)
+        gradient = torch.mm(pixels.reshape(-1, d.shape[1]), weight)
+        gradient = gradient.view(*pixels.shape[:2], -1).transpose(1, 2)
+        return gradient.contiguous().view(len(d), -1, *d.shape[2:])
 
     def gradient(self, x: Tensor | None, d: Tensor, role: str) -> Tensor:
         if role == "bias":
