@@ -65,7 +65,7 @@ class OperatorMode(TorchFunctionMode, ABC):
         self.count = 0
         #: The composites that run, outermost first.
         self._inside: list[Function] = []
-        self._saving = _saving_hooks(False)
+        self.saving = saving_hooks(False)
 
     def __torch_function__(
         self, function: Function, types: Any, args: Any = (), kwargs: Any = None
@@ -84,8 +84,8 @@ class OperatorMode(TorchFunctionMode, ABC):
             finally:
                 self._inside.pop()
         self.count += 1
-        hooks = _saving_hooks(False)
-        if hooks == self._saving:
+        hooks = saving_hooks(False)
+        if hooks == self.saving:
             return self.visit(self.count, function, args, kwargs)
         # A checkpoint would run its part of the model again, unseen: let autograd save tensors.
         torch._C._autograd._pop_saved_tensors_default_hooks()
@@ -104,22 +104,23 @@ class SourceMode(OperatorMode):
 
     def __init__(self, parameters: Mapping[str, Parameter]) -> None:
         super().__init__()
-        self._names = {id(p): name for name, p in parameters.items()}
+        #: By identity of the parameters that were selected, their names and plain tensors.
+        self.names = {id(p): name for name, p in parameters.items()}
         self._selected = frozenset(parameters)
-        self._values = {id(p): plain_value(p) for p in parameters.values()}
+        self.values = {id(p): plain_value(p) for p in parameters.values()}
         self._sources: dict[int, Source] = {}
 
     def name(self, value: object) -> str | None:
         """The name of a value that is itself a parameter that was selected."""
-        return self._names.get(id(value))
+        return self.names.get(id(value))
 
     def source(self, value: object) -> Source | None:
         """The source that a value is, if it leads to a parameter that was selected."""
         key = id(value)
-        if key in self._names:
+        if key in self.names:
             if key not in self._sources:
                 self.check_surroundings()
-                self._sources[key] = Source.of_parameter(self._names[key], self._values[key])
+                self._sources[key] = Source.of_parameter(self.names[key], self.values[key])
             return self._sources[key]
         if isinstance(value, Tensor):
             found = derived_source(value)
@@ -168,7 +169,7 @@ class SourceMode(OperatorMode):
         kind = type(value)
         if kind in _NUMBERS or (kind is Tensor and not value.is_leaf):
             return value  # a constant, or a result of the graph, which is no source
-        plain = self._values.get(id(value))
+        plain = self.values.get(id(value))
         if plain is not None:
             return plain
         if isinstance(value, Tensor):
@@ -206,6 +207,6 @@ def _packs_saved() -> bool:
 
 
 #: What packs the tensors that autograd saves now: a checkpoint that is not reentrant does.
-_saving_hooks: Callable[[bool], Any] = getattr(
+saving_hooks: Callable[[bool], Any] = getattr(
     torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: _packs_saved()
 )

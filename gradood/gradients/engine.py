@@ -16,9 +16,10 @@ from torch.nn import Parameter
 from gradood import ops, pending
 from gradood.gradients.activations import Layer
 from gradood.gradients.arguments import leads_nowhere
-from gradood.gradients.capture import Function, SourceMode, name_of
+from gradood.gradients.capture import Function, SourceMode, name_of, saving_hooks
 from gradood.gradients.contribution import Contribution
 from gradood.gradients.graph import End, TakenOver, watch
+from gradood.gradients.known import Known, KnownStep, known
 from gradood.gradients.plan import Forward, Plan, PlanError
 from gradood.gradients.reading import make_measured, measure
 from gradood.gradients.rules import Call
@@ -52,6 +53,8 @@ class Recorder(SourceMode):
     keeps_activations = False
     #: Whether these measurements keep their graph, which leads to the input.
     differentiable = False
+    #: What earlier passes found out, if this one may repeat it.
+    known: Known | None = None
 
     def __init__(
         self,
@@ -63,14 +66,18 @@ class Recorder(SourceMode):
     ) -> None:
         covered = {name: p for name, p in parameters.items() if name in plan.combine}
         super().__init__(covered)
-        self._plan = plan
+        self.plan = plan
         self._parameters = covered
-        self._samples = samples
+        self.samples = samples
         self._observer = observer
         self._waiting: dict[str, list[Contribution]] = defaultdict(list)
         self._norms: dict[str, list[Tensor]] = defaultdict(list)
         self._sums: dict[Any, pending.Sums] = {}
-        self._last_label = True
+        self.last_label = True
+        #: Norms ``[rows, N]`` by kernels that are known, and which parameter has which row.
+        self._rows = torch.empty((0, samples), dtype=torch.float32, device="cpu")
+        self._first_row = 0
+        self.filled: tuple[tuple[str, int], ...] = ()
         #: The input ``[N, F]`` of the last linear operator so far that maps one vector a sample.
         self.features: Tensor | None = None
         #: What was measured of the outputs of operators with a step.
@@ -80,9 +87,30 @@ class Recorder(SourceMode):
         self._context, self._deferring = copy_context(), copy_context()
         self._deferring.run(pending.HELD.set, self._sums)
 
+    def __torch_function__(
+        self, function: Function, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Repeat what is known of a call, or follow it as it comes."""
+        if self.known is not None and self.count < len(self.known.entries):
+            entry = self.known.entries[self.count]
+            if entry is not None and entry.function is function and self._is_ordinary():
+                out = entry.repeat(self, args, kwargs or {})
+                if out is not None:
+                    self.count += 1
+                    return out
+        return super().__torch_function__(function, types, args, kwargs)
+
+    def _is_ordinary(self) -> bool:
+        """Whether neither gradients nor what autograd saves are left to somebody else."""
+        return (
+            torch.is_grad_enabled()
+            and saving_hooks(False) == self.saving
+            and torch._C._functorch.peek_interpreter_stack() is None
+        )
+
     def visit(self, position: int, function: Function, args: Any, kwargs: Any) -> Any:
         """Make one call; where the plan has a step, watch its output."""
-        expected = self._plan.expect(position, function, args, kwargs, self._samples)
+        expected = self.plan.expect(position, function, args, kwargs, self.samples)
         if expected.step is not None:
             return self._follow(expected.step, function, args, kwargs)
         if leads_nowhere(args, kwargs):
@@ -112,7 +140,8 @@ class Recorder(SourceMode):
         version = 0 if held is None else held._version
         replaced = self.may_take_over and self.backward_follows and step.adds_all
         taken = replaced and held is not None and call.takes_over()
-        measures = self.keeps_activations and step.position in self._plan.measured
+        measured = self.keeps_activations and step.position in self.plan.measured
+        measures = measured
         if measures and not self.differentiable and call.measures():
             # Where autograd has to see the operator itself, it is measured afterwards.
             if taken or not (self.backward_follows and data is not None and data.requires_grad):
@@ -126,11 +155,15 @@ class Recorder(SourceMode):
             out = TakenOver.apply(data, compute, partial(received, self._take_over))
         else:
             hook = partial(received, self._receive)
-            out = watch(compute(), self.anchor, hook, self._plan.strange)
-        require_fit(step, self._samples, out, call.data)
+            out = watch(compute(), self.anchor, hook, self.plan.strange)
+        require_fit(step, self.samples, out, call.data)
+        known = self.known
+        if known is not None and data is not None and not measured:
+            entry = KnownStep.of(self, step, call, data, args, kwargs)
+            known.entries[step.position - 1] = entry
         if measures:
             whole = out if self.differentiable else out.detach()
-            self.layers.append(measure(step, call, whole, self._samples))
+            self.layers.append(measure(step, call, whole, self.samples))
         if isinstance(call, LinearCall) and data is not None and data.dim() == 2:
             self.features = data.detach()
         call.data = None  # the hook must not keep it alive for longer than needed
@@ -164,18 +197,25 @@ class Recorder(SourceMode):
 
     def finish(self) -> None:
         """Check after the forward pass that it did not end early."""
-        self._plan.finish(self.count)
+        self.plan.finish(self.count)
 
     def backward(self, logits: Tensor, gradient: Tensor, last: bool) -> dict[str, Tensor]:
         """Run one backward pass from the logit gradient ``[N, C]``: squared norms by parameter."""
         self._norms = defaultdict(list)
         self._waiting = defaultdict(list)
-        self._last_label = last
+        self.last_label = last
+        rows = 0 if self.known is None else self.known.rows
+        self._rows = torch.empty((rows, self.samples), dtype=torch.float32, device="cpu")
+        self.filled, self._first_row = (), self._rows.data_ptr()
         if logits.requires_grad:
             end = End.apply(logits, gradient.to(logits))
             torch.autograd.grad(end, [self.anchor], retain_graph=not last, allow_unused=True)
         for name in list(self._waiting):  # uses whose output the logits do not depend on
             self._combine(name)
+        if self.filled:
+            rows_of = self._rows.unbind(0)
+            for name, row in self.filled:
+                self._norms[name].append(rows_of[row])
         pending.finish(self._sums)
         return {name: self._total(found) for name, found in self._norms.items()}
 
@@ -184,6 +224,15 @@ class Recorder(SourceMode):
         device = self.anchor.device
         total, *others = [n if n.device == device else n.to(device) for n in norms]
         return sum(others, total)
+
+    def row(self, number: int) -> int:
+        """The address of a row of norms."""
+        return self._first_row + 4 * self.samples * number
+
+    def compute(self, step: Step, call: Call, x: Tensor, d: Tensor, taken: bool) -> Tensor | None:
+        """The norms of a call of which no kernel is known, and what it passes on if it is taken."""
+        way = self._take_over if taken else self._receive
+        return self._in_context(step, call, [x], x._version, way, d)
 
     def _receive(
         self, step: Step, call: Call, held: list[Tensor | None], version: int, d: Tensor
@@ -201,7 +250,7 @@ class Recorder(SourceMode):
         """Combine the uses whose norms are not simply added, or keep them for the others."""
         shared: dict[int, StandardisedUse | None] = {}
         for use in step.uses:
-            strategy, count = self._plan.combine[use.parameter]
+            strategy, count = self.plan.combine[use.parameter]
             if strategy != "add":
                 source = self.source(call.operands[use.role])
                 assert source is not None
@@ -247,12 +296,12 @@ class Recorder(SourceMode):
     ) -> tuple[Tensor | None, Tensor]:
         """An operator's input and d, samples first; the input is freed after the last label."""
         data = held[0]
-        if self._last_label:
+        if self.last_label:
             held.clear()
         if data is not None and data._version != version:
             raise PlanError(f"the input of {name_of(step.function)} was overwritten")
-        x = None if data is None else step.axis.split(data, self._samples)
-        return x, step.axis.split(d.detach() if d.requires_grad else d, self._samples)
+        x = None if data is None else step.axis.split(data, self.samples)
+        return x, step.axis.split(d.detach() if d.requires_grad else d, self.samples)
 
     def _observed(
         self,
@@ -284,7 +333,7 @@ class Recorder(SourceMode):
 
     def _combine(self, name: str) -> None:
         uses = self._waiting.pop(name)
-        if self._plan.combine[name][0] == "concatenate":
+        if self.plan.combine[name][0] == "concatenate":
             role, call = uses[0].role, uses[0].call
             d = torch.cat([tokens(u.d) for u in uses], 1)
             x = None
@@ -295,7 +344,7 @@ class Recorder(SourceMode):
         numel = self._parameters[name].numel() + max(u.call.operands[u.role].numel() for u in uses)
         chunk = max(1, GRADIENT_BYTES // (4 * max(numel, 1)))
         parts = []
-        for i in range(0, self._samples, chunk):
+        for i in range(0, self.samples, chunk):
             total = sum(u.gradient(name, slice(i, i + chunk)) for u in uses)
             assert isinstance(total, Tensor)
             parts.append(row_sqnorm(total))
@@ -318,6 +367,8 @@ def run(
     """
     recorder = Recorder(plan, parameters, x.shape[0], x.device, observer)
     recorder.keeps_activations = activations
+    if observer is None:
+        recorder.known = known(plan, x.shape[0], x.device, activations)
     with settled():
         with recorder:
             logits = forward(x)

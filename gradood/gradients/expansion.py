@@ -33,6 +33,11 @@ def expansion(function: Function, args: Any, kwargs: Any) -> Function | None:
     return _unguarded(function) if choose is None else choose(*args, **kwargs)
 
 
+def may_expand(function: Function) -> bool:
+    """Whether there are arguments for which something else runs instead of ``function``."""
+    return function in _BODIES or _unguarded(function) is not None
+
+
 def _attention_body(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any
 ) -> Function | None:

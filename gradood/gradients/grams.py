@@ -226,7 +226,7 @@ class _GramRecorder(Recorder):
         )
         chunk = max(1, GRADIENT_BYTES // (4 * classes * max(numel, 1)))
         parts = []
-        for start in range(0, self._samples, chunk):
+        for start in range(0, self.samples, chunk):
             rows, total = slice(start, start + chunk), None
             for use, d in zip(uses, stacked, strict=True):
                 x = None if use.x is None else use.x[rows]

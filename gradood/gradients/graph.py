@@ -78,7 +78,7 @@ def own(out: Tensor) -> Tensor:
 
 
 def watch(
-    out: Tensor, anchor: Tensor, hook: Callable[[Tensor], None], always: bool = False
+    out: Tensor, anchor: Tensor, hook: Callable[[Tensor], object], always: bool = False
 ) -> Tensor:
     """Call ``hook`` with the gradient of an operator's output.
 

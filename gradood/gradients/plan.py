@@ -75,6 +75,8 @@ class Plan:
     #: By position, how many elements a mask picks of every sample; and where it does not.
     even: dict[int, int] = field(default_factory=dict)
     uneven: frozenset[int] = frozenset()
+    #: What passes found out beside it, see ``known``.
+    known: dict[Any, Any] = field(default_factory=dict)
     #: Whether all samples of the probe were alike, which leaves some influences unseen.
     provisional: bool = False
 

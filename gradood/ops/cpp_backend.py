@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from gradood.errors import BackendError, GradoodError
-from gradood.ops import choice, noise_cpp, patches
-from gradood.ops import cpp_requests as requests
+from gradood.ops import choice, cpp_requests as requests, noise_cpp, patches
 from gradood.ops.addresses import DTYPES, address, address_of_any, require_fit
 from gradood.ops.cpp_layouts import Prepared
 from gradood.ops.cpp_requests import REQUESTS, Request

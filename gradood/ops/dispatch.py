@@ -6,6 +6,8 @@ A backend is a module with a function for each of its ``OPERATORS`` and
 * ``reject(op, *args)``: why it cannot serve this call, or None; ``algorithm(op, *args)``: how it
   serves it, in a word;
 * perhaps ``TAKES_OVER``: operators by which it gains over PyTorch's own backward pass;
+* perhaps ``prepare(op, *args)``: what the call asks a kernel for, to ask the same again by
+  ``launch``;
 * perhaps ``is_own_failure(error)``: whether the next backend may do what failed here.
 """
 
@@ -91,9 +93,7 @@ def dispatch(op: str, *args: Any) -> Any:
     device, and the next one serves the call and those that follow.
     """
     device = args[0].device
-    for backend in _candidates(device.type, _forced()):
-        if op not in backend.OPERATORS or (_LEFT and (backend.NAME, op, device) in _LEFT):
-            continue
+    for backend in _offering(op, device):
         try:
             reason = backend.reject(op, *args)
             if reason is None:
@@ -109,6 +109,32 @@ def dispatch(op: str, *args: Any) -> Any:
         else:
             _log_once(f"backend {backend.NAME} cannot serve {op}: {reason}")
     raise BackendError(f"no backend serves {op} on {device}; unset GRADOOD_BACKEND")
+
+
+def prepare(op: str, *args: Any) -> Any:
+    """What the backend that serves a call would ask a kernel for, and what asks the same again.
+
+    A ``Request`` of ``cpp_requests`` and ``cpp_backend.launch``; None where there is none.
+    """
+    for backend in _offering(op, args[0].device):
+        if backend.reject(op, *args) is None:
+            request = backend.prepare(op, *args) if hasattr(backend, "prepare") else None
+            return None if request is None else (request, backend.launch)
+    return None
+
+
+def settings(device: str) -> tuple[Any, ...]:
+    """What decides, beside the tensors, which backend and which kernel serves a call."""
+    forced = _forced()
+    sets = (getattr(b, "instruction_set", str)() for b in _candidates(device, forced))
+    return (forced, len(_LEFT), *sets)
+
+
+def _offering(op: str, device: torch.device) -> Iterator[ModuleType]:
+    """The backends that have an operator and did not fail at it, best first."""
+    for backend in _candidates(device.type, _forced()):
+        if op in backend.OPERATORS and not (_LEFT and (backend.NAME, op, device) in _LEFT):
+            yield backend
 
 
 def leave(backend: str, op: str, device: torch.device, error: BaseException) -> None:

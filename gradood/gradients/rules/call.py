@@ -4,12 +4,34 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from gradood import ops
 from gradood.gradients.axis import SampleAxis
+
+
+class Operator(NamedTuple):
+    """One operator of ``ops`` that gives the norms of all roles asked for, and its arguments.
+
+    Apart from views of x and d, these depend on layouts and on the call's other arguments alone.
+    """
+
+    name: str
+    arguments: tuple[Any, ...]
+    #: Whose norms its results are; a gradient that it passes on comes last.
+    roles: tuple[str, ...] = ("weight", "bias")
+
+    def results(self) -> tuple[Tensor, ...]:
+        """Run it."""
+        found = getattr(ops, self.name)(*self.arguments)
+        return (found,) if isinstance(found, Tensor) else tuple(found)
+
+    def norms(self) -> dict[str, Tensor]:
+        """Run it: ``[N]`` by role."""
+        return dict(zip(self.roles, self.results(), strict=True))
 
 
 class Call(ABC):
@@ -56,6 +78,10 @@ class Call(ABC):
     def norms(self, x: Tensor | None, d: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:
         """Squared norms ``[N]`` of the per-sample gradients of the operands in ``roles``."""
 
+    def operator(self, x: Tensor | None, d: Tensor, roles: Sequence[str]) -> Operator | None:
+        """What ``norms`` is, where it is one operator."""
+        return None
+
     def takes_over(self) -> bool:
         """Whether ``backward`` is to replace the operator's own backward pass."""
         return False
@@ -63,6 +89,10 @@ class Call(ABC):
     def backward(self, x: Tensor, d: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The norms of all roles, and the gradient of ``data``, from one pass over memory."""
         raise NotImplementedError
+
+    def backward_operator(self, x: Tensor, d: Tensor) -> Operator | None:
+        """What ``backward`` is, where it is one operator."""
+        return None
 
     def passes_on(self) -> bool:
         """Whether ``passed_on`` is to replace the operator's own backward pass."""

@@ -12,7 +12,13 @@ from torch.nn import functional
 
 from gradood import ops
 from gradood.gradients.axis import SampleAxis
-from gradood.gradients.rules.call import Call, as_multiplied, batch_comes_first, tensors
+from gradood.gradients.rules.call import (
+    Call,
+    Operator,
+    as_multiplied,
+    batch_comes_first,
+    tensors,
+)
 from gradood.ops import reference
 
 #: Elements of an unfolded input held at once.
@@ -88,21 +94,17 @@ class ConvCall(Call):
     def refuses(self, axis: SampleAxis) -> str | None:
         return batch_comes_first(axis)
 
-    def norms(self, x: Tensor | None, d: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:
+    def operator(self, x: Tensor | None, d: Tensor, roles: Sequence[str]) -> Operator | None:
         if "weight" not in roles:
-            x, d, _ = self._arrange(d, d)
-            return {"bias": ops.bias_sqnorm(d.flatten(2))}
+            return Operator("bias_sqnorm", (self._arrange(d, d)[1].flatten(2),), ("bias",))
         assert x is not None
         x, d, geometry = self._arrange(as_multiplied(x, d), d)
-        bias = "bias" in roles
-        if not self.transposed:
-            weight_norm, bias_norm = ops.conv_sqnorm(x, d, *geometry, bias)
-            return {"weight": weight_norm, "bias": bias_norm}
-        weight_norm, _ = ops.conv_sqnorm(d, x, *geometry, False)
-        norms = {"weight": weight_norm}
-        if bias:
-            norms["bias"] = ops.bias_sqnorm(d.flatten(2))
-        return norms
+        return Operator("conv_sqnorm", (x, d, *geometry, "bias" in roles))
+
+    def norms(self, x: Tensor | None, d: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:
+        operator = self.operator(x, d, roles)
+        assert operator is not None
+        return operator.norms()
 
     def passes_on(self) -> bool:
         x, weight = self.data, self.operands.get("weight")
@@ -179,6 +181,19 @@ class TransposedConvCall(ConvCall):
     """The adjoint of a convolution: the same rule with the roles of x and d exchanged."""
 
     transposed: ClassVar[bool] = True
+
+    def operator(self, x: Tensor | None, d: Tensor, roles: Sequence[str]) -> Operator | None:
+        return None if "weight" in roles else super().operator(x, d, roles)
+
+    def norms(self, x: Tensor | None, d: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:
+        if "weight" not in roles:
+            return super().norms(x, d, roles)
+        assert x is not None
+        x, d, geometry = self._arrange(as_multiplied(x, d), d)
+        norms = {"weight": ops.conv_sqnorm(d, x, *geometry, False)[0]}
+        if "bias" in roles:
+            norms["bias"] = ops.bias_sqnorm(d.flatten(2))
+        return norms
 
     @classmethod
     def bind(  # type: ignore[override]

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gradood import ops
 from gradood.gradients.axis import SampleAxis
-from gradood.gradients.rules.call import Call, as_multiplied, tensors
+from gradood.gradients.rules.call import Call, Operator, as_multiplied, tensors
 from gradood.gradients.rules.contraction import ContractionCall
 from gradood.gradients.source import is_source
 
@@ -45,13 +44,15 @@ class LinearCall(Call):
             return "the samples lie along the features"
         return None
 
-    def norms(self, x: Tensor | None, d: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:
+    def operator(self, x: Tensor | None, d: Tensor, roles: Sequence[str]) -> Operator:
         d = tokens(d)
         if "weight" not in roles:
-            return {"bias": ops.bias_sqnorm(d.transpose(1, 2))}
+            return Operator("bias_sqnorm", (d.transpose(1, 2),), ("bias",))
         assert x is not None
-        weight, bias = ops.linear_sqnorm(as_multiplied(tokens(x), d), d, "bias" in roles)
-        return {"weight": weight, "bias": bias}
+        return Operator("linear_sqnorm", (as_multiplied(tokens(x), d), d, "bias" in roles))
+
+    def norms(self, x: Tensor | None, d: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:
+        return self.operator(x, d, roles).norms()
 
     def gradient(self, x: Tensor | None, d: Tensor, role: str) -> Tensor:
         d = tokens(d)

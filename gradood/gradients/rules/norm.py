@@ -14,7 +14,7 @@ from torch.nn import functional
 from gradood import ops
 from gradood.errors import ModelError
 from gradood.gradients.axis import SampleAxis
-from gradood.gradients.rules.call import Call, batch_comes_first, tensors
+from gradood.gradients.rules.call import Call, Operator, batch_comes_first, tensors
 from gradood.ops.row_norms import row_sqnorm
 
 
@@ -28,13 +28,23 @@ class _NormCall(Call):
         self.data = x
         self.operands = tensors(weight=weight, bias=bias)
 
-    def norms(self, x: Tensor | None, d: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:
+    def operator(self, x: Tensor | None, d: Tensor, roles: Sequence[str]) -> Operator | None:
         d = self._arrange(d)
         if "weight" not in roles:
-            return {"bias": ops.bias_sqnorm(self._channels_first(d))}
+            return Operator("bias_sqnorm", (self._channels_first(d),), ("bias",))
         assert x is not None
-        weight, bias = self._fused(self._arrange(x), d)
-        return {"weight": weight, "bias": bias}
+        return self._fused(self._arrange(x), d)
+
+    def norms(self, x: Tensor | None, d: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:
+        operator = self.operator(x, d, roles)
+        assert operator is not None
+        return operator.norms()
+
+    def backward(self, x: Tensor, d: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        operator = self.backward_operator(x, d)
+        assert operator is not None
+        weight, bias, gradient = operator.results()
+        return {"weight": weight, "bias": bias}, gradient.view(x.shape)
 
     def gradient(self, x: Tensor | None, d: Tensor, role: str) -> Tensor:
         shape = self.operands[role].shape
@@ -49,8 +59,8 @@ class _NormCall(Call):
         """Bring ``[N, …]`` into the layout of the fused operator."""
 
     @abstractmethod
-    def _fused(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-        """Both squared norms."""
+    def _fused(self, x: Tensor, d: Tensor) -> Operator:
+        """What gives both squared norms."""
 
     @abstractmethod
     def _normalised(self, x: Tensor) -> Tensor:
@@ -117,21 +127,17 @@ class BatchNormCall(_NormCall):
         out, sums = ops.batch_norm_sums(x, self.mean, self._variance, weight, bias, self._eps)
         return out, sums
 
-    def backward(self, x: Tensor, d: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def backward_operator(self, x: Tensor, d: Tensor) -> Operator:
         scale = self.operands.get("weight")
         scale = None if scale is None else scale.detach()
-        statistics = self.mean, self._variance, scale, self._eps
-        arguments = self._arrange(x), self._arrange(d), *statistics
-        weight, bias, gradient = ops.batch_norm_backward_sqnorm(*arguments)
-        return {"weight": weight, "bias": bias}, gradient.view(x.shape)
+        arguments = self._arrange(x), self._arrange(d), self.mean, self._variance, scale
+        return Operator("batch_norm_backward_sqnorm", (*arguments, self._eps))
 
     def _arrange(self, t: Tensor) -> Tensor:
         return channels_first(t, self.axis.merged)
 
-    def _fused(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-        statistics = self.mean, self._variance, self._eps
-        norms: tuple[Tensor, Tensor] = ops.batch_norm_sqnorm(x, d, *statistics)
-        return norms
+    def _fused(self, x: Tensor, d: Tensor) -> Operator:
+        return Operator("batch_norm_sqnorm", (x, d, self.mean, self._variance, self._eps))
 
     def _normalised(self, x: Tensor) -> Tensor:
         return (x - self.mean[:, None]) * torch.rsqrt(self._variance + self._eps)[:, None]
@@ -161,6 +167,9 @@ class GroupNormCall(_NormCall):
     def refuses(self, axis: SampleAxis) -> str | None:
         return batch_comes_first(axis)
 
+    def operator(self, x: Tensor | None, d: Tensor, roles: Sequence[str]) -> Operator | None:
+        return None if self.axis.merged else super().operator(x, d, roles)
+
     def norms(self, x: Tensor | None, d: Tensor, roles: Sequence[str]) -> dict[str, Tensor]:
         if self.axis.merged:  # gradients of a sample's images are added before they are squared
             return {role: row_sqnorm(self.gradient(x, d, role)) for role in roles}
@@ -176,9 +185,8 @@ class GroupNormCall(_NormCall):
     def _arrange(self, t: Tensor) -> Tensor:
         return channels_first(t, False)
 
-    def _fused(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-        norms: tuple[Tensor, Tensor] = ops.group_norm_sqnorm(x, d, self.groups, self.eps)
-        return norms
+    def _fused(self, x: Tensor, d: Tensor) -> Operator:
+        return Operator("group_norm_sqnorm", (x, d, self.groups, self.eps))
 
     def _normalised(self, x: Tensor) -> Tensor:
         rows = x.reshape(x.shape[0], self.groups, -1)
@@ -243,18 +251,16 @@ class LayerNormCall(_NormCall):
         first = self.axis.dim == 0 and not self.axis.merged
         return fused and first and self.data.requires_grad
 
-    def backward(self, x: Tensor, d: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def backward_operator(self, x: Tensor, d: Tensor) -> Operator:
         scale = self.operands["weight"].detach().flatten()
         arguments = self._arrange(x), self._arrange(d), scale, self.eps, self.rms
-        weight, bias, gradient = ops.layer_norm_backward_sqnorm(*arguments)
-        return {"weight": weight, "bias": bias}, gradient.view(x.shape)
+        return Operator("layer_norm_backward_sqnorm", arguments)
 
     def _arrange(self, t: Tensor) -> Tensor:
         return t.reshape(len(t), -1, self.width)
 
-    def _fused(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-        norms: tuple[Tensor, Tensor] = ops.layer_norm_sqnorm(x, d, self.eps, self.rms)
-        return norms
+    def _fused(self, x: Tensor, d: Tensor) -> Operator:
+        return Operator("layer_norm_sqnorm", (x, d, self.eps, self.rms))
 
     def _normalised(self, x: Tensor) -> Tensor:
         return functional.layer_norm(x, (self.width,), eps=self.eps)
