@@ -19,7 +19,8 @@ from gradood.gradients.arguments import leads_nowhere
 from gradood.gradients.capture import Function, SourceMode, name_of, saving_hooks
 from gradood.gradients.contribution import Contribution
 from gradood.gradients.graph import End, TakenOver, watch
-from gradood.gradients.known import Known, KnownStep, known
+from gradood.gradients.known import UNLIKE, Known, KnownStep, known
+from gradood.gradients.known_kernels import Rows
 from gradood.gradients.plan import Forward, Plan, PlanError
 from gradood.gradients.reading import make_measured, measure
 from gradood.gradients.rules import Call
@@ -74,10 +75,8 @@ class Recorder(SourceMode):
         self._norms: dict[str, list[Tensor]] = defaultdict(list)
         self._sums: dict[Any, pending.Sums] = {}
         self.last_label = True
-        #: Norms ``[rows, N]`` by kernels that are known, and which parameter has which row.
-        self._rows = torch.empty((0, samples), dtype=torch.float32, device="cpu")
-        self._first_row = 0
-        self.filled: tuple[tuple[str, int], ...] = ()
+        #: Norms by kernels that are known.
+        self.rows = Rows(0, samples)
         #: The input ``[N, F]`` of the last linear operator so far that maps one vector a sample.
         self.features: Tensor | None = None
         #: What was measured of the outputs of operators with a step.
@@ -93,20 +92,18 @@ class Recorder(SourceMode):
         """Repeat what is known of a call, or follow it as it comes."""
         if self.known is not None and self.count < len(self.known.entries):
             entry = self.known.entries[self.count]
-            if entry is not None and entry.function is function and self._is_ordinary():
+            if (
+                entry is not None
+                and entry.function is function
+                and torch.is_grad_enabled()
+                and saving_hooks(False) == self.saving  # nobody packs what autograd saves
+                and torch._C._functorch.peek_interpreter_stack() is None
+            ):
                 out = entry.repeat(self, args, kwargs or {})
-                if out is not None:
+                if out is not UNLIKE:
                     self.count += 1
                     return out
         return super().__torch_function__(function, types, args, kwargs)
-
-    def _is_ordinary(self) -> bool:
-        """Whether neither gradients nor what autograd saves are left to somebody else."""
-        return (
-            torch.is_grad_enabled()
-            and saving_hooks(False) == self.saving
-            and torch._C._functorch.peek_interpreter_stack() is None
-        )
 
     def visit(self, position: int, function: Function, args: Any, kwargs: Any) -> Any:
         """Make one call; where the plan has a step, watch its output."""
@@ -157,10 +154,9 @@ class Recorder(SourceMode):
             hook = partial(received, self._receive)
             out = watch(compute(), self.anchor, hook, self.plan.strange)
         require_fit(step, self.samples, out, call.data)
-        known = self.known
-        if known is not None and data is not None and not measured:
-            entry = KnownStep.of(self, step, call, data, args, kwargs)
-            known.entries[step.position - 1] = entry
+        if self.known is not None and data is not None and not measured:
+            seen = self.known, step, call, data, args, kwargs, out
+            self.known.entries[step.position - 1] = KnownStep.of(*seen)
         if measures:
             whole = out if self.differentiable else out.detach()
             self.layers.append(measure(step, call, whole, self.samples))
@@ -204,18 +200,14 @@ class Recorder(SourceMode):
         self._norms = defaultdict(list)
         self._waiting = defaultdict(list)
         self.last_label = last
-        rows = 0 if self.known is None else self.known.rows
-        self._rows = torch.empty((rows, self.samples), dtype=torch.float32, device="cpu")
-        self.filled, self._first_row = (), self._rows.data_ptr()
+        self.rows = Rows(0 if self.known is None else self.known.rows, self.samples)
         if logits.requires_grad:
             end = End.apply(logits, gradient.to(logits))
             torch.autograd.grad(end, [self.anchor], retain_graph=not last, allow_unused=True)
         for name in list(self._waiting):  # uses whose output the logits do not depend on
             self._combine(name)
-        if self.filled:
-            rows_of = self._rows.unbind(0)
-            for name, row in self.filled:
-                self._norms[name].append(rows_of[row])
+        for name, norms in self.rows.norms():
+            self._add(name, norms)
         pending.finish(self._sums)
         return {name: self._total(found) for name, found in self._norms.items()}
 
@@ -224,10 +216,6 @@ class Recorder(SourceMode):
         device = self.anchor.device
         total, *others = [n if n.device == device else n.to(device) for n in norms]
         return sum(others, total)
-
-    def row(self, number: int) -> int:
-        """The address of a row of norms."""
-        return self._first_row + 4 * self.samples * number
 
     def compute(self, step: Step, call: Call, x: Tensor, d: Tensor, taken: bool) -> Tensor | None:
         """The norms of a call of which no kernel is known, and what it passes on if it is taken."""
@@ -368,7 +356,7 @@ def run(
     recorder = Recorder(plan, parameters, x.shape[0], x.device, observer)
     recorder.keeps_activations = activations
     if observer is None:
-        recorder.known = known(plan, x.shape[0], x.device, activations)
+        recorder.known = known(plan, parameters, x.shape[0], x.device, activations)
     with settled():
         with recorder:
             logits = forward(x)

@@ -7,10 +7,9 @@ these, and asks nothing else: the time of small models is in the questions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,15 +18,12 @@ from torch.nn import Parameter
 from gradood.gradients.capture import Function, PlanError, name_of
 from gradood.gradients.expansion import may_expand
 from gradood.gradients.graph import TakenOver, watch
-from gradood.gradients.memory import memory
+from gradood.gradients.known_kernels import Kernel, Layout, Rows, is_plain
 from gradood.gradients.plan import Expected, Plan
 from gradood.gradients.rules import Call
 from gradood.gradients.rules.linear import LinearCall
 from gradood.gradients.step import Step, require_fit
-from gradood.ops.dispatch import prepare, settings
-
-if TYPE_CHECKING:
-    from gradood.gradients.engine import Recorder
+from gradood.ops.dispatch import settings
 
 #: Constants that can be compared; a tuple only with itself, since tensors may be in another.
 _COMPARED = (bool, int, float, str, type(None))
@@ -35,32 +31,10 @@ _COMPARED = (bool, int, float, str, type(None))
 _INERT = frozenset({float, bool, str, type(None), torch.dtype, torch.device, torch.Size})
 
 
+#: What a call comes to that is not the one which was expected.
+UNLIKE: Any = object()
 #: Batch sizes and settings whose passes a plan knows.
 _KEPT = 8
-
-
-class Layout(NamedTuple):
-    """What a kernel or a rule can tell of a tensor without its numbers."""
-
-    dtype: torch.dtype
-    shape: torch.Size
-    stride: tuple[int, ...]
-
-    @classmethod
-    def of(cls, t: Tensor) -> Layout:
-        """That of a strided tensor."""
-        return cls(t.dtype, t.shape, t.stride())
-
-    def fits(self, t: Tensor) -> bool:
-        """Whether a tensor is laid out like that, in memory of the processor."""
-        return (
-            t.dtype is self.dtype
-            and t.layout is torch.strided
-            and t.shape == self.shape
-            and t.stride() == self.stride
-            and t.is_cpu
-            and not t.is_neg()
-        )
 
 
 class Known:
@@ -80,17 +54,42 @@ class Known:
         return self.rows - 1
 
 
-def known(plan: Plan, samples: int, device: torch.device, activations: bool) -> Known | None:
+def known(
+    plan: Plan,
+    parameters: Mapping[str, Parameter],
+    samples: int,
+    device: torch.device,
+    activations: bool,
+) -> Known | None:
     """What is known of passes like the one that begins now; None where operators are watched."""
     if device.type != "cpu" or torch._C._len_torch_dispatch_stack():
         return None
-    key = (samples, activations, torch.get_num_threads(), *settings(device.type))
+    shapes = tuple([p.shape for p in parameters.values()])
+    key = (samples, activations, shapes, torch.get_num_threads(), *settings(device.type))
     found: Known | None = plan.known.get(key)
     if found is None:
         if len(plan.known) == _KEPT:
             plan.known.pop(next(iter(plan.known)))
         found = plan.known[key] = Known(plan.operators)
     return found
+
+
+class Pass(Protocol):
+    """What runs a pass, as far as it concerns what is known."""
+
+    plan: Plan
+    samples: int
+    anchor: Tensor
+    #: By identity of the parameters that were selected, plain tensors.
+    values: dict[int, Tensor]
+    #: Whether no other backward pass follows.
+    last_label: bool
+    features: Tensor | None
+    #: Norms by kernels that are known.
+    rows: Rows
+
+    def compute(self, step: Step, call: Call, x: Tensor, d: Tensor, taken: bool) -> Tensor | None:
+        """The norms of a call of which no kernel is known, and what it passes on if it is taken."""
 
 
 class KnownOperator(NamedTuple):
@@ -113,27 +112,27 @@ class KnownOperator(NamedTuple):
         first, *named = expected.constants
         return cls(expected.function, len(first), (*first, *named))
 
-    def repeat(self, recorder: Recorder, args: Any, kwargs: Any) -> Any:
-        """Make the call if it is the one that was expected; else do nothing, and return None."""
+    def repeat(self, run: Pass, args: Any, kwargs: Any) -> Any:
+        """Make the call, if it is the one that was expected; else return ``UNLIKE``."""
         values = (*args, *kwargs.values()) if kwargs else args
         if self.positional is None:
             for value in values:
                 kind = type(value)
                 if value.is_leaf if kind is Tensor else kind not in _INERT and kind is not int:
-                    return None
+                    return UNLIKE
             return self.function(*args, **kwargs)
         if len(args) != self.positional or len(values) != len(self.constants):
-            return None
+            return UNLIKE
         for value, constant in zip(values, self.constants, strict=True):
             kind = type(value)
             if kind is Tensor:
                 if constant is not None or value.is_leaf:
-                    return None
+                    return UNLIKE
             elif constant is None:
                 if kind not in _INERT:
-                    return None
+                    return UNLIKE
             elif value is not constant and not _equal(value, constant):
-                return None
+                return UNLIKE
         return self.function(*args, **kwargs)
 
 
@@ -143,221 +142,123 @@ def _equal(value: Any, constant: Any) -> bool:
     return kind is type(constant) and kind in _COMPARED and value == constant
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """What serves a step: one kernel that reads its tensors where they are."""
-
-    prepared: Any
-    launch: Callable[..., None]
-    d: Layout
-    #: Places of its operands among the arguments of the call; None for one that is missing.
-    operands: tuple[int | None, ...]
-    #: Numbers of the rows that it fills: norms of the weight, and of the bias unless that is None.
-    weight: int
-    bias: int | None
-    #: Parameters, each with the row of its norms.
-    filled: tuple[tuple[str, int], ...]
-    #: The gradient that it passes on.
-    passed_on: Layout | None
-
-    @classmethod
-    def of(
-        cls,
-        step: Step,
-        call: Call,
-        x: Tensor,
-        d: Tensor,
-        called: list[Any],
-        recorder: Recorder,
-        taken: bool,
-    ) -> Kernel | None:
-        """The kernel that computes what the rule asks for; None where it is not that alone."""
-        split = step.axis.split(x, recorder.samples), step.axis.split(d, recorder.samples)
-        operator = call.backward_operator(*split) if taken else call.operator(*split, step.roles)
-        found = None if operator is None else prepare(operator.name, *operator.arguments)
-        if operator is None or found is None or recorder.known is None:
-            return None
-        request, launch = found
-        places = [None if t is None else _place(t, called) for t in request.operands]
-        unknown = places.count(None) > request.operands.count(None)
-        if unknown or not (_same(request.x, x) and _same(request.d, d)):
-            return None
-        rows = [recorder.known.take_row() for _ in range(1 + request.bias)]
-        row = dict(zip(operator.roles, rows, strict=False))
-        return cls(
-            prepared=request.prepared,
-            launch=launch,
-            d=Layout.of(d),
-            operands=tuple(places),
-            weight=rows[0],
-            bias=rows[1] if request.bias else None,
-            filled=tuple((use.parameter, row[use.role]) for use in step.added),
-            passed_on=Layout.of(request.passed_on.view(x.shape)) if taken else None,
-        )
-
-    def run(self, recorder: Recorder, x: Tensor, d: Tensor, called: list[Any]) -> Tensor | None:
-        """Fill the rows, and return the gradient that is passed on."""
-        gradient, to = None, 0
-        if self.passed_on is not None:
-            dtype, shape, stride = self.passed_on
-            gradient = torch.empty_strided(shape, stride, dtype=dtype, device="cpu")
-            to = gradient.data_ptr()
-        operands = [0 if place is None else called[place].data_ptr() for place in self.operands]
-        weight, bias = (
-            recorder.row(self.weight),
-            0 if self.bias is None else recorder.row(self.bias),
-        )
-        self.launch(self.prepared, x.data_ptr(), d.data_ptr(), operands, to, weight, bias)
-        recorder.filled += self.filled
-        return gradient
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors begin at the same number of the same memory."""
-    return a.dtype == b.dtype and memory(a) == memory(b) and a.data_ptr() == b.data_ptr()
-
-
-def _place(wanted: Tensor, called: list[Any]) -> int | None:
-    """Which argument of a call an operand is."""
-    for place, value in enumerate(called):
-        if isinstance(value, Tensor) and _same(wanted, value):
-            return place if value.shape == wanted.shape and value.is_contiguous() else None
-    return None
-
-
 class KnownStep:
-    """A step whose arguments were read, and what became of its output."""
+    """A step whose arguments were read before, and what became of its output."""
 
     def __init__(
-        self, step: Step, call: Call, x: Tensor, positional: int, keywords: tuple[str, ...]
+        self, known: Known, step: Step, call: Call, x: Tensor, args: Any, kwargs: Any, out: Tensor
     ) -> None:
-        self.step, self.function = step, step.function
-        self.positional, self.keywords = positional, keywords
-        self.place, self.x = -1, Layout.of(x)
-        self.flows, self.leaf = x.requires_grad, x.is_leaf
-        self.taken, self.passes_on = call.takes_over(), call.passes_on()
-        self.vectors = isinstance(call, LinearCall) and x.dim() == 2
-        self.constants: list[tuple[int, Any]] = []
-        self.parameters: list[tuple[int, str, Layout]] = []
-        #: Places of parameters that were not selected.
-        self.frozen: list[int] = []
-        self.others: list[tuple[int, Layout]] = []
-        self.kernel: Kernel | None = None
+        self._known, self._step, self.function = known, step, step.function
+        self._positional, self._keywords = len(args), tuple(kwargs)
+        self._x, self._flows, self._leaf = Layout.of(x), x.requires_grad, x.is_leaf
+        self._taken, self._passes_on = call.takes_over(), call.passes_on()
+        self._vectors = isinstance(call, LinearCall) and x.dim() == 2
+        self._out = out.shape
+        #: Where x was among all arguments.
+        values = (*args, *kwargs.values())
+        self._place = next(i for i, value in enumerate(values) if value is x)
+        others = [*values[: self._place], *values[self._place + 1 :]]
+        #: Their identities; constants are kept, so that nothing else can have one of these.
+        self._others = [*map(id, others)]
+        self._constants = [value for value in others if not isinstance(value, Tensor)]
+        #: Places of the parameters among all arguments, with their identities.
+        parameters = ((i, v) for i, v in enumerate(values) if isinstance(v, Parameter))
+        self._parameters = [(i, id(v)) for i, v in parameters]
+        self._kernel: Kernel | None = None
         #: The last layout of a gradient for which a kernel was looked for.
-        self.tried: Layout | None = None
+        self._tried: Layout | None = None
 
     @classmethod
     def of(
-        cls, recorder: Recorder, step: Step, call: Call, x: Tensor, args: Any, kwargs: Any
+        cls, known: Known, step: Step, call: Call, x: Tensor, args: Any, kwargs: Any, out: Tensor
     ) -> KnownStep | None:
-        """What is known of a step after it was followed; None where it is asked anew every time."""
-        plain = type(x) is Tensor and x.is_cpu and x.layout is torch.strided and not x.is_neg()
+        """What is known of a step that was followed; None where it is asked anew every time."""
+        values = (*args, *kwargs.values())
         fixed = step.adds_all and step.needs_data and all(use.itself for use in step.uses)
-        if not (plain and fixed) or (x.is_leaf and (x.requires_grad or x.is_inference())):
+        constant = x.is_leaf and (x.requires_grad or x.is_inference())
+        if not fixed or constant or type(x) is not Tensor or not is_plain(x):
             return None
-        known = cls(step, call, x, len(args), tuple(kwargs))
-        for place, value in enumerate((*args, *kwargs.values())):
-            name = recorder.name(value)
-            if value is x:
-                known.place = place
-            elif name is not None:
-                known.parameters.append((place, name, Layout.of(value)))
-            elif isinstance(value, Parameter):
-                known.frozen.append(place)
-            elif type(value) is Tensor and not value.requires_grad and value.is_cpu:
-                known.others.append((place, Layout.of(value)))
-            elif isinstance(value, (*_COMPARED, tuple)):
-                known.constants.append((place, value))
-            else:
-                return None
-        return known if known.place >= 0 else None
+        others = [value for value in values if value is not x]
+        if len(others) != len(values) - 1 or not all(map(_is_kept, others)):
+            return None
+        return cls(known, step, call, x, args, kwargs, out)
 
-    def repeat(self, recorder: Recorder, args: Any, kwargs: Any) -> Tensor | None:
-        """Make the call if it is the one that was seen; else do nothing, and return None."""
-        if len(args) != self.positional or (*kwargs,) != self.keywords:
-            return None
-        called = self._called(recorder, (*args, *kwargs.values()) if kwargs else args)
-        if called is None:
-            return None
-        x = called[self.place]
+    def repeat(self, run: Pass, args: Any, kwargs: Any) -> Any:
+        """Make the call, if it is the one that was seen; else return ``UNLIKE``."""
+        if len(args) != self._positional or (*kwargs,) != self._keywords:
+            return UNLIKE
+        called = [*args, *kwargs.values()]
+        x = called.pop(self._place)
+        if (
+            [*map(id, called)] != self._others
+            or type(x) is not Tensor
+            or not self._x.fits(x)
+            or x.requires_grad is not self._flows
+            or x.is_leaf is not self._leaf
+            or (self._leaf and x.is_inference())
+        ):
+            return UNLIKE
+        called.insert(self._place, x)
+        for place, number in self._parameters:
+            plain = run.values.get(number)
+            called[place] = called[place].detach() if plain is None else plain
         held = [x.detach()]
-        arrive = partial(self._arrive, recorder, held, x._version, called)
-        compute: Callable[[], Tensor] = partial(self._with, self.function, called)
+        arrive = partial(self._arrive, run, held, x._version, called)
+        compute = partial(self._with, self.function, called)
         out: Tensor
-        if self.taken:
+        if self._taken:
             out = TakenOver.apply(x, compute, arrive)
         else:
-            if self.passes_on:
+            if self._passes_on:
                 passed_on = self._bound(called).passed_on
                 compute = partial(TakenOver.apply, x, compute, passed_on)
-            out = watch(compute(), recorder.anchor, arrive, recorder.plan.strange)
-        called[self.place] = None  # the hook must not keep it alive for longer than needed
-        require_fit(self.step, recorder.samples, out, x)
-        if self.vectors:
-            recorder.features = held[0]
+            out = watch(compute(), run.anchor, arrive, run.plan.strange)
+        if out.shape != self._out:
+            require_fit(self._step, run.samples, out, x)
+        if self._vectors:
+            run.features = held[0]
+        called[self._place] = None  # the hook must not keep it alive for longer than needed
         return out
 
-    def _called(self, recorder: Recorder, args: Any) -> list[Any] | None:
-        """The arguments, plain tensors for parameters, if all are like those that were seen."""
-        for place, constant in self.constants:
-            value = args[place]
-            if value is not constant and not _equal(value, constant):
-                return None
-        x = args[self.place]
-        if type(x) is not Tensor or not self.x.fits(x):
-            return None
-        if x.requires_grad is not self.flows or x.is_leaf is not self.leaf:
-            return None
-        if self.leaf and x.is_inference():
-            return None
-        called = list(args)
-        for place, name, layout in self.parameters:
-            number = id(args[place])
-            if recorder.names.get(number) != name:
-                return None
-            called[place] = plain = recorder.values[number]
-            if not layout.fits(plain):
-                return None
-        for place in self.frozen:
-            value = args[place]
-            if not isinstance(value, Parameter) or id(value) in recorder.names:
-                return None
-            called[place] = value.detach()
-        for place, layout in self.others:
-            value = args[place]
-            if type(value) is not Tensor or value.requires_grad or not layout.fits(value):
-                return None
-        return called
-
     def _arrive(
-        self, recorder: Recorder, held: list[Tensor], version: int, called: list[Any], d: Tensor
+        self, run: Pass, held: list[Tensor], version: int, called: list[Any], d: Tensor
     ) -> Tensor | None:
         """Turn the gradient of the output into norms, and into that of x if it is taken over."""
         x = held[0]
-        if recorder.last_label:
+        if run.last_label:
             held.clear()
         if x._version != version:
             raise PlanError(f"the input of {name_of(self.function)} was overwritten")
-        if self.kernel is not None and self.kernel.d.fits(d):
-            return self.kernel.run(recorder, x, d, called)
+        kernel = self._kernel
+        if kernel is not None and kernel.fits(d, called):
+            return kernel.run(x, d, called, run.rows)
         called = [*called]
-        called[self.place] = x
+        called[self._place] = x
         call = self._bound(called)
-        if d.is_cpu and d.layout is torch.strided and not d.is_neg() and self.tried != Layout.of(d):
-            self.tried = Layout.of(d)
-            self.kernel = Kernel.of(self.step, call, x, d, called, recorder, self.taken)
-        return recorder.compute(self.step, call, x, d, self.taken)
+        if is_plain(d) and self._tried != Layout.of(d):
+            self._tried, take_row = Layout.of(d), self._known.take_row
+            options = called, run.samples, self._taken, take_row
+            self._kernel = Kernel.of(self._step, call, x, d, *options)
+        return run.compute(self._step, call, x, d, self._taken)
 
     def _with(self, function: Callable[..., Any], called: list[Any]) -> Any:
         """Call a function as the operator was called."""
-        if not self.keywords:
+        if not self._keywords:
             return function(*called)
-        first = self.positional
-        return function(*called[:first], **dict(zip(self.keywords, called[first:], strict=True)))
+        first = self._positional
+        return function(*called[:first], **dict(zip(self._keywords, called[first:], strict=True)))
 
     def _bound(self, called: list[Any]) -> Call:
         """The call, read by the rule as it was before."""
-        call = self._with(partial(self.step.rule.bind, self.function), called)
+        call = self._with(partial(self._step.rule.bind, self.function), called)
         assert isinstance(call, Call)
-        call.axis = self.step.axis
+        call.axis = self._step.axis
         return call
+
+
+def _is_kept(value: Any) -> bool:
+    """Whether an argument beside x tells by its identity that it is the same again."""
+    if isinstance(value, Tensor):
+        constant = type(value) is Tensor and not value.requires_grad
+        return constant or isinstance(value, Parameter)
+    return isinstance(value, (*_COMPARED, tuple))
