@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gradood.gradients.axis import SampleAxis
+from gradood.gradients.outputs import Output
 
 
 class Call(ABC):
@@ -37,6 +38,8 @@ class Call(ABC):
     operands: Mapping[str, Tensor]
     data: Tensor | None
     axis: SampleAxis
+    #: What the operator returned, where a formula may read it.
+    result: Output | None = None
 
     @property
     def name(self) -> str:
