@@ -21,6 +21,7 @@ from gradood.gradients.contribution import Contribution
 from gradood.gradients.graph import End, TakenOver, watch
 from gradood.gradients.known import UNLIKE, Known, KnownStep, known
 from gradood.gradients.known_kernels import Rows
+from gradood.gradients.outputs import Outputs
 from gradood.gradients.plan import Forward, Plan, PlanError
 from gradood.gradients.reading import make_measured, measure
 from gradood.gradients.rules import Call
@@ -75,6 +76,7 @@ class Recorder(SourceMode):
         self._norms: dict[str, list[Tensor]] = defaultdict(list)
         self._sums: dict[Any, pending.Sums] = {}
         self.last_label = True
+        self._outputs = Outputs()
         #: Norms by kernels that are known.
         self.rows = Rows(0, samples)
         #: The input ``[N, F]`` of the last linear operator so far that maps one vector a sample.
@@ -133,6 +135,7 @@ class Recorder(SourceMode):
         compute = partial(self.call_plain, function, args, kwargs)
         data = call.data
         held = data.detach() if step.needs_data and data is not None else None
+        self._outputs.note(data)
         out: Tensor
         version = 0 if held is None else held._version
         replaced = self.may_take_over and self.backward_follows and step.adds_all
@@ -153,6 +156,8 @@ class Recorder(SourceMode):
         else:
             hook = partial(received, self._receive)
             out = watch(compute(), self.anchor, hook, self.plan.strange)
+            if step.reads_output:
+                call.result = self._outputs.add(out)
         require_fit(step, self.samples, out, call.data)
         if self.known is not None and data is not None and not measured:
             seen = self.known, step, call, data, args, kwargs, out
@@ -194,6 +199,7 @@ class Recorder(SourceMode):
     def finish(self) -> None:
         """Check after the forward pass that it did not end early."""
         self.plan.finish(self.count)
+        self._outputs.hold()
 
     def backward(self, logits: Tensor, gradient: Tensor, last: bool) -> dict[str, Tensor]:
         """Run one backward pass from the logit gradient ``[N, C]``: squared norms by parameter."""
@@ -207,7 +213,7 @@ class Recorder(SourceMode):
         for name in list(self._waiting):  # uses whose output the logits do not depend on
             self._combine(name)
         for name, norms in self.rows.norms():
-            self._add(name, norms)
+            self._norms[name].append(norms)
         pending.finish(self._sums)
         return {name: self._total(found) for name, found in self._norms.items()}
 
@@ -255,6 +261,8 @@ class Recorder(SourceMode):
                 self._observe(use.parameter, call, x, d, ops.Served("", "torch", strategy))
                 if len(waiting) == count:
                     self._combine(use.parameter)
+        if call.result is not None and self.last_label:
+            call.result.release()
 
     def _add_standardised(self, whole: StandardisedUse, use: Use, source: Source) -> bool:
         """Add the norm of a parameter behind a standardised weight, if there is a formula."""
@@ -266,7 +274,7 @@ class Recorder(SourceMode):
             row = slice(n, n + 1)
             one = Contribution(whole.call, use.role, whole.x[row], whole.d[row], source)
             norm[row] = row_sqnorm(one.gradient(use.parameter, slice(None)))
-        self._add(use.parameter, norm)
+        self._norms[use.parameter].append(norm)
         return True
 
     def _take_over(
@@ -316,9 +324,6 @@ class Recorder(SourceMode):
             how = served[0] if served else ops.Served("", "torch", "reduce")
             self._observer(name, call, x, d, how)
 
-    def _add(self, name: str, norm: Tensor) -> None:
-        self._norms[name].append(norm)
-
     def _combine(self, name: str) -> None:
         uses = self._waiting.pop(name)
         if self.plan.combine[name][0] == "concatenate":
@@ -327,7 +332,7 @@ class Recorder(SourceMode):
             x = None
             if uses[0].x is not None:
                 x = torch.cat([tokens(u.x) for u in uses if u.x is not None], 1)
-            self._add(name, call.norms(x, d, [role])[role])
+            self._norms[name].append(call.norms(x, d, [role])[role])
             return
         numel = self._parameters[name].numel() + max(u.call.operands[u.role].numel() for u in uses)
         chunk = max(1, GRADIENT_BYTES // (4 * max(numel, 1)))
@@ -336,7 +341,7 @@ class Recorder(SourceMode):
             total = sum(u.gradient(name, slice(i, i + chunk)) for u in uses)
             assert isinstance(total, Tensor)
             parts.append(row_sqnorm(total))
-        self._add(name, torch.cat(parts))
+        self._norms[name].append(torch.cat(parts))
 
 
 def run(

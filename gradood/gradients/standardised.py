@@ -6,7 +6,8 @@ norm turns G into ``γ r (G − Ḡ − ŵ (G·ŵ) / F)``, whose squared norm is
     (γ r)² (‖G‖² − (G·1)² / F − (2 − v) (G·ŵ)² / F),    v = ‖ŵ‖² / F = 1 − eps r².
 
 The first term is the convolution's own rule with γ r d for d. The others are convolutions, with 1
-and ŵ for weights, multiplied by d: ``G·a = Σ_t d_t (x ∗ a)_t``. So G is never formed.
+and ŵ for weights, multiplied by d: ``G·a = Σ_t d_t (x ∗ a)_t``. So G is never formed. With ŵ it is
+the convolution of the forward pass, ``y = γ (x ∗ ŵ) + b``, whose output may still be there.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from gradood.ops.row_norms import row_sqnorm
 _LEAST = 0.05
 #: Bytes of a convolution's output held at once.
 _CHUNK = 8 << 20
+#: How much larger than y's other part the bias may be, whose rounding y has.
+_BIAS = 8.0
 _RESHAPES = ("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0")
 _CONVOLUTIONS = {
     1: functional.conv1d,
@@ -150,11 +153,41 @@ class StandardisedUse:
         """``G·ŵ`` ``[N, P]``, the same for every parameter behind the weight."""
         if self._inner is None:
             made, groups = self.made, self.call.geometry.groups
-            if bool(made.scale.all()):  # W is at hand, and is γ ŵ
-                self._inner = self._against(self.x, made.value, groups) / made.scale
-            else:
+            if not bool(made.scale.all()):
                 self._inner = self._against(self.x, made.normalised, groups)
+            else:  # W is γ ŵ
+                inner = self._against_output()
+                inner = self._against(self.x, made.value, groups) if inner is None else inner
+                self._inner = inner / made.scale
         return self._inner
+
+    def _against_output(self) -> Tensor | None:
+        """``Σ_t d_t (y_t − b)``, if the output is at hand and tells as much as computing it."""
+        output = self.call.result
+        y = None if output is None else output.value()
+        if output is None or y is None or y.shape != self.d.shape or y.dtype != self.d.dtype:
+            return None
+        bias = self.call.operands.get("bias")
+        parts = []
+        for ys, ds in zip(y.split(self._step), self.d.split(self._step), strict=True):
+            if output.rectified and bool(ds.masked_fill(ys > 0, 0).any()):
+                return None  # something else than the ReLU read y
+            if bias is None:
+                parts.append((ds * ys).flatten(2).sum(2))
+                continue
+            shift = bias.detach().view(-1, *[1] * (ds.dim() - 2))
+            products = (ds * (ys - shift)).flatten(2)
+            rounded = (ds.abs().flatten(2).sum(2) * bias.detach() / self.made.scale).norm(dim=1)
+            exact = (products.abs().sum(2) / self.made.scale).norm(dim=1)
+            if bool((rounded > _BIAS * exact).any()):
+                return None
+            parts.append(products.sum(2))
+        return torch.cat(parts)
+
+    @property
+    def _step(self) -> int:
+        """Samples that are multiplied at once."""
+        return max(1, _CHUNK // (self.d[0].numel() * self.d.element_size()))
 
     def _sums(self) -> Tensor:
         """``G·1``: all channels of a group weigh the same, so they are added first."""
@@ -165,9 +198,8 @@ class StandardisedUse:
 
     def _against(self, x: Tensor, weight: Tensor, groups: int) -> Tensor:
         """``Σ_t d_t (x ∗ weight)_t``; output channels of a group may share one row of weights."""
-        step = max(1, _CHUNK // (self.d[0].numel() * self.d.element_size()))
         parts = []
-        for xs, ds in zip(x.split(step), self.d.split(step), strict=True):
+        for xs, ds in zip(x.split(self._step), self.d.split(self._step), strict=True):
             out = self._convolved(xs, weight, groups).unflatten(1, (groups, -1)).flatten(3)
             ds = ds.reshape(len(ds), groups, -1, out.shape[3])
             if out.shape[2] == 1:

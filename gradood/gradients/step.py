@@ -10,6 +10,7 @@ from torch import Tensor
 from gradood.gradients.axis import SampleAxis
 from gradood.gradients.capture import Function, PlanError, name_of
 from gradood.gradients.rules import Call
+from gradood.gradients.rules.conv import ConvCall
 from gradood.gradients.rules.norm import BatchNormCall
 from gradood.gradients.survey import Use
 
@@ -35,6 +36,11 @@ class Step:
     def adds_all(self) -> bool:
         """Whether there is nothing to do with a use but to add its norm."""
         return self.added == self.uses
+
+    @cached_property
+    def reads_output(self) -> bool:
+        """Whether a formula for a weight made of parameters may read the operator's output."""
+        return self.rule is ConvCall and not self.adds_all
 
     @cached_property
     def may_take_over(self) -> bool:

@@ -1,11 +1,14 @@
 """Weights that are standardised on their way into a convolution: a formula, and no gradient."""
 
+from weakref import ref
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
 from gradood import explain, gradient_norms
+from gradood.gradients.standardised import StandardisedUse
 
 
 class Standardised(nn.Conv2d):
@@ -81,3 +84,99 @@ def test_gradients_that_cancel_are_formed():
     found = gradient_norms(network, x)
     exact = gradient_norms(network.double(), x.double(), method="loop").values
     assert ((found.values - exact).abs() / exact).max() < 1e-4
+
+
+class Read(nn.Module):
+    """Two standardised convolutions, and what reads the output of the first."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.conv, self.read, self.head = Standardised(3, 8, 3), read, Standardised(8, 12, 1)
+
+    def forward(self, x):
+        return self.head(self.read(self.conv(x)))
+
+
+class Around(nn.Module):
+    """A ReLU whose output is held is not alone: the same input goes around what reads it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = Standardised(8, 8, 1)
+
+    def forward(self, y):
+        return self.conv(functional.relu(y)) + 0.5 * y
+
+
+#: What reads the output, and how many outputs are at hand: that of the last convolution, which the
+#: SiLU behind it saves, always is.
+READERS = {
+    "saved by a group norm": (nn.GroupNorm(2, 8), 2),
+    "saved by an activation": (nn.GELU(), 2),
+    "overwritten by a ReLU": (nn.ReLU(inplace=True), 2),
+    "a ReLU": (nn.ReLU(), 2),
+    "a ReLU that nobody holds": (lambda y: functional.relu(y) * 2, 1),
+    "a ReLU and something else": (Around(), 1),
+    "overwritten otherwise": (lambda y: y.mul_(2), 1),
+    "freed": (lambda y: 2 * y, 1),
+}
+
+
+@pytest.fixture
+def used(monkeypatch):
+    """For every product with ŵ in a backward pass, whether it came from an output."""
+    found = []
+    computed = StandardisedUse._against_output
+
+    def counted(self):
+        products = computed(self)
+        found.append(products is not None)
+        return products
+
+    monkeypatch.setattr(StandardisedUse, "_against_output", counted)
+    return found
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_outputs_that_somebody_holds_are_read(reader, dtype, used):
+    torch.manual_seed(0)
+    read, count = READERS[reader]
+    network, x = model(Read(read)).to(dtype), torch.randn(5, 3, 9, 11).to(dtype)
+    found = gradient_norms(network, x).values
+    assert sum(used) == count
+    exact = gradient_norms(network.double(), x.double(), method="loop").values
+    assert ((found - exact).abs() / exact).max() < (1e-5 if dtype == torch.float32 else 1e-12)
+
+
+@pytest.mark.parametrize("kind", ["bias", "zero gain"])
+def test_outputs_that_tell_too_little_are_not_read(kind, used):
+    torch.manual_seed(0)
+    network, x = model(Standardised(3, 12, 3)), 1e-3 * torch.randn(5, 3, 9, 11)
+    with torch.no_grad():
+        if kind == "bias":
+            network[0].bias.add_(3)
+        else:
+            network[0].gain[4] = 0
+    found = gradient_norms(network, x).values
+    assert not any(used)
+    exact = gradient_norms(network.double(), x.double(), method="loop").values
+    assert ((found - exact).abs() / exact).max() < 1e-5
+
+
+def test_an_output_that_leads_nowhere_is_freed():
+    """In its own graph, which leads back to who holds it, it would be a ring nobody collects."""
+    kept = []
+
+    class Aside(Read):
+        def forward(self, x):
+            kept.append(self.conv(x))
+            return super().forward(x)
+
+    network, x = model(Aside(nn.ReLU())), torch.randn(5, 3, 9, 11)
+    gradient_norms(network, x)
+    kept.clear()
+    gradient_norms(network, x)
+    (last,) = map(ref, kept)
+    kept.clear()
+    assert last() is None

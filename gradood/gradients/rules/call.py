@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradood import ops
 from gradood.gradients.axis import SampleAxis
+from gradood.gradients.outputs import Output
 
 
 class Operator(NamedTuple):
@@ -59,6 +60,8 @@ class Call(ABC):
     operands: Mapping[str, Tensor]
     data: Tensor | None
     axis: SampleAxis
+    #: What the operator returned, where a formula may read it.
+    result: Output | None = None
 
     @property
     def name(self) -> str:
