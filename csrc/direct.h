@@ -7,6 +7,7 @@
 #include "pack.h"
 #include "parallel.h"
 #include "tile.h"
+#include "winograd.h"
 
 namespace gradood {
 namespace {
@@ -66,6 +67,7 @@ inline double direct_group(const DirectPlan& plan, const Source& d, const Source
 }
 
 bool direct(const Convolution& c, Result result, int64_t threads) {
+  if (WinogradPlan::pays(c, kLanes)) return winograd(c, result, threads);
   const DirectPlan plan(c, false, kLanes, kBlockFloats);
   Arena size{nullptr};
   DirectBuffers(plan, size);
