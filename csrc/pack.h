@@ -187,14 +187,14 @@ inline double squares(const float* a, int64_t count) {
   using Floats = VectorOf<float, kHalf>::Type;
   using Doubles = VectorOf<double, kHalf>::Type;
   Doubles total[2] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes)
+  const int64_t whole = count - count % kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes)
     for (int u = 0; u < 2; ++u) {
       const Doubles v = __builtin_convertvector(load_as<Floats>(a + i + u * kHalf), Doubles);
       total[u] += v * v;
     }
   double rest = 0;
-  for (; i < count; ++i) rest += static_cast<double>(a[i]) * a[i];
+  for (int64_t i = whole; i < count; ++i) rest += static_cast<double>(a[i]) * a[i];
   total[0] += total[1];
   for (int u = 0; u < kHalf; ++u) rest += total[0][u];
   return rest;
