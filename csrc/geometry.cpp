@@ -83,7 +83,15 @@ Block make_block(const Convolution& c, int axis, int64_t begin, int64_t end) {
   b.d_positions = b.count[0] * b.count[1] * b.count[2];
   b.x_positions = extent[0] * pitch[0];
   b.d = compress(elements(c.d, d_start, b.count));
-  b.x = compress(elements(c.x, x_start, extent));
+  const Offsets pixels = elements(c.x, x_start, extent);
+  b.x = compress(pixels);
+  Offsets inside;
+  for (int64_t cell = 0; cell < b.x_positions; ++cell)
+    if (pixels[cell] >= 0) {
+      inside.push_back(pixels[cell]);
+      b.cells.push_back(cell);
+    }
+  b.inside = compress(inside);
   each_point(kOrigin, c.kernel, [&](int64_t i, int64_t j, int64_t k) {
     b.taps.push_back(i * c.dilation[0] * pitch[0] + j * c.dilation[1] * pitch[1] +
                      k * c.dilation[2]);

@@ -36,6 +36,8 @@ struct Block {
   int64_t step[3];   // packed vectors of x between neighbouring outputs along each axis
   int64_t d_positions, x_positions;
   Runs d, x;
+  Runs inside;  // x without the zeros around it, and their packed positions:
+  Offsets cells;
   Offsets taps;     // packed positions from an output's first tap to each of its taps
   Offsets columns;  // packed vectors from an output's first to each column of its row of x
   Offsets pairs;    // of packed planes of x: the first tap of every (channel, tap) pair …

@@ -70,18 +70,6 @@ GRADOOD_INLINE void accumulate_rows(const Floats& rows, const Floats& lanes, int
   }
 }
 
-// Lane i of the result is the sum of the lanes of rows[i].
-template <int S = kLanes / 2>
-GRADOOD_INLINE Vector add_all_lanes(Vector (&rows)[kLanes]) {
-#pragma GCC unroll 8
-  for (int r = 0; r < S; ++r) {
-    exchange<S>(rows[r], rows[r + S], std::make_integer_sequence<int, kLanes>());
-    rows[r] += rows[r + S];
-  }
-  if constexpr (S > 1) return add_all_lanes<S / 2>(rows);
-  return rows[0];
-}
-
 constexpr int kInnerWide = 4, kInnerTall = kLanes / kInnerWide;  // as many sums as lanes
 
 // Σ_t a[i][t] · b[j][t] into lane i · wide + j, for adjacent positions.
