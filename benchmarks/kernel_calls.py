@@ -102,6 +102,7 @@ def _make() -> dict[str, Call]:
         "conv, 3d": _conv(5, 6, (5, 6, 7), (3, 2, 3), (1, 2, 1), (1, 0, 1)),
         "conv, 3d wide": _conv(16, 7, (4, 5, 6), (2, 3, 3), 1, (1, 1, 0), (2, 1, 1)),
         "conv, many pixels": _conv(16, 16, (41, 41), (3, 3), 1, 1, 1, 1, False),
+        "conv, tiles": _conv(17, 20, (10, 13), (3, 3), 1, (1, 0)),
         "conv, dilated, wider than the image": _conv(17, 33, (9, 5), (3, 3), 1, (2, 3), (2, 3)),
         "conv, three by three groups": _conv(32, 48, (17, 18), (3, 3), 1, (0, 2), 1, 2),
         "stem": _conv(3, 16, (16, 17), (7, 7), 2, 3),

@@ -105,5 +105,20 @@ inline Moments column_squares(const View& x, const View& d, int64_t positions, i
   return total;
 }
 
+// Σ_p (Σ_t d)² over rows of positions.
+inline double sum_squares(const View& d, int64_t rows, int64_t positions) {
+  if (d.row_stride == 1 && rows > 1) {
+    const View columns{d.source, d.column_stride, 1};
+    return column_squares(columns, columns, positions, rows, nullptr, nullptr, false).d;
+  }
+  double total = 0;
+  for (int64_t p = 0; p < rows; ++p) {
+    const Source row = d.source.at(p * d.row_stride);
+    const double s = moments(row, d.column_stride, row, d.column_stride, 0, positions).d;
+    total += s * s;
+  }
+  return total;
+}
+
 }  // namespace
 }  // namespace gradood

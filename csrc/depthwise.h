@@ -4,7 +4,7 @@
 // output channels, so that no sum crosses lanes and channels_last needs no transposition.
 #pragma once
 
-#include "pack.h"
+#include "depthwise_rows.h"
 #include "parallel.h"
 
 namespace gradood {
@@ -43,6 +43,18 @@ struct DepthwiseBuffers {
   }
 };
 
+// Packs what is inside of the image; the zeros around it are there already, except where blocks
+// take turns.
+inline void pack_inside(const Source& s, const int64_t* lanes, int64_t width, const Block& b,
+                        bool alone, float* out) {
+  if (!alone) std::memset(out, 0, b.x_positions * kLanes * sizeof(float));
+  const int64_t* cells = b.cells.data();
+  for (const Run& run : b.inside) {
+    pack_run_to(s, lanes, width, run, [=](int64_t i) { return out + cells[i] * kLanes; });
+    cells += run.count;
+  }
+}
+
 // Asks for the images of the channels after these: where several share a page, the hardware does
 // not follow a transposition through them.
 inline void prefetch_channels(const Tensor& t, const Source& s, int64_t first, int64_t count) {
@@ -61,8 +73,8 @@ inline void depthwise_lanes(const DirectPlan& plan, const Source& d, const Sourc
   std::memset(to.bias, 0, kLanes * sizeof(float));
   for (const Block& b : plan.blocks) {
     pack_lanes(d, plan.d_lanes.data() + first, width, b.d, to.d);
-    pack_lanes(x, plan.x_lanes.data() + first, width, b.x, to.x);
-    add_positions(to.d, b.d_positions, to.bias);
+    pack_inside(x, plan.x_lanes.data() + first, width, b, plan.blocks.size() == 1, to.x);
+    if (bias != nullptr) add_positions(to.d, b.d_positions, to.bias);
     const int64_t* tap = b.taps.data();
     int64_t t = 0;
     for (; t + 9 <= taps; t += 9) accumulate_taps<9>(b, to.d, to.x, tap + t, to.sums + t * kLanes);
@@ -70,10 +82,23 @@ inline void depthwise_lanes(const DirectPlan& plan, const Source& d, const Sourc
     for (; t < taps; ++t) accumulate_taps<1>(b, to.d, to.x, tap + t, to.sums + t * kLanes);
   }
   *weight += squares(to.sums, taps * kLanes);
-  *bias += squares(to.bias, kLanes);
+  if (bias != nullptr) *bias += squares(to.bias, kLanes);
+}
+
+// The norms of every sample by the rows of its planes.
+inline bool depthwise_by_rows(const Convolution& c, Result result, int64_t threads) {
+  const RowsPlan plan(c);
+  return for_each_sample(c.samples(), threads, plan.floats(), [&](int64_t n, float* memory) {
+    double weight = 0, bias = 0;
+    depthwise_rows(plan, c.d.sample(n), c.x.sample(n), c.d.size[1], memory, &weight,
+                   result.bias == nullptr ? nullptr : &bias);
+    result.weight[n] = static_cast<float>(weight);
+    if (result.bias != nullptr) result.bias[n] = static_cast<float>(bias);
+  });
 }
 
 bool depthwise(const Convolution& c, Result result, int64_t threads) {
+  if (RowsPlan::serves(c)) return depthwise_by_rows(c, result, threads);
   const DirectPlan plan(c, true, kLanes, kBlockFloats);
   Arena size{nullptr};
   DepthwiseBuffers(plan, c.taps(), size);
@@ -86,7 +111,7 @@ bool depthwise(const Convolution& c, Result result, int64_t threads) {
       prefetch_channels(c.d, c.d.sample(n), p + kLanes, next);
       prefetch_channels(c.x, c.x.sample(n), (p + kLanes) / c.outputs(), next / c.outputs());
       depthwise_lanes(plan, c.d.sample(n), c.x.sample(n), p, rest < kLanes ? rest : kLanes, buffers,
-                      &weight, &bias);
+                      &weight, result.bias == nullptr ? nullptr : &bias);
     }
     result.weight[n] = static_cast<float>(weight);
     if (result.bias != nullptr) result.bias[n] = static_cast<float>(bias);

@@ -4,9 +4,9 @@
 // P · Q · T multiply-adds a sample with Q = C · taps.
 #pragma once
 
-#include "pack.h"
-#include "parallel.h"
-#include "tile.h"
+#include "product.h"
+#include "sums.h"
+#include "winograd.h"
 
 namespace gradood {
 namespace {
@@ -65,8 +65,26 @@ inline double direct_group(const DirectPlan& plan, const Source& d, const Source
   return total;
 }
 
+// A kernel of size one that sees one position: x and d as `outer` takes them.
+inline Tensor as_row(Tensor t) {
+  t.size[2] = t.size[1];
+  t.stride[2] = t.stride[1];
+  return t;
+}
+
+inline bool sees_one_position(const Convolution& c) {
+  bool one = c.groups == 1;
+  for (int a = 0; a < 3; ++a)
+    one = one && c.d.size[2 + a] == 1 && c.kernel[a] == 1 && c.padding[a] == 0;
+  return one;
+}
+
 bool direct(const Convolution& c, Result result, int64_t threads) {
+  if (sees_one_position(c)) return outer(as_row(c.x), as_row(c.d), result, threads);
+  if (WinogradPlan::pays(c, kLanes)) return winograd(c, result, threads);
   const DirectPlan plan(c, false, kLanes, kBlockFloats);
+  const ProductPlan side_by_side(c, plan);
+  if (side_by_side.form != ProductPlan::none) return product(c, side_by_side, result, threads);
   Arena size{nullptr};
   DirectBuffers(plan, size);
   return for_each_sample(c.samples(), threads, size.used, [&](int64_t n, float* memory) {

@@ -83,7 +83,15 @@ Block make_block(const Convolution& c, int axis, int64_t begin, int64_t end) {
   b.d_positions = b.count[0] * b.count[1] * b.count[2];
   b.x_positions = extent[0] * pitch[0];
   b.d = compress(elements(c.d, d_start, b.count));
-  b.x = compress(elements(c.x, x_start, extent));
+  const Offsets pixels = elements(c.x, x_start, extent);
+  b.x = compress(pixels);
+  Offsets inside;
+  for (int64_t cell = 0; cell < b.x_positions; ++cell)
+    if (pixels[cell] >= 0) {
+      inside.push_back(pixels[cell]);
+      b.cells.push_back(cell);
+    }
+  b.inside = compress(inside);
   each_point(kOrigin, c.kernel, [&](int64_t i, int64_t j, int64_t k) {
     b.taps.push_back(i * c.dilation[0] * pitch[0] + j * c.dilation[1] * pitch[1] +
                      k * c.dilation[2]);
@@ -159,6 +167,57 @@ DirectPlan::DirectPlan(const Convolution& original, bool depthwise, int64_t lane
 }
 
 DirectPlan::~DirectPlan() = default;
+
+bool WinogradPlan::pays(const Convolution& original, int64_t lanes) {
+  const Convolution c = fold_strides(original);
+  bool serves = c.kernel[0] == 1 && c.padding[0] == 0;
+  for (int a = 0; a < 3; ++a) serves = serves && c.stride[a] == 1;
+  for (int a = 1; a < 3; ++a) serves = serves && c.kernel[a] == 3 && c.dilation[a] == 1;
+  if (!serves) return false;
+  auto vectors = [&](int64_t count) { return (count + lanes - 1) / lanes; };
+  auto tiles = [&](int a) { return (c.d.size[2 + a] + kTile - 1) / kTile; };
+  const int64_t x = vectors(c.inputs()), d = vectors(c.outputs()), rows = c.outputs();
+  const int64_t pixels = c.d.size[2] * c.d.size[3] * c.d.size[4];
+  const int64_t products = kProducts * rows * x, there = 330 * x + 240 * d, back = 200 * rows * x;
+  const int64_t pairs = vectors(c.inputs() * c.taps()), columns = std::min(pairs, x * c.taps());
+  return c.d.size[2] * tiles(1) * tiles(2) * (products + there) + back < pixels * rows * columns;
+}
+
+WinogradPlan::WinogradPlan(const Convolution& original, int64_t lanes, int64_t limit) {
+  const Convolution c = fold_strides(original);
+  auto vectors = [&](int64_t count) { return (count + lanes - 1) / lanes; };
+  auto tiles_of = [&](int a) { return (c.d.size[2 + a] + kTile - 1) / kTile; };
+  inputs = c.inputs();
+  outputs = c.outputs();
+  d_vectors = vectors(outputs);
+  x_vectors = vectors(inputs);
+  for (int64_t p = 0; p < outputs; ++p) d_lanes.push_back(p * c.d.stride[1]);
+  for (int64_t i = 0; i < inputs; ++i) x_lanes.push_back(i * c.x.stride[1]);
+  width = tiles_of(2);
+  const int64_t length = tiles_of(1);
+  const int64_t fitting = limit / (width * kProducts * (d_vectors + x_vectors) * lanes);
+  const int64_t longest = 8 * kLongestSum / (width * kTile * kTile);
+  const int64_t most = std::max<int64_t>(1, std::min(fitting, longest));
+  const int64_t pieces = (length + most - 1) / most;
+  Tensor seen = c.x;  // pixels that no output sees may be no numbers
+  for (int a = 1; a < 3; ++a)
+    seen.size[2 + a] = std::min(seen.size[2 + a], c.d.size[2 + a] + 2 - c.padding[a]);
+  tiles = 0;
+  for (int64_t plane = 0; plane < c.d.size[2]; ++plane)
+    for (int64_t i = 0; i < pieces; ++i) {
+      const int64_t first = length * i / pieces, rows = length * (i + 1) / pieces - first;
+      const int64_t d_start[3] = {plane, first * kTile, 0};
+      const int64_t d_count[3] = {1, rows * kTile, width * kTile};
+      const int64_t x_start[3] = {plane, d_start[1] - c.padding[1], -c.padding[2]};
+      const int64_t x_count[3] = {1, d_count[1] + 2, d_count[2] + 2};
+      strips.push_back({rows, compress(elements(c.d, d_start, d_count)),
+                        compress(elements(seen, x_start, x_count))});
+      tiles = std::max(tiles, rows * width);
+    }
+  positions = (tiles / width * kTile + 2) * (width * kTile + 2);
+}
+
+WinogradPlan::~WinogradPlan() = default;
 
 PhasePlan::PhasePlan(const Convolution& original) {
   const Convolution c = fold_strides(original);

@@ -36,6 +36,8 @@ struct Block {
   int64_t step[3];   // packed vectors of x between neighbouring outputs along each axis
   int64_t d_positions, x_positions;
   Runs d, x;
+  Runs inside;  // x without the zeros around it, and their packed positions:
+  Offsets cells;
   Offsets taps;     // packed positions from an output's first tap to each of its taps
   Offsets columns;  // packed vectors from an output's first to each column of its row of x
   Offsets pairs;    // of packed planes of x: the first tap of every (channel, tap) pair …
@@ -61,6 +63,33 @@ struct DirectPlan {
   // pack one vector of output channels at a time, each beside the input channel that it reads.
   DirectPlan(const Convolution& c, bool depthwise, int64_t lanes, int64_t limit);
   ~DirectPlan();
+};
+
+// How many steps of one vector take the place of `T · P · Q` of the direct algorithm, and which
+// elements they read, in Winograd's algorithm for 3 × 3 kernels of stride one (winograd.h). Outputs
+// are cut into tiles of 4 × 4, whose taps see 6 × 6 inputs, zeros beyond the image; a strip holds
+// rows of tiles of one plane, which are packed and multiplied at once.
+struct WinogradPlan {
+  static constexpr int64_t kTile = 4, kWindow = 6, kProducts = kWindow * kWindow;
+
+  struct Strip {
+    int64_t rows;  // of tiles
+    Runs d, x;
+  };
+
+  int64_t inputs, outputs;       // channels a group
+  int64_t d_vectors, x_vectors;  // lanes of a row of the gradient
+  int64_t width, tiles;          // tiles of a row, and of the largest strip
+  int64_t positions;             // inputs under the largest strip
+  Offsets d_lanes, x_lanes;      // elements from the first channel to each
+  std::vector<Strip> strips;
+
+  // Whether it serves a convolution, and sooner than the direct algorithm.
+  static bool pays(const Convolution& c, int64_t lanes);
+
+  // A strip takes at most `limit` floats, if one row of tiles does.
+  WinogradPlan(const Convolution& c, int64_t lanes, int64_t limit);
+  ~WinogradPlan();
 };
 
 // Neighbouring pixels of a row of packed ones that are neighbouring cells of a grid as well.

@@ -105,16 +105,17 @@ inline const float* row_of(const Source& s, int64_t stride, int64_t count, float
   return buffer;
 }
 
-// out[i · lanes …] = source[lane_offsets + step · i] for one vector of at most `kLanes` lanes.
-inline void pack_run(const Source& s, const int64_t* lanes, int64_t width, const Run& run,
-                     float* out) {
+// place(i)[0 … lanes] = source[lane_offsets + step · i] for one vector of at most `kLanes` lanes.
+template <class Place>
+inline void pack_run_to(const Source& s, const int64_t* lanes, int64_t width, const Run& run,
+                        Place place) {
   bool adjacent = true;
   for (int64_t i = 1; i < width; ++i) adjacent &= lanes[i] == lanes[0] + i;
   if (adjacent) {
     float buffer[kLanes];
     for (int64_t i = 0; i < run.count; ++i) {
       const float* row = row_of(s.at(lanes[0] + run.offset + i * run.step), 1, width, buffer);
-      store(out + i * kLanes, width == kLanes ? load(row) : load_first(row, width));
+      store(place(i), width == kLanes ? load(row) : load_first(row, width));
     }
     return;
   }
@@ -128,7 +129,7 @@ inline void pack_run(const Source& s, const int64_t* lanes, int64_t width, const
       for (int lane = 0; lane < kLanes; ++lane) rows[lane] = load(start + lanes[lane]);
       transpose(rows);
 #pragma GCC unroll 16
-      for (int lane = 0; lane < kLanes; ++lane) store(out + (i + lane) * kLanes, rows[lane]);
+      for (int lane = 0; lane < kLanes; ++lane) store(place(i + lane), rows[lane]);
       continue;
     }
     float buffer[kLanes];
@@ -140,8 +141,14 @@ inline void pack_run(const Source& s, const int64_t* lanes, int64_t width, const
       rows[lane] = count == kLanes ? load(row) : load_first(row, count);
     }
     transpose(rows);
-    for (int lane = 0; lane < count; ++lane) store(out + (i + lane) * kLanes, rows[lane]);
+    for (int lane = 0; lane < count; ++lane) store(place(i + lane), rows[lane]);
   }
+}
+
+// The same, one vector after another.
+inline void pack_run(const Source& s, const int64_t* lanes, int64_t width, const Run& run,
+                     float* out) {
+  pack_run_to(s, lanes, width, run, [=](int64_t i) { return out + i * kLanes; });
 }
 
 // out[l / lanes][position][l % lanes] = source[lane_offsets[l] + offset of position], the last
@@ -187,14 +194,14 @@ inline double squares(const float* a, int64_t count) {
   using Floats = VectorOf<float, kHalf>::Type;
   using Doubles = VectorOf<double, kHalf>::Type;
   Doubles total[2] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes)
+  const int64_t whole = count - count % kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes)
     for (int u = 0; u < 2; ++u) {
       const Doubles v = __builtin_convertvector(load_as<Floats>(a + i + u * kHalf), Doubles);
       total[u] += v * v;
     }
   double rest = 0;
-  for (; i < count; ++i) rest += static_cast<double>(a[i]) * a[i];
+  for (int64_t i = whole; i < count; ++i) rest += static_cast<double>(a[i]) * a[i];
   total[0] += total[1];
   for (int u = 0; u < kHalf; ++u) rest += total[0][u];
   return rest;

@@ -31,17 +31,7 @@ bool outer(const Tensor& x, const Tensor& d, Result result, int64_t threads) {
 // Σ_p (Σ_t d)² for d [N, P, T].
 bool bias(const Tensor& d, float* result, int64_t threads) {
   return for_each_sample(d.size[0], threads, 0, [&](int64_t n, float*) {
-    double total = 0;
-    if (d.stride[1] == 1 && d.size[1] > 1) {
-      const View view = view_of(d, n, true);
-      total = column_squares(view, view, d.size[2], d.size[1], nullptr, nullptr, false).d;
-    } else {
-      for (int64_t p = 0; p < d.size[1]; ++p) {
-        const Source row = d.sample(n).at(p * d.stride[1]);
-        const double s = moments(row, d.stride[2], row, d.stride[2], 0, d.size[2]).d;
-        total += s * s;
-      }
-    }
+    const double total = sum_squares(view_of(d, n, false), d.size[1], d.size[2]);
     result[n] = static_cast<float>(total);
   });
 }

@@ -34,7 +34,7 @@ struct Tile {
           Vector v[Columns];
 #pragma GCC unroll 8
           for (int c = 0; c < Columns; ++c) v[c] = load(row + column[c]);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
           for (int r = 0; r < Rows; ++r) {
             Vector b = broadcast(d[r]);
             hold_in_registers(b, v);
@@ -69,7 +69,7 @@ struct Tile {
   // Calls visit(vector, index) for every vector of the tile.
   template <class Visit>
   GRADOOD_INLINE void each(Visit visit) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
       for (int c = 0; c < Columns; ++c) visit(sum[r][c], r * Columns + c);

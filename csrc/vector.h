@@ -72,6 +72,37 @@ GRADOOD_INLINE Vector load_first(const float* p, int64_t count) {
 #endif
 }
 
+// Lanes of a vector, and a load of those alone, with zeros for the others; nothing else is read.
+#if defined(__AVX512F__)
+using Lanes = __mmask16;
+GRADOOD_INLINE Lanes lanes_below(int64_t i) {
+  return (Lanes)(i <= 0 ? 0 : i >= kLanes ? 0xffff : (1u << i) - 1);
+}
+GRADOOD_INLINE Lanes lanes_between(int64_t begin, int64_t end) {
+  return lanes_below(end) & ~lanes_below(begin);
+}
+GRADOOD_INLINE Vector load_lanes(const float* p, Lanes lanes) {
+  return (Vector)_mm512_maskz_loadu_ps(lanes, p);
+}
+#else
+using Lanes = VectorOf<int32_t, kLanes>::Type;
+GRADOOD_INLINE Lanes lanes_between(int64_t begin, int64_t end) {
+  Lanes lanes;
+  for (int i = 0; i < kLanes; ++i) lanes[i] = i >= begin && i < end ? -1 : 0;
+  return lanes;
+}
+GRADOOD_INLINE Vector load_lanes(const float* p, Lanes lanes) {
+#if defined(__AVX2__)
+  return (Vector)_mm256_maskload_ps(p, (__m256i)lanes);
+#else
+  Vector v{};
+  for (int i = 0; i < kLanes; ++i)
+    if (lanes[i]) v[i] = p[i];
+  return v;
+#endif
+}
+#endif
+
 GRADOOD_INLINE void store_first(float* p, Vector v, int64_t count) {
 #if defined(__AVX512F__)
   _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1), (__m512)v);
@@ -111,6 +142,18 @@ GRADOOD_INLINE void transpose_stage(Vector (&rows)[kLanes]) {
 }
 
 GRADOOD_INLINE void transpose(Vector (&rows)[kLanes]) { transpose_stage<kLanes / 2>(rows); }
+
+// Lane i of the result is the sum of the lanes of rows[i].
+template <int S = kLanes / 2>
+GRADOOD_INLINE Vector add_all_lanes(Vector (&rows)[kLanes]) {
+#pragma GCC unroll 8
+  for (int r = 0; r < S; ++r) {
+    exchange<S>(rows[r], rows[r + S], std::make_integer_sequence<int, kLanes>());
+    rows[r] += rows[r + S];
+  }
+  if constexpr (S > 1) return add_all_lanes<S / 2>(rows);
+  return rows[0];
+}
 
 GRADOOD_INLINE Vector as_floats(Words bits) { return load_as<Vector>(&bits); }
 

@@ -50,6 +50,8 @@ LONG_SUMS = {
     "many tokens": ("linear_sqnorm", lambda: (numbers(MILLION, 3), numbers(MILLION, 5), True)),
     "wide tokens": ("linear_sqnorm", lambda: (numbers(8, 100_000), numbers(8, 300), True)),
     "pointwise": ("conv_sqnorm", lambda: (*pair(8, 600, 600), ONE, ONE, NONE, ONE, 1, True)),
+    "three by three": ("conv_sqnorm", lambda: (
+        *pair(16, 1000, 40), (3, 3), ONE, ONE, ONE, 1, True)),
     "depthwise": ("conv_sqnorm", lambda: (
         numbers(4, MILLION), numbers(4, MILLION - 2), (3,), (1,), (0,), (1,), 4, True)),
     "batch norm": ("batch_norm_sqnorm", lambda: (*pair(3, 4 * MILLION), *statistics(3), 1e-5)),
@@ -138,9 +140,10 @@ def test_gradients_that_cancel_in_a_gram_matrix(kind, shape, backend):
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_gradients_that_cancel_in_the_gram_matrix_of_a_convolution(groups, backend):
-    if backend is torch_backend and groups > 1:
-        pytest.skip("PyTorch's backend sums grouped convolutions directly")
+@pytest.mark.parametrize("kind", ["gram", "direct"])
+def test_gradients_of_a_convolution_that_cancel(kind, groups, backend):
+    if backend is torch_backend and (groups > 1 or kind == "direct"):
+        pytest.skip("PyTorch's backend has no algorithms of its own for these")
     generator = torch.Generator().manual_seed(0)
     for left in (1.0, 0.1, 0.01, 1e-3):
         x = torch.randn(2, 64, 1, 1, generator=generator)
@@ -152,5 +155,5 @@ def test_gradients_that_cancel_in_the_gram_matrix_of_a_convolution(groups, backe
         if backend is torch_backend:
             found = torch_conv.shift_gram(x, d, *options), d.new_empty(0)
         else:
-            found = cpp_backend.conv_sqnorm(*case.arguments, kind="gram")
+            found = cpp_backend.conv_sqnorm(*case.arguments, kind=kind)
         assert_as_promised(case, found)

@@ -103,6 +103,19 @@ def test_a_layer_that_is_measured_as_it_is_made(shape, layout, isa):
             assert float((ours - exact).abs().max() / exact.abs().max()) < 1e-6
 
 
+@pytest.mark.parametrize("shape", [(401, 17, 50), (64, 58, 37), (171, 70, 5), (2050, 6, 11)])
+def test_every_layout_of_inputs_beside_every_one_of_gradients(shape, isa, assert_close):
+    torch.manual_seed(0)
+    tokens, inputs, outputs = shape
+    x, d = torch.randn(2, inputs, tokens) + 0.5, torch.randn(2, outputs, tokens)
+    geometry = ((1,), (1,), (0,), (1,), 1)
+    expected = reference.conv_sqnorm(x.double(), d.double(), *geometry, True)
+    for of_x in LAYOUTS.values():
+        for of_d in LAYOUTS.values():
+            got = cpp_backend.conv_sqnorm(of_x(x), of_d(d), *geometry, True, kind="direct")
+            assert_close(got, expected, TOLERANCE)
+
+
 def test_what_is_not_written_as_it_is_made():
     x, statistics = torch.randn(2, 5, 7), torch.ones(5)
     rest = (statistics, statistics, None, statistics, 0.0)

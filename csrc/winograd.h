@@ -1,0 +1,196 @@
+// The gradients of 3 × 3 kernels of stride one by Winograd's algorithm F(3 × 3, 4 × 4): tiles of
+// d and the windows of x that they see are transformed, multiplied number by number and summed over
+// tiles, and the sums transformed back. Lavin and Gray, arXiv:1509.09308, of which this is the
+// transposed kind: https://arxiv.org/abs/1509.09308.
+//
+// 36 multiply-adds a tile of 16 outputs and pair of channels, in place of 144.
+#pragma once
+
+#include "pack.h"
+#include "parallel.h"
+#include "tile.h"
+
+namespace gradood {
+namespace {
+
+constexpr int kWindow = WinogradPlan::kWindow, kSide = WinogradPlan::kTile;
+constexpr int64_t kProducts = WinogradPlan::kProducts;
+
+// Polynomials through the points 0, 1, −1, 2, −2 and ∞. The values of d's:
+GRADOOD_INLINE void transform_d(const Vector (&b)[kSide], Vector (&to)[kWindow]) {
+  const Vector even = b[0] + b[2], odd = b[1] + b[3];
+  const Vector far_even = b[0] + 4 * b[2], far_odd = b[1] + 4 * b[3];
+  to[0] = b[0];
+  to[1] = even + odd;
+  to[2] = even - odd;
+  to[3] = far_even + 2 * far_odd;
+  to[4] = far_even - 2 * far_odd;
+  to[5] = b[3];
+}
+
+// What the transposed interpolation makes of x, but for the factors in `transform_sums`:
+GRADOOD_INLINE void transform_x(const Vector (&a)[kWindow], Vector (&to)[kWindow]) {
+  const Vector even = a[4] - 4 * a[2], odd = a[3] - 4 * a[1];
+  const Vector near_even = a[4] - a[2], near_odd = a[3] - a[1];
+  to[0] = 4 * a[0] + (a[4] - 5 * a[2]);
+  to[1] = even + odd;
+  to[2] = even - odd;
+  to[3] = near_even + 2 * near_odd;
+  to[4] = near_even - 2 * near_odd;
+  to[5] = 4 * a[1] + (a[5] - 5 * a[3]);
+}
+
+// And the three taps that the sums of products stand for:
+GRADOOD_INLINE void transform_sums(const Vector (&m)[kWindow], Vector (&to)[3]) {
+  const Vector even = (m[1] + m[2]) * (-1 / 6.0f), far_even = (m[3] + m[4]) * (1 / 24.0f);
+  const Vector odd = (m[1] - m[2]) * (-1 / 6.0f), far_odd = (m[3] - m[4]) * (1 / 12.0f);
+  to[0] = m[0] * 0.25f + even + far_even;
+  to[1] = odd + far_odd;
+  to[2] = even + 4 * far_even + m[5];
+}
+
+// to[i · Out + j] of From × From numbers, down the columns and then along the rows.
+template <int From, int Out, class Transform, class Read, class Write>
+GRADOOD_INLINE void transform_square(Transform transform, Read read, Write write) {
+  Vector half[Out][From];
+#pragma GCC unroll 8
+  for (int j = 0; j < From; ++j) {
+    Vector column[From], to[Out];
+#pragma GCC unroll 8
+    for (int i = 0; i < From; ++i) column[i] = read(i, j);
+    transform(column, to);
+#pragma GCC unroll 8
+    for (int i = 0; i < Out; ++i) half[i][j] = to[i];
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < Out; ++i) {
+    Vector to[Out];
+    transform(half[i], to);
+#pragma GCC unroll 8
+    for (int j = 0; j < Out; ++j) write(i, j, to[j]);
+  }
+}
+
+struct WinogradBuffers {
+  float *pixels, *d, *x, *sums, *partial, *bias;
+  int64_t pitch;  // vectors from one product to the next, odd: they do not compete for cache sets
+
+  WinogradBuffers(const WinogradPlan& plan, Arena& arena) : pitch(plan.tiles | 1) {
+    pixels = arena.take(plan.positions * kLanes);
+    d = arena.take(plan.d_vectors * kProducts * pitch * kLanes);
+    x = arena.take(plan.x_vectors * kProducts * pitch * kLanes);
+    sums = arena.take(kProducts * 2 * kRows * kColumns * kLanes);
+    const int64_t rows = (plan.outputs + kLanes) * plan.x_vectors;
+    partial = arena.take(plan.strips.size() > 1 ? 9 * rows * kLanes : 0);
+    bias = arena.take(plan.d_vectors * kLanes);
+  }
+};
+
+// Transforms every tile of one vector of channels of a strip: windows of From × From pixels.
+template <int From, class Transform>
+inline void transform_tiles(const WinogradPlan& plan, int64_t rows, const float* pixels,
+                            int64_t pitch, float* to, Transform transform) {
+  const int64_t row = (plan.width * kSide + From - kSide) * kLanes;
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < plan.width; ++j) {
+      const float* from = pixels + i * kSide * row + j * kSide * kLanes;
+      transform_square<From, kWindow>(
+          transform, [=](int64_t a, int64_t b) { return load(from + a * row + b * kLanes); },
+          [=](int64_t a, int64_t b, Vector v) {
+            store(to + (a * kWindow + b) * pitch * kLanes, v);
+          });
+      to += kLanes;
+    }
+}
+
+inline void transform_strip(const WinogradPlan& plan, const WinogradPlan::Strip& strip,
+                            const Source& d, const Source& x, const WinogradBuffers& b) {
+  auto width = [](int64_t channels, int64_t v) {
+    return channels - v * kLanes < kLanes ? channels - v * kLanes : kLanes;
+  };
+  const int64_t step = kProducts * b.pitch * kLanes;
+  for (int64_t v = 0; v < plan.d_vectors; ++v) {
+    pack_lanes(d, plan.d_lanes.data() + v * kLanes, width(plan.outputs, v), strip.d, b.pixels);
+    add_positions(b.pixels, strip.rows * plan.width * kSide * kSide, b.bias + v * kLanes);
+    transform_tiles<kSide>(plan, strip.rows, b.pixels, b.pitch, b.d + v * step,
+                           [](auto& from, auto& to) { transform_d(from, to); });
+  }
+  for (int64_t v = 0; v < plan.x_vectors; ++v) {
+    pack_lanes(x, plan.x_lanes.data() + v * kLanes, width(plan.inputs, v), strip.x, b.pixels);
+    transform_tiles<kWindow>(plan, strip.rows, b.pixels, b.pitch, b.x + v * step,
+                             [](auto& from, auto& to) { transform_x(from, to); });
+  }
+}
+
+// Transforms `count` sums of each product back to nine taps, adds what `partial` holds unless it is
+// the first strip, and writes it there, or returns the squares if it is the last.
+inline double taps_of_sums(const float* sums, int64_t count, bool first, bool last,
+                           float* partial) {
+  Vector total = {};
+  for (int64_t s = 0; s < count; ++s, sums += kLanes) {
+    Vector square = {};
+    transform_square<kWindow, 3>(
+        [](auto& from, auto& to) { transform_sums(from, to); },
+        [=](int64_t i, int64_t j) { return load(sums + (i * kWindow + j) * count * kLanes); },
+        [&](int64_t i, int64_t j, Vector v) {
+          float* at = partial + ((s * 3 + i) * 3 + j) * kLanes;
+          if (!first) v += load(at);
+          last ? void(square += v * v) : store(at, v);
+        });
+    total += square;
+  }
+  return add_lanes(total);
+}
+
+inline double winograd_group(const WinogradPlan& plan, const Source& d, const Source& x,
+                             const WinogradBuffers& b) {
+  double total = 0;
+  const int64_t step = kProducts * b.pitch;
+  for (const WinogradPlan::Strip& strip : plan.strips) {
+    transform_strip(plan, strip, d, x, b);
+    const bool first = &strip == &plan.strips.front(), last = &strip == &plan.strips.back();
+    const int64_t count[3] = {1, 1, strip.rows * plan.width}, steps[3] = {0, 0, 1};
+    float* partial = b.partial;
+    column_groups(plan.x_vectors, [&](int64_t column, auto width) {
+      constexpr int kWidth = decltype(width)::value;
+      constexpr int kTall = kWidth == 1 && 2 * kRows <= kLanes ? 2 * kRows : kRows;
+      int64_t columns[kWidth];
+      for (int c = 0; c < kWidth; ++c) columns[c] = (column + c) * step;
+      for (int64_t p = 0; p < plan.outputs; p += kTall) {
+        const float* rows = b.d + p / kLanes * step * kLanes + p % kLanes;
+        for (int64_t product = 0; product < kProducts; ++product) {
+          const int64_t at = product * b.pitch * kLanes;
+          Tile<kWidth, kTall> tile;
+          tile.clear();
+          tile.accumulate(rows + at, b.x + at, columns, {count, steps});
+          tile.write(b.sums + product * kTall * kWidth * kLanes);
+        }
+        total += taps_of_sums(b.sums, kTall * kWidth, first, last, partial);
+        partial += 9 * kTall * kWidth * kLanes;
+      }
+    });
+  }
+  return total;
+}
+
+bool winograd(const Convolution& c, Result result, int64_t threads) {
+  const WinogradPlan plan(c, kLanes, kBlockFloats);
+  Arena size{nullptr};
+  WinogradBuffers(plan, size);
+  return for_each_sample(c.samples(), threads, size.used, [&](int64_t n, float* memory) {
+    Arena arena{memory};
+    const WinogradBuffers buffers(plan, arena);
+    double weight = 0, bias = 0;
+    for (int64_t g = 0; g < c.groups; ++g) {
+      std::memset(buffers.bias, 0, plan.d_vectors * kLanes * sizeof(float));
+      weight += winograd_group(plan, c.d.sample(n).at(g * plan.outputs * c.d.stride[1]),
+                               c.x.sample(n).at(g * plan.inputs * c.x.stride[1]), buffers);
+      bias += squares(buffers.bias, plan.d_vectors * kLanes);
+    }
+    result.weight[n] = static_cast<float>(weight);
+    if (result.bias != nullptr) result.bias[n] = static_cast<float>(bias);
+  });
+}
+
+}  // namespace
+}  // namespace gradood
