@@ -12,6 +12,7 @@ struct Isa {
 #include "direct.h"
 #include "gram.h"
 #include "kernels.h"
+#include "layer_norm.h"
 #include "norms.h"
 #include "sums.h"
 
