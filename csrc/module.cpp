@@ -2,6 +2,7 @@
 // (address, dtype, sizes …, strides …); results are written to given addresses of float32. Where an
 // address leads cannot be seen from here; all else that would make a kernel read or write outside
 // of what it was given is an exception.
+#include <exception>
 #include <memory>
 #include <new>
 
@@ -14,7 +15,8 @@ namespace {
 
 const Kernels* kernels = nullptr;
 
-// Runs a kernel without the interpreter's lock.
+// Runs a kernel without the interpreter's lock. Tables for absurd sizes do not fit into memory:
+// what the library throws then must not leave here.
 template <class Call>
 PyObject* run(Call call) {
   if (PyErr_Occurred()) return nullptr;
@@ -24,7 +26,11 @@ PyObject* run(Call call) {
   }
   bool done;
   Py_BEGIN_ALLOW_THREADS;
-  done = call();
+  try {
+    done = call();
+  } catch (const std::exception&) {
+    done = false;
+  }
   Py_END_ALLOW_THREADS;
   if (!done) return PyErr_NoMemory();
   Py_RETURN_NONE;

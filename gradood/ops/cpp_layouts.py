@@ -88,6 +88,10 @@ def prepare_conv(
     fits = fits and min(*kernel_size, *stride, *dilation) > 0 and min(padding) >= 0
     fits = fits and windows_fit(x.size[2:], d.size[2:], *geometry[:4])
     require_fit(fits, "conv_sqnorm", x.size, d.size, *geometry[:4], (groups,))
+    # What moves nothing may be any number: tables are as long as the stride.
+    stride = tuple(1 if n == 1 else s for n, s in zip(d.size[2:], stride, strict=True))
+    dilation = tuple(1 if k == 1 else s for k, s in zip(kernel_size, dilation, strict=True))
+    geometry = Geometry(kernel_size, stride, padding, dilation, groups)
     if kind is None:
         kind = choice.conv(x.size[1:], d.size[1:], kernel_size, stride, padding, groups, costs)
     if kind == "pointwise":
