@@ -8,6 +8,7 @@
 
 #include "kernels.h"
 #include "reader.h"
+#include "repeated.h"
 #include "votes.h"
 
 namespace gradood {
@@ -292,6 +293,11 @@ PyObject* select(PyObject*, PyObject* args) {
 PyMethodDef methods[] = {
     {"select", select, METH_VARARGS,
      "select(isa): use the kernels for an instruction set, or for 'auto' the best; its name."},
+    {"again", again, METH_VARARGS,
+     "again(call, numbers, slots, tensors, last): call(*numbers, *last), with addresses of "
+     "tensors\n"
+     "in place of some numbers; False, and nothing is called, where one lies otherwise. A slot is\n"
+     "(place of the number, place of the tensor, dtype, layout, shape, stride)."},
     {"direct", convolution<&Kernels::direct>, METH_VARARGS, nullptr},
     {"gram", convolution<&Kernels::gram>, METH_VARARGS, nullptr},
     {"depthwise", convolution<&Kernels::depthwise>, METH_VARARGS, nullptr},
@@ -315,4 +321,6 @@ PyModuleDef definition = {
 }  // namespace
 }  // namespace gradood
 
-PyMODINIT_FUNC PyInit__cpu() { return PyModule_Create(&gradood::definition); }
+PyMODINIT_FUNC PyInit__cpu() {
+  return gradood::make_names() ? PyModule_Create(&gradood::definition) : nullptr;
+}

@@ -229,9 +229,10 @@ class KnownStep:
             held.clear()
         if x._version != version:
             raise PlanError(f"the input of {name_of(self.function)} was overwritten")
-        kernel = self._kernel
-        if kernel is not None and kernel.fits(d, called):
-            return kernel.run(x, d, called, run.rows)
+        if self._kernel is not None:
+            done = self._kernel.run(x, d, called, run.rows)
+            if done is not None:
+                return done[0]
         called = [*called]
         called[self._place] = x
         call = self._bound(called)

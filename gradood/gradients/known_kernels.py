@@ -68,11 +68,8 @@ class Rows:
 class Kernel:
     """One kernel that computes what a rule asks for, and reads its tensors where they are."""
 
-    prepared: Any
-    launch: Callable[..., None]
-    d: Layout
-    #: Places of its operands among the arguments of the call; None for one that is missing.
-    operands: tuple[tuple[int, Layout] | None, ...]
+    #: What runs it: of the arguments of the call, x, d and the gradient that is passed on.
+    repeated: Any
     #: Numbers of the rows that it fills: norms of the weight, and of the bias unless that is None.
     weight: int
     bias: int | None
@@ -102,48 +99,39 @@ class Kernel:
         found = None if operator is None else prepare(operator.name, *operator.arguments)
         if operator is None or found is None:
             return None
-        request, launch = found
-        operands = [None if t is None else _place(t, called) for t in request.operands]
+        request, repeat = found
+        operands = [None if t is None else _given(t, called) for t in request.operands]
         unknown = operands.count(None) > request.operands.count(None)
         if unknown or not (_same(request.x, x) and _same(request.d, d)):
             return None
+        given, gradient = [(len(called), x), (len(called) + 1, d), *operands], None
+        if taken:
+            gradient = request.passed_on.view(x.shape)
+            given.append((len(called) + 2, gradient))
         rows = [take_row() for _ in range(1 + request.bias)]
         row = dict(zip(operator.roles, rows, strict=False))
         return cls(
-            prepared=request.prepared,
-            launch=launch,
-            d=Layout.of(d),
-            operands=tuple(operands),
+            repeated=repeat(request, given),
             weight=rows[0],
             bias=rows[1] if request.bias else None,
             filled=tuple((use.parameter, row[use.role]) for use in step.added),
-            passed_on=Layout.of(request.passed_on.view(x.shape)) if taken else None,
+            passed_on=None if gradient is None else Layout.of(gradient),
         )
 
-    def fits(self, d: Tensor, called: list[Any]) -> bool:
-        """Whether the kernel reads this gradient, and these arguments of the call."""
-        if not self.d.fits(d):
-            return False
-        for operand in self.operands:
-            if operand is not None and not operand[1].fits(called[operand[0]]):
-                return False
-        return True
-
-    def run(self, x: Tensor, d: Tensor, called: list[Any], rows: Rows) -> Tensor | None:
-        """Fill its rows, and return the gradient that it passes on."""
-        gradient, to = None, 0
+    def run(
+        self, x: Tensor, d: Tensor, called: list[Any], rows: Rows
+    ) -> tuple[Tensor | None] | None:
+        """Fill its rows, and return the gradient that it passes on; None if one lies otherwise."""
+        gradient = None
         if self.passed_on is not None:
             dtype, shape, stride = self.passed_on
             gradient = torch.empty_strided(shape, stride, dtype=dtype, device="cpu")
-            to = gradient.data_ptr()
-        operands = [0 if known is None else called[known[0]].data_ptr() for known in self.operands]
         bias = 0 if self.bias is None else rows.address(self.bias)
-        self.launch(
-            *(self.prepared, x.data_ptr(), d.data_ptr(), operands, to),
-            *(rows.address(self.weight), bias),
-        )
+        tensors = (*called, x, d, gradient)
+        if not self.repeated.run(tensors, rows.address(self.weight), bias):
+            return None
         rows.filled += self.filled
-        return gradient
+        return (gradient,)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -151,10 +139,10 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and memory(a) == memory(b) and a.data_ptr() == b.data_ptr()
 
 
-def _place(wanted: Tensor, called: list[Any]) -> tuple[int, Layout] | None:
-    """Which argument of a call an operand is, and how it lies there."""
+def _given(wanted: Tensor, called: list[Any]) -> tuple[int, Tensor] | None:
+    """Which argument of a call an operand is."""
     for place, value in enumerate(called):
         if isinstance(value, Tensor) and _same(wanted, value):
             dense = value.numel() == wanted.numel() and value.is_contiguous()
-            return (place, Layout.of(value)) if dense else None
+            return (place, value) if dense else None
     return None

@@ -20,7 +20,7 @@ from torch import Tensor
 from gradood.errors import BackendError, GradoodError
 from gradood.ops import choice, cpp_requests as requests, noise_cpp, patches
 from gradood.ops.addresses import DTYPES, address, address_of_any, require_fit
-from gradood.ops.cpp_layouts import Prepared
+from gradood.ops.cpp_repeated import Repeated
 from gradood.ops.cpp_requests import REQUESTS, Request
 
 NAME = "cpp"
@@ -270,23 +270,10 @@ def prepare(op: str, *args: Any) -> Request | None:
     return None if found is None or _empty(*args[:2]) else found(_instruction_set, *args)
 
 
-def launch(
-    prepared: Prepared,
-    x: int,
-    d: int,
-    operands: Sequence[int],
-    to: int,
-    weight: int,
-    bias: int,
-) -> None:
-    """Run a kernel on tensors of the layouts that it was prepared for, which lie at addresses.
-
-    ``to`` is that of the gradient that is passed on (0 for none), ``weight`` and ``bias`` are those
-    of norms ``[N]`` (0 if that of a bias is not wanted); operands are dense float32.
-    """
-    kernel, of_x, of_d, options, of_to = prepared
-    passed_on = (to, *of_to) if of_to else ()
-    _call(kernel, x, *of_x, d, *of_d, *operands, *options, *passed_on, weight, bias)
+def repeat(request: Request, given: Sequence[tuple[int, Tensor] | None]) -> Repeated:
+    """See ``Repeated.of``."""
+    assert _kernels is not None
+    return Repeated.of(_kernels, request, given)
 
 
 def _empty(x: Tensor, d: Tensor) -> bool:
@@ -327,10 +314,7 @@ def _run(request: Request) -> tuple[Tensor, Tensor]:
     if _empty(x, d):
         return _zeros(d.shape[0]), _zeros(d.shape[0])
     weight, bias, *results = _results(d, request.bias)
-    channels = x.shape[2 if request.prepared.kernel == "layer_norm_backward" else 1]
-    operands = [0 if t is None else _address(t, channels) for t in request.operands]
-    to = 0 if request.passed_on is None else address_of_any(request.passed_on)
-    launch(request.prepared, address_of_any(x), address_of_any(d), operands, to, *results)
+    _call(request.prepared.kernel, *request.numbers(), *results)
     return weight, bias
 
 

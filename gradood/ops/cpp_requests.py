@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from gradood.ops import patches
-from gradood.ops.addresses import require_fit
+from gradood.ops.addresses import address, address_of_any, require_fit
 from gradood.ops.cpp_layouts import (
     Geometry,
     Prepared,
@@ -32,6 +33,19 @@ class Request(NamedTuple):
     operands: tuple[Tensor | None, ...] = ()
     bias: bool = True
     passed_on: Tensor | None = None
+
+    def numbers(self) -> tuple[float, ...]:
+        """The kernel's numbers but for the addresses of norms, and the number of threads."""
+        kernel, of_x, of_d, options, of_to = self.prepared
+        channels = self.x.shape[2 if kernel == "layer_norm_backward" else 1]
+        operands = [
+            0 if t is None else address(t, torch.float32, (channels,)) for t in self.operands
+        ]
+        passed_on: tuple[int, ...] = ()
+        if self.passed_on is not None:
+            passed_on = (address_of_any(self.passed_on), *of_to)
+        x, d = address_of_any(self.x), address_of_any(self.d)
+        return (x, *of_x, d, *of_d, *operands, *options, *passed_on)
 
 
 def linear(isa: str, x: Tensor, d: Tensor, bias: bool) -> Request:

@@ -6,8 +6,8 @@ A backend is a module with a function for each of its ``OPERATORS`` and
 * ``reject(op, *args)``: why it cannot serve this call, or None; ``algorithm(op, *args)``: how it
   serves it, in a word;
 * perhaps ``TAKES_OVER``: operators by which it gains over PyTorch's own backward pass;
-* perhaps ``prepare(op, *args)``: what the call asks a kernel for, to ask the same again by
-  ``launch``;
+* perhaps ``prepare(op, *args)``: what the call asks a kernel for, and ``repeat(request,
+  given)``, to run that again;
 * perhaps ``is_own_failure(error)``: whether the next backend may do what failed here.
 """
 
@@ -112,14 +112,14 @@ def dispatch(op: str, *args: Any) -> Any:
 
 
 def prepare(op: str, *args: Any) -> Any:
-    """What the backend that serves a call would ask a kernel for, and what asks the same again.
+    """What the backend that serves a call would ask a kernel for, and what repeats it.
 
-    A ``Request`` of ``cpp_requests`` and ``cpp_backend.launch``; None where there is none.
+    A ``Request`` of ``cpp_requests`` and ``cpp_backend.repeat``; None where there is none.
     """
     for backend in _offering(op, args[0].device):
         if backend.reject(op, *args) is None:
             request = backend.prepare(op, *args) if hasattr(backend, "prepare") else None
-            return None if request is None else (request, backend.launch)
+            return None if request is None else (request, backend.repeat)
     return None
 
 

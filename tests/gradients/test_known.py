@@ -51,7 +51,7 @@ def repeated(monkeypatch):
     run = Kernel.run
 
     def counted(self, *arguments):
-        found.append(self.prepared.kernel)
+        found.append(self.repeated.kernel.__name__)
         return run(self, *arguments)
 
     monkeypatch.setattr(Kernel, "run", counted)
@@ -385,13 +385,25 @@ def test_a_kernel_that_fails_is_done_without(network, x, monkeypatch):
     assert_as_promised(gradood.gradient_norms(network, x), network, x)
 
 
-def test_requests_repeat_what_operators_do():
+def test_requests_are_repeated():
     torch.manual_seed(0)
     x, d = torch.randn(3, 5, 4), torch.randn(3, 5, 6)
-    wanted = cpp_backend.linear_sqnorm(x, d, True)
-    request, launch = prepare("linear_sqnorm", x, d, True)
-    found = torch.empty(2, 3)
-    launch(request.prepared, x.data_ptr(), d.data_ptr(), (), 0, *(r.data_ptr() for r in found))
-    assert torch.equal(found, torch.stack(wanted))
+    request, repeat = prepare("linear_sqnorm", x, d, True)
+    repeated, found = repeat(request, [(0, x), (1, d)]), torch.zeros(2, 3)
+    addresses = [row.data_ptr() for row in found]
+    other = torch.randn(3, 5, 4), torch.randn(3, 5, 6)
+    assert repeated.run(other, *addresses)
+    assert torch.equal(found, torch.stack(cpp_backend.linear_sqnorm(*other, True)))
+    kept = found.clone()
+    unlike = (
+        *(x.double(), x.half(), x[:2], x[:, :4], x.transpose(1, 2), x.mT.contiguous().mT),
+        *(x.to("meta"), x.to_sparse(), torch._neg_view(x)),
+    )
+    for t in unlike:
+        assert not repeated.run((t, d), *addresses)
+        assert torch.equal(found, kept)
+    for wrong in (None, (x,), 3):
+        with pytest.raises((TypeError, IndexError, AttributeError)):
+            repeated.run((x, wrong) if wrong != (x,) else wrong, *addresses)
     assert prepare("linear_sqnorm", x.double(), d.double(), True) is None
     assert prepare("linear_sqnorm", x[:0], d[:0], True) is None
