@@ -10,6 +10,7 @@ from importlib import import_module
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from gradood.benchmarking.methods import TOTAL, Call, Method, Norms
 from gradood.benchmarking.workloads import bce
@@ -33,13 +34,16 @@ def opacus(model: nn.Module, autocast: bool) -> Call:
     """Opacus's ghost norms: the first of the two backward passes of ghost clipping.
 
     It refuses evaluation mode and batch norm; so the model is in training mode except for batch
-    norms, which keep their statistics and whose parameters are frozen, and so left out.
+    norms, which keep their statistics and whose parameters are frozen, and so left out, and for
+    what draws random numbers.
     """
     module = import_module("opacus.grad_sample.grad_sample_module_fast_gradient_clipping")
     model.train()
     for part in model.modules():
         if isinstance(part, _BatchNorm):
             part.eval().requires_grad_(False)
+        elif isinstance(part, _DropoutNd) or type(part).__name__ == "StochasticDepth":
+            part.eval()
     wrapped = module.GradSampleModuleFastGradientClipping(
         model, loss_reduction="sum", strict=False, use_ghost_clipping=True
     )
@@ -49,6 +53,14 @@ def opacus(model: nn.Module, autocast: bool) -> Call:
         return {name: norm.square() for name, norm in _taken(model, "_norm_sample").items()}
 
     return call
+
+
+def out_of_place(model: nn.Module) -> nn.Module:
+    """Have no module overwrite its input, which hooks of the modules before it refuse."""
+    for part in model.modules():
+        if getattr(part, "inplace", False) is True:
+            part.inplace = False
+    return model
 
 
 def grad_uncertainty(model: nn.Module, autocast: bool) -> Call:
