@@ -204,7 +204,7 @@ class KnownStep:
             called[place] = called[place].detach() if plain is None else plain
         held = [x.detach()]
         arrive = partial(self._arrive, run, held, x._version, called)
-        compute = partial(self._with, self.function, called)
+        compute = self._with(self.function, called)
         out: Tensor
         if self._taken:
             out = TakenOver.apply(x, compute, arrive)
@@ -242,16 +242,18 @@ class KnownStep:
             self._kernel = Kernel.of(self._step, call, x, d, *options)
         return run.compute(self._step, call, x, d, self._taken)
 
-    def _with(self, function: Callable[..., Any], called: list[Any]) -> Any:
-        """Call a function as the operator was called."""
+    def _with(self, function: Callable[..., Any], called: list[Any]) -> Callable[[], Any]:
+        """A function with its arguments, as the operator was called."""
         if not self._keywords:
-            return function(*called)
+            return partial(function, *called)
         first = self._positional
-        return function(*called[:first], **dict(zip(self._keywords, called[first:], strict=True)))
+        return partial(
+            function, *called[:first], **dict(zip(self._keywords, called[first:], strict=True))
+        )
 
     def _bound(self, called: list[Any]) -> Call:
         """The call, read by the rule as it was before."""
-        call = self._with(partial(self._step.rule.bind, self.function), called)
+        call = self._with(partial(self._step.rule.bind, self.function), called)()
         assert isinstance(call, Call)
         call.axis = self._step.axis
         return call
