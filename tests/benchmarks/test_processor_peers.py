@@ -28,6 +28,7 @@ def test_right_and_wrong(network):
     assert processor_peers.wrong(found, truth) == "1.bias"
 
 
+@pytest.mark.filterwarnings("ignore:Full backward hook:UserWarning")
 def test_packages_that_fail_are_named():
     pytest.importorskip("backpack")
     case = Case(lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), (4, 3, 2, 2))
