@@ -270,7 +270,7 @@ class Recorder(SourceMode):
         if found is None:
             return False
         norm, lost = found
-        for n in lost.nonzero()[:, 0].tolist():
+        for n in lost:
             row = slice(n, n + 1)
             one = Contribution(whole.call, use.role, whole.x[row], whole.d[row], source)
             norm[row] = row_sqnorm(one.gradient(use.parameter, slice(None)))

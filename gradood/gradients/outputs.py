@@ -13,6 +13,11 @@ from torch import Tensor
 
 _MARK = "gradood_output"
 
+#: Nodes of activations that save what they were given: where they overwrite it, a copy.
+_SAVE_INPUT = tuple(
+    f"{name}Backward0" for name in ("Silu", "Gelu", "Mish", "Hardswish", "Hardtanh")
+)
+
 
 class Output:
     """What one operator returned, as far as it is still to be had.
@@ -35,9 +40,12 @@ class Output:
         if out is not None and out._version == self._made:
             self._hold(out, False)
 
-    def hold_rectified(self, result: Tensor) -> None:
-        """Hold the output of a ReLU of it, which somebody holds in any case."""
-        self._hold(result, True)
+    def hold_from(self, node: Any, result: Tensor) -> None:
+        """Hold what an activation has saved of it, or a ReLU's result, which somebody holds."""
+        if node.name() == "ReluBackward0":
+            self._hold(result, True)
+        elif node.name() in _SAVE_INPUT:
+            self._hold(node._saved_self, False)
 
     def _hold(self, value: Tensor, rectified: bool) -> None:
         self._held = value.detach(), value._version  # its own graph would lead back here
@@ -67,16 +75,15 @@ class Outputs:
         return self._all[-1]
 
     def note(self, data: Tensor | None) -> None:
-        """See whether a later operator's input, which is held, is a ReLU of one of them."""
-        if not self._all or data is None:
-            return
-        node: Any = data.grad_fn
-        if node is None or node.name() != "ReluBackward0":
+        """See whether a later operator's input, which is held, is an activation of one of them."""
+        node: Any = None if not self._all or data is None else data.grad_fn
+        if node is None or not node.next_functions:
             return
         below = node.next_functions[0][0]
         found = None if below is None else below.metadata.get(_MARK)
         if found is not None:
-            found.hold_rectified(data)
+            assert data is not None
+            found.hold_from(node, data)
 
     def hold(self) -> None:
         """Hold, after the forward pass, what is still there."""

@@ -13,6 +13,7 @@ the convolution of the forward pass, ``y = γ (x ∗ ŵ) + b``, whose output may
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -32,8 +33,10 @@ _LEAST = 0.05
 #: Bytes of a convolution's output held at once.
 _CHUNK = 8 << 20
 #: How much larger than y's other part the bias may be, whose rounding y has.
-_BIAS = 8.0
+_BIAS = 16.0
+_through_relu = partial(torch.ops.aten.threshold_backward.default, threshold=0)
 _RESHAPES = ("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0")
+_MULTIPLIED = (*_RESHAPES, "MulBackward0")
 _CONVOLUTIONS = {
     1: functional.conv1d,
     2: functional.conv2d,
@@ -92,22 +95,33 @@ def standardised(source: Source) -> Standardised | None:
 
 
 def _through_scale(edge: GradientEdge, leaf: Tensor, gradient: Tensor) -> Tensor:
-    """Turn gradients ``[N, P]`` of the scale into those of a parameter that it was made of.
-
-    Mostly the scale is the parameter times a number: then one derivative serves all samples.
-    """
-    node: Any = edge.node
-    while node is not None and node.name() in (*_RESHAPES, "MulBackward0"):
-        parents = [parent for parent, _ in node.next_functions if parent is not None]
-        node = parents[0] if len(parents) == 1 else None
-    if getattr(node, "variable", None) is leaf and leaf.numel() == gradient.shape[1]:
-        ones = torch.ones_like(gradient[0])
-        (slope,) = torch.autograd.grad([edge], [leaf], [ones], retain_graph=True)
-        return gradient * slope.flatten()
+    """Turn gradients ``[N, P]`` of the scale into those of a parameter that it was made of."""
+    slope = _slope(edge.node, leaf) if leaf.numel() == gradient.shape[1] else None
+    if slope is not None and slope.numel() in (1, leaf.numel()):
+        return gradient * slope
     (pulled,) = torch.autograd.grad(
         *([edge], [leaf], [gradient]), retain_graph=True, is_grads_batched=True
     )
-    return pulled
+    return pulled.flatten(1)
+
+
+def _slope(node: Any, leaf: Tensor) -> Tensor | None:
+    """What a parameter is multiplied by, where nothing else happens to it."""
+    slope = None
+    while node is not None and node.name() in _MULTIPLIED:
+        parents = [parent for parent, _ in node.next_functions]
+        if node.name() == "MulBackward0":
+            place = 0 if parents[0] is not None else 1
+            if parents[1 - place] is not None:
+                return None  # a product of two that depend on parameters
+            factor = (node._saved_other, node._saved_self)[place].flatten().to(leaf.dtype)
+            slope = factor if slope is None else slope * factor
+        else:
+            place = 0
+        node = parents[place]
+    if slope is None:
+        slope = torch.ones(1, dtype=leaf.dtype, device=leaf.device)
+    return slope if getattr(node, "variable", None) is leaf else None
 
 
 class StandardisedUse:
@@ -131,23 +145,22 @@ class StandardisedUse:
         assert isinstance(call, ConvCall)
         return None if made is None else cls(call, x, d, made)
 
-    def norm(self, leaf: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Squared norms ``[N]`` of a parameter behind the weight, and where they are lost."""
+    def norm(self, leaf: Tensor) -> tuple[Tensor, list[int]] | None:
+        """Squared norms ``[N]`` of a parameter behind the weight, and of which samples none."""
         made = self.made
         inner = self._products()
         if leaf is not made.leaf:
             if made.edge is None:
                 return None
-            gradient = _through_scale(made.edge, leaf, inner)
-            return row_sqnorm(gradient.flatten(1)), inner.new_zeros(len(inner), dtype=torch.bool)
+            return row_sqnorm(_through_scale(made.edge, leaf, inner)), []
         factor = made.scale * made.rstd
         spatial = (1,) * (self.d.dim() - 2)
         whole, _ = ops.conv_sqnorm(
             self.x, self.d * factor.view(-1, *spatial), *self.call.geometry, False
         )
-        rows = self._sums().square() + (2 - made.spread) * inner.square()
-        norm = whole - (rows * factor.square()).sum(1) / made.leaf[0].numel()
-        return norm, norm < _LEAST * whole
+        rows = self._sums().square() + inner.square() * (2 - made.spread)
+        norm = whole - rows @ (factor.square() / made.leaf[0].numel())
+        return norm, (norm < _LEAST * whole).nonzero().flatten().tolist()
 
     def _products(self) -> Tensor:
         """``G·ŵ`` ``[N, P]``, the same for every parameter behind the weight."""
@@ -167,22 +180,22 @@ class StandardisedUse:
         y = None if output is None else output.value()
         if output is None or y is None or y.shape != self.d.shape or y.dtype != self.d.dtype:
             return None
-        bias = self.call.operands.get("bias")
         parts = []
         for ys, ds in zip(y.split(self._step), self.d.split(self._step), strict=True):
-            if output.rectified and bool(ds.masked_fill(ys > 0, 0).any()):
+            if output.rectified and not torch.equal(_through_relu(ds, ys), ds):
                 return None  # something else than the ReLU read y
-            if bias is None:
-                parts.append((ds * ys).flatten(2).sum(2))
-                continue
-            shift = bias.detach().view(-1, *[1] * (ds.dim() - 2))
-            products = (ds * (ys - shift)).flatten(2)
-            rounded = (ds.abs().flatten(2).sum(2) * bias.detach() / self.made.scale).norm(dim=1)
-            exact = (products.abs().sum(2) / self.made.scale).norm(dim=1)
-            if bool((rounded > _BIAS * exact).any()):
-                return None
-            parts.append(products.sum(2))
-        return torch.cat(parts)
+            parts.append((ds * ys).flatten(2).sum(2))
+        products = torch.cat(parts) if len(parts) > 1 else parts[0]
+        bias = self.call.operands.get("bias")
+        if bias is None:
+            return products
+        d = self.d.flatten(2)
+        products = products - d.sum(2) * bias.detach()
+        # Of y, the bias is rounded, too: at most Σ_t |d_t| ≤ √T ‖d‖ times that shows.
+        rounded = torch.linalg.vector_norm(d, dim=2) * (bias.detach() / self.made.scale)
+        rounded = torch.linalg.vector_norm(rounded, dim=1) * d.shape[2] ** 0.5
+        exact = torch.linalg.vector_norm(products / self.made.scale, dim=1)
+        return None if bool((rounded > _BIAS * exact).any()) else products
 
     @property
     def _step(self) -> int:

@@ -56,6 +56,10 @@ PLACES = torch.tensor([[2, 0, -1], [2, 1, 0]])
 GATHERS = {
     "rows": lambda w: w[PLACES],
     "rows, then a chain": lambda w: w[PLACES].permute(2, 0, 1).contiguous().tanh().unsqueeze(0),
+    "rows, moved about": lambda w: (
+        w[PLACES].view(3, 2, -1).permute(-1, 0, 1).contiguous()[None].transpose(-1, 1).unsqueeze(-2)
+    ),
+    "rows, turned and flattened": lambda w: w[PLACES].transpose(0, 2).reshape(-1).unsqueeze(1),
     "rows of a part": lambda w: w[1:][PLACES[:, :2].clamp(max=1)],
     "columns": lambda w: w[:, PLACES],
     "elements": lambda w: w[PLACES, PLACES.flip(0)],
@@ -79,3 +83,13 @@ def test_only_whole_rows_are_added_as_rows(gather, found):
     weight = torch.randn(3, 3, requires_grad=True)
     live = GATHERS[gather](weight)
     assert (through_rows(live, weight, torch.ones(2, *live.shape)) is not None) is found
+
+
+@pytest.mark.parametrize("gather", ["rows", "rows, moved about", "rows, turned and flattened"])
+def test_what_only_moves_rows_about_needs_no_backward_pass(gather, monkeypatch):
+    weight = torch.randn(3, 3, requires_grad=True)
+    live = GATHERS[gather](weight)
+    gradient = torch.randn(2, *live.shape)
+    expected = [torch.autograd.grad(live, weight, g, retain_graph=True)[0] for g in gradient]
+    monkeypatch.setattr(torch.autograd, "grad", None)
+    torch.testing.assert_close(through_rows(live, weight, gradient), torch.stack(expected))
