@@ -260,6 +260,16 @@ def test_a_gradient_that_reaches_beyond_its_input_is_refused():
     torch.testing.assert_close(found[0], right[0])
 
 
+@pytest.mark.parametrize("kind", ["direct", "gram"])
+def test_a_stride_beyond_everything(kind):
+    """One window has no next one, however far away."""
+    x, d = torch.randn(2, 8, 5, 5), torch.randn(2, 16, 1, 1)
+    far = ((5, 5), (2**63 - 1, 2**40), (0, 0), (1, 1), 1, True)
+    found = cpp_backend.conv_sqnorm(x, d, *far, kind=kind)
+    right = reference.conv_sqnorm(x, d, (5, 5), (1, 1), (0, 0), (1, 1), 1, True)
+    torch.testing.assert_close(found, right)
+
+
 @pytest.mark.parametrize("change", [misaligned, freed])
 def test_what_lies_nowhere_or_askew_is_refused(change):
     t = change(torch.ones(3, 2))
