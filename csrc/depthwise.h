@@ -43,18 +43,6 @@ struct DepthwiseBuffers {
   }
 };
 
-// Packs what is inside of the image; the zeros around it are there already, except where blocks
-// take turns.
-inline void pack_inside(const Source& s, const int64_t* lanes, int64_t width, const Block& b,
-                        bool alone, float* out) {
-  if (!alone) std::memset(out, 0, b.x_positions * kLanes * sizeof(float));
-  const int64_t* cells = b.cells.data();
-  for (const Run& run : b.inside) {
-    pack_run_to(s, lanes, width, run, [=](int64_t i) { return out + cells[i] * kLanes; });
-    cells += run.count;
-  }
-}
-
 // Asks for the images of the channels after these: where several share a page, the hardware does
 // not follow a transposition through them.
 inline void prefetch_channels(const Tensor& t, const Source& s, int64_t first, int64_t count) {
@@ -73,7 +61,8 @@ inline void depthwise_lanes(const DirectPlan& plan, const Source& d, const Sourc
   std::memset(to.bias, 0, kLanes * sizeof(float));
   for (const Block& b : plan.blocks) {
     pack_lanes(d, plan.d_lanes.data() + first, width, b.d, to.d);
-    pack_inside(x, plan.x_lanes.data() + first, width, b, plan.blocks.size() == 1, to.x);
+    if (plan.blocks.size() > 1) std::memset(to.x, 0, b.x_positions * kLanes * sizeof(float));
+    pack_inside(x, plan.x_lanes.data() + first, width, b.inside, to.x);
     if (bias != nullptr) add_positions(to.d, b.d_positions, to.bias);
     const int64_t* tap = b.taps.data();
     int64_t t = 0;

@@ -56,6 +56,18 @@ Runs compress(const Offsets& offsets) {
   return runs;
 }
 
+Inside inside_of(const Offsets& pixels) {
+  Offsets inside;
+  Inside result;
+  for (int64_t cell = 0; cell < static_cast<int64_t>(pixels.size()); ++cell)
+    if (pixels[cell] >= 0) {
+      inside.push_back(pixels[cell]);
+      result.cells.push_back(cell);
+    }
+  result.runs = compress(inside);
+  return result;
+}
+
 // `cells` increases: one cell for each pixel, in the order of packing.
 Stretches stretches(const Offsets& cells) {
   Stretches result;
@@ -85,13 +97,7 @@ Block make_block(const Convolution& c, int axis, int64_t begin, int64_t end) {
   b.d = compress(elements(c.d, d_start, b.count));
   const Offsets pixels = elements(c.x, x_start, extent);
   b.x = compress(pixels);
-  Offsets inside;
-  for (int64_t cell = 0; cell < b.x_positions; ++cell)
-    if (pixels[cell] >= 0) {
-      inside.push_back(pixels[cell]);
-      b.cells.push_back(cell);
-    }
-  b.inside = compress(inside);
+  b.inside = inside_of(pixels);
   each_point(kOrigin, c.kernel, [&](int64_t i, int64_t j, int64_t k) {
     b.taps.push_back(i * c.dilation[0] * pitch[0] + j * c.dilation[1] * pitch[1] +
                      k * c.dilation[2]);
@@ -210,8 +216,8 @@ WinogradPlan::WinogradPlan(const Convolution& original, int64_t lanes, int64_t l
       const int64_t d_count[3] = {1, rows * kTile, width * kTile};
       const int64_t x_start[3] = {plane, d_start[1] - c.padding[1], -c.padding[2]};
       const int64_t x_count[3] = {1, d_count[1] + 2, d_count[2] + 2};
-      strips.push_back({rows, compress(elements(c.d, d_start, d_count)),
-                        compress(elements(seen, x_start, x_count))});
+      strips.push_back({rows, inside_of(elements(c.d, d_start, d_count)),
+                        inside_of(elements(seen, x_start, x_count))});
       tiles = std::max(tiles, rows * width);
     }
   positions = (tiles / width * kTile + 2) * (width * kTile + 2);

@@ -30,14 +30,19 @@ struct Run {
 using Runs = std::vector<Run>;
 using Offsets = std::vector<int64_t>;
 
+// Pixels inside of an image, in the order of memory, and the packed position of each among zeros.
+struct Inside {
+  Runs runs;
+  Offsets cells;
+};
+
 // Output positions that are packed and multiplied at once, and the padded input under them.
 struct Block {
   int64_t count[3];  // output positions along each axis
   int64_t step[3];   // packed vectors of x between neighbouring outputs along each axis
   int64_t d_positions, x_positions;
   Runs d, x;
-  Runs inside;  // x without the zeros around it, and their packed positions:
-  Offsets cells;
+  Inside inside;    // x without the zeros around it
   Offsets taps;     // packed positions from an output's first tap to each of its taps
   Offsets columns;  // packed vectors from an output's first to each column of its row of x
   Offsets pairs;    // of packed planes of x: the first tap of every (channel, tap) pair …
@@ -74,7 +79,7 @@ struct WinogradPlan {
 
   struct Strip {
     int64_t rows;  // of tiles
-    Runs d, x;
+    Inside d, x;
   };
 
   int64_t inputs, outputs;       // channels a group
