@@ -105,8 +105,8 @@ Block make_block(const Convolution& c, int axis, int64_t begin, int64_t end) {
   return b;
 }
 
-// Lanes hold (channel, tap) pairs: the packed rows of x have no gaps.
-void walk_pairs(Block& b, int64_t inputs, int64_t vectors) {
+// Rows are (channel, tap) pairs: planes of x, each of which outputs see from another corner on.
+void walk_pairs(Block& b, int64_t inputs) {
   Offsets corners;
   each_point(kOrigin, b.count, [&](int64_t i, int64_t j, int64_t k) {
     corners.push_back(i * b.step[0] + j * b.step[1] + k * b.step[2]);
@@ -114,11 +114,6 @@ void walk_pairs(Block& b, int64_t inputs, int64_t vectors) {
   b.corners = compress(corners);
   for (int64_t i = 0; i < inputs; ++i)
     for (int64_t tap : b.taps) b.pairs.push_back(i * b.x_positions + tap);
-  for (int64_t v = 0; v < vectors; ++v) b.columns.push_back(v * b.d_positions);
-  b.count[0] = b.count[1] = 1;
-  b.count[2] = b.d_positions;
-  b.step[0] = b.step[1] = 0;
-  b.step[2] = 1;
 }
 
 // Lanes hold channels: every tap of a block of channels is a column. Axes that are walked at an
@@ -141,9 +136,10 @@ DirectPlan::DirectPlan(const Convolution& original, bool depthwise, int64_t lane
   auto vectors = [&](int64_t count) { return (count + lanes - 1) / lanes; };
   inputs = depthwise ? lanes : c.inputs();
   outputs = depthwise ? c.d.size[1] : c.outputs();
+  taps = c.taps();
   pairs = 4 * vectors(inputs * c.taps()) <= 3 * vectors(inputs) * c.taps();
   d_vectors = depthwise ? 1 : vectors(outputs);
-  x_vectors = pairs ? vectors(inputs * c.taps()) : vectors(inputs) * c.taps();
+  x_vectors = vectors(inputs) * c.taps();
   for (int64_t p = 0; p < outputs; ++p) d_lanes.push_back(p * c.d.stride[1]);
   if (depthwise)
     for (int64_t p = 0; p < outputs; ++p) x_lanes.push_back(p / c.outputs() * c.x.stride[1]);
@@ -158,15 +154,14 @@ DirectPlan::DirectPlan(const Convolution& original, bool depthwise, int64_t lane
     x_slice *= (c.d.size[2 + a] - 1) * c.stride[a] + (c.kernel[a] - 1) * c.dilation[a] + 1;
   }
   const int64_t x_floats = pairs ? inputs : vectors(inputs) * lanes;
-  const int64_t d_floats = (d_vectors + (pairs ? x_vectors : 0)) * lanes;
-  const int64_t fitting = limit / (x_slice * x_floats + d_slice * d_floats);
+  const int64_t fitting = limit / (x_slice * x_floats + d_slice * d_vectors * lanes);
   const int64_t most = std::max<int64_t>(1, std::min(fitting, 8 * kLongestSum / d_slice));
   const int64_t length = c.d.size[2 + axis], pieces = (length + most - 1) / most;
   d_positions = x_positions = 0;
   for (int64_t i = 0; i < pieces; ++i) {
     blocks.push_back(make_block(c, axis, length * i / pieces, length * (i + 1) / pieces));
     Block& b = blocks.back();
-    pairs ? walk_pairs(b, inputs, x_vectors) : walk_channels(b, vectors(inputs));
+    pairs ? walk_pairs(b, inputs) : walk_channels(b, vectors(inputs));
     d_positions = std::max(d_positions, b.d_positions);
     x_positions = std::max(x_positions, b.x_positions);
   }

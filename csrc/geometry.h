@@ -54,12 +54,12 @@ struct Block {
 constexpr int64_t kLongestSum = 1024;
 
 // How the direct algorithm walks a convolution. Vector lanes hold channels of d and of x; with few
-// input channels a group, lanes of x hold (channel, tap) pairs, which wastes fewer of them. Large
+// input channels a group, rows are (channel, tap) pairs instead, and lanes channels of d. Large
 // images are cut into blocks along their first axis, each of which is summed on its own.
 struct DirectPlan {
-  int64_t inputs, outputs;  // channels a group
+  int64_t inputs, outputs, taps;  // channels a group
   bool pairs;
-  int64_t d_vectors, x_vectors;      // lanes of a row of the gradient
+  int64_t d_vectors, x_vectors;      // of channels of d, and of a row of the gradient without pairs
   int64_t d_positions, x_positions;  // of the largest block
   Offsets d_lanes, x_lanes;          // elements from the first channel to each
   std::vector<Block> blocks;
