@@ -135,6 +135,7 @@ def test_wrong_arguments_are_errors_or_harmless(op):
         for got, right in zip(as_tuple(found), rights, strict=True):
             if not (right.is_sparse or right.is_meta or right is got):  # what is empty stays so
                 close = torch.isclose(got.double(), right.double(), 1e-2, least, equal_nan=True)
+                close |= ~(got.isfinite() | right.isfinite())  # of a variance of zero, say
                 assert close.all(), what
     assert refused > 50
 
