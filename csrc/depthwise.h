@@ -10,17 +10,33 @@
 namespace gradood {
 namespace {
 
+// What the channels after these hold in memory: asked for on the way, as much of it as is being
+// used up, since the hardware does not follow a transposition.
+struct NextImages {
+  const float *d, *x;
+  int64_t x_part;  // numbers of x for each of d
+
+  GRADOOD_INLINE void fetch(int64_t positions) {
+    if (d == nullptr) return;
+    prefetch_row(d, positions * kLanes);
+    prefetch_row(x, positions * kLanes * x_part);
+    d += positions * kLanes;
+    x += positions * kLanes * x_part;
+  }
+};
+
 // sums[tap] += Σ_t d[t] x[t + tap] for `Taps` taps.
 //
 // Registers: the sums and one vector of d. L1: the rows of x under the kernel.
 template <int Taps>
 inline void accumulate_taps(const Block& b, const float* d, const float* x, const int64_t* taps,
-                            float* sums) {
+                            NextImages ahead, float* sums) {
   Vector sum[Taps];
   for (int t = 0; t < Taps; ++t) sum[t] = Vector{};
   for (int64_t i = 0; i < b.count[0]; ++i)
     for (int64_t j = 0; j < b.count[1]; ++j) {
       const float* row = x + (i * b.step[0] + j * b.step[1]) * kLanes;
+      ahead.fetch(b.count[2]);
       for (int64_t k = 0; k < b.count[2]; ++k) {
         const Vector v = load(d);
 #pragma GCC unroll 16
@@ -43,43 +59,43 @@ struct DepthwiseBuffers {
   }
 };
 
-// Packs what is inside of the image; the zeros around it are there already, except where blocks
-// take turns.
-inline void pack_inside(const Source& s, const int64_t* lanes, int64_t width, const Block& b,
-                        bool alone, float* out) {
-  if (!alone) std::memset(out, 0, b.x_positions * kLanes * sizeof(float));
-  const int64_t* cells = b.cells.data();
-  for (const Run& run : b.inside) {
-    pack_run_to(s, lanes, width, run, [=](int64_t i) { return out + cells[i] * kLanes; });
-    cells += run.count;
-  }
+inline bool dense_images(const Tensor& t) {
+  return t.dtype == Dtype::float32 && t.stride[4] == 1 && t.stride[3] == t.size[4] &&
+         t.stride[2] == t.size[3] * t.stride[3] && t.stride[1] == t.size[2] * t.stride[2];
 }
 
-// Asks for the images of the channels after these: where several share a page, the hardware does
-// not follow a transposition through them.
-inline void prefetch_channels(const Tensor& t, const Source& s, int64_t first, int64_t count) {
-  const int64_t pixels = t.size[2] * t.size[3] * t.size[4];
-  constexpr int64_t kPage = 4096 / sizeof(float);
-  if (t.dtype == Dtype::float32 && t.stride[1] == pixels && pixels < kPage)
-    prefetch_row(reinterpret_cast<const float*>(s.data) + first * pixels, count * pixels);
+// Of the channels from `first` on, where images lie one behind the other.
+inline NextImages images_after(const Convolution& c, int64_t n, int64_t first) {
+  constexpr int64_t kPage = 4096 / sizeof(float);  // larger images it does follow
+  if (!dense_images(c.x) || !dense_images(c.d) || c.x.stride[1] >= kPage)
+    return {nullptr, nullptr, 0};
+  const Source d = c.d.sample(n).at(first * c.d.stride[1]);
+  const Source x = c.x.sample(n).at(first / c.outputs() * c.x.stride[1]);
+  return {reinterpret_cast<const float*>(d.data), reinterpret_cast<const float*>(x.data),
+          (c.x.stride[1] + c.d.stride[1] - 1) / c.d.stride[1]};
 }
 
 // Adds the squared norms of the gradients of at most `kLanes` output channels.
 inline void depthwise_lanes(const DirectPlan& plan, const Source& d, const Source& x, int64_t first,
-                            int64_t width, const DepthwiseBuffers& to, double* weight,
-                            double* bias) {
+                            int64_t width, NextImages ahead, const DepthwiseBuffers& to,
+                            double* weight, double* bias) {
   const int64_t taps = static_cast<int64_t>(plan.blocks[0].taps.size());
   std::memset(to.sums, 0, taps * kLanes * sizeof(float));
   std::memset(to.bias, 0, kLanes * sizeof(float));
   for (const Block& b : plan.blocks) {
     pack_lanes(d, plan.d_lanes.data() + first, width, b.d, to.d);
-    pack_inside(x, plan.x_lanes.data() + first, width, b, plan.blocks.size() == 1, to.x);
+    if (plan.blocks.size() > 1) std::memset(to.x, 0, b.x_positions * kLanes * sizeof(float));
+    pack_inside(x, plan.x_lanes.data() + first, width, b.inside, to.x);
     if (bias != nullptr) add_positions(to.d, b.d_positions, to.bias);
-    const int64_t* tap = b.taps.data();
     int64_t t = 0;
-    for (; t + 9 <= taps; t += 9) accumulate_taps<9>(b, to.d, to.x, tap + t, to.sums + t * kLanes);
-    for (; t + 3 <= taps; t += 3) accumulate_taps<3>(b, to.d, to.x, tap + t, to.sums + t * kLanes);
-    for (; t < taps; ++t) accumulate_taps<1>(b, to.d, to.x, tap + t, to.sums + t * kLanes);
+    auto add = [&](auto count) {
+      constexpr int kTaps = decltype(count)::value;
+      for (; t + kTaps <= taps; t += kTaps, ahead = {nullptr, nullptr, 0})
+        accumulate_taps<kTaps>(b, to.d, to.x, b.taps.data() + t, ahead, to.sums + t * kLanes);
+    };
+    add(std::integral_constant<int, 9>());
+    add(std::integral_constant<int, 3>());
+    add(std::integral_constant<int, 1>());
   }
   *weight += squares(to.sums, taps * kLanes);
   if (bias != nullptr) *bias += squares(to.bias, kLanes);
@@ -107,11 +123,10 @@ bool depthwise(const Convolution& c, Result result, int64_t threads) {
     const DepthwiseBuffers buffers(plan, c.taps(), arena);
     double weight = 0, bias = 0;
     for (int64_t p = 0; p < c.d.size[1]; p += kLanes) {
-      const int64_t rest = c.d.size[1] - p, next = rest - kLanes < kLanes ? rest - kLanes : kLanes;
-      prefetch_channels(c.d, c.d.sample(n), p + kLanes, next);
-      prefetch_channels(c.x, c.x.sample(n), (p + kLanes) / c.outputs(), next / c.outputs());
-      depthwise_lanes(plan, c.d.sample(n), c.x.sample(n), p, rest < kLanes ? rest : kLanes, buffers,
-                      &weight, result.bias == nullptr ? nullptr : &bias);
+      const int64_t rest = c.d.size[1] - p;
+      depthwise_lanes(plan, c.d.sample(n), c.x.sample(n), p, rest < kLanes ? rest : kLanes,
+                      images_after(c, n, p + kLanes), buffers, &weight,
+                      result.bias == nullptr ? nullptr : &bias);
     }
     result.weight[n] = static_cast<float>(weight);
     if (result.bias != nullptr) result.bias[n] = static_cast<float>(bias);

@@ -12,16 +12,15 @@ namespace gradood {
 namespace {
 
 struct DirectBuffers {
-  float *d, *x, *planes, *partial, *bias;
+  float *d, *x, *partial, *bias;
 
   DirectBuffers(const DirectPlan& plan, Arena& arena) {
-    const int64_t x_lanes = plan.pairs ? plan.x_vectors * plan.d_positions * kLanes
-                                       : blocks_of_lanes(plan.inputs) * plan.x_positions * kLanes;
+    const int64_t inputs = plan.pairs ? plan.inputs : blocks_of_lanes(plan.inputs) * kLanes;
+    const int64_t sums = plan.pairs ? plan.inputs * plan.taps * plan.d_vectors
+                                    : (plan.outputs + kRows) * plan.x_vectors;
     d = arena.take(plan.d_vectors * plan.d_positions * kLanes);
-    x = arena.take(x_lanes);
-    planes = arena.take(plan.pairs ? plan.inputs * plan.x_positions : 0);
-    partial =
-        arena.take(plan.blocks.size() > 1 ? (plan.outputs + kRows) * plan.x_vectors * kLanes : 0);
+    x = arena.take(inputs * plan.x_positions);
+    partial = arena.take(plan.blocks.size() > 1 ? sums * kLanes : 0);
     bias = arena.take(plan.d_vectors * kLanes);
   }
 };
@@ -34,33 +33,68 @@ inline void pack_block(const DirectPlan& plan, const Block& b, const Source& d, 
     add_positions(to.d + v * b.d_positions * kLanes, b.d_positions, to.bias + v * kLanes);
   if (!plan.pairs) return pack_lanes(x, plan.x_lanes.data(), plan.inputs, b.x, to.x);
   for (int64_t i = 0; i < plan.inputs; ++i)
-    pack_row(x.at(plan.x_lanes[i]), b.x, to.planes + i * b.x_positions);
-  const Source planes{reinterpret_cast<const char*>(to.planes), Dtype::float32};
-  pack_lanes(planes, b.pairs.data(), static_cast<int64_t>(b.pairs.size()), b.corners, to.x);
+    pack_row(x.at(plan.x_lanes[i]), b.x, to.x + i * b.x_positions);
+}
+
+// sum[r][c] += Σ_t d[c][t] · planes[pairs[r] + corner of t].
+//
+// Registers: all sums, a row of vectors of d, one broadcast.
+template <int Columns, int Rows>
+GRADOOD_INLINE void accumulate_pairs(const float* planes, const int64_t* pairs, const Runs& corners,
+                                     const float* d, int64_t pitch, Tile<Columns, Rows>& tile) {
+  const float* row[Rows];
+  for (int r = 0; r < Rows; ++r) row[r] = planes + pairs[r];
+  for (const Run& run : corners)
+    for (int64_t i = 0, at = run.offset; i < run.count; ++i, at += run.step, d += kLanes) {
+      Vector v[Columns];
+#pragma GCC unroll 8
+      for (int c = 0; c < Columns; ++c) v[c] = load(d + c * pitch);
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r) {
+        Vector b = broadcast(row[r][at]);
+        hold_in_registers(b, v);
+#pragma GCC unroll 8
+        for (int c = 0; c < Columns; ++c) tile.sum[r][c] += b * v[c];
+      }
+    }
+}
+
+// Calls each(vectors, rows, tile of sums) for the whole of a block's gradient.
+//
+// Loop order: a group of vectors of lanes stays put while all rows pass by it.
+template <class Each>
+inline void each_tile(const DirectPlan& plan, const Block& b, const DirectBuffers& buffers,
+                      Each each) {
+  const int64_t pitch = b.d_positions * kLanes;
+  column_groups(plan.pairs ? plan.d_vectors : plan.x_vectors, [&](int64_t column, auto width) {
+    constexpr int kWidth = decltype(width)::value;
+    if (plan.pairs)
+      return row_groups<kRows>(plan.inputs * plan.taps, [&](int64_t row, auto tall) {
+        Tile<kWidth, decltype(tall)::value> tile;
+        tile.clear();
+        accumulate_pairs(buffers.x, b.pairs.data() + row, b.corners, buffers.d + column * pitch,
+                         pitch, tile);
+        each(tile);
+      });
+    for (int64_t p = 0; p < plan.outputs; p += kRows) {
+      Tile<kWidth> tile;
+      tile.clear();
+      tile.accumulate(buffers.d + p / kLanes * pitch + p % kLanes, buffers.x,
+                      b.columns.data() + column, {b.count, b.step});
+      each(tile);
+    }
+  });
 }
 
 // Squared norm of one group's gradient.
-//
-// Loop order: a group of columns of x stays put while all rows of d pass by it.
 inline double direct_group(const DirectPlan& plan, const Source& d, const Source& x,
                            const DirectBuffers& buffers) {
   double total = 0;
   for (const Block& b : plan.blocks) {
     pack_block(plan, b, d, x, buffers);
-    const bool first = &b == &plan.blocks.front(), last = &b == &plan.blocks.back();
-    float* partial = buffers.partial;
-    column_groups(plan.x_vectors, [&](int64_t column, auto width) {
-      constexpr int kWidth = decltype(width)::value;
-      for (int64_t p = 0; p < plan.outputs; p += kRows) {
-        const float* rows = buffers.d + p / kLanes * b.d_positions * kLanes + p % kLanes;
-        Tile<kWidth> tile;
-        tile.clear();
-        tile.accumulate(rows, buffers.x, b.columns.data() + column, {b.count, b.step});
-        if (!first) tile.add(partial);
-        last ? void(total += tile.squared()) : tile.write(partial);
-        partial += kRows * kWidth * kLanes;
-      }
-    });
+    ChunkSums sums{buffers.partial, &b == &plan.blocks.front(), &b == &plan.blocks.back()};
+    each_tile(plan, b, buffers, [&](auto& tile) { sums.take(tile); });
+    total += sums.total;
   }
   return total;
 }

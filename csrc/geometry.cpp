@@ -56,6 +56,18 @@ Runs compress(const Offsets& offsets) {
   return runs;
 }
 
+Inside inside_of(const Offsets& pixels) {
+  Offsets inside;
+  Inside result;
+  for (int64_t cell = 0; cell < static_cast<int64_t>(pixels.size()); ++cell)
+    if (pixels[cell] >= 0) {
+      inside.push_back(pixels[cell]);
+      result.cells.push_back(cell);
+    }
+  result.runs = compress(inside);
+  return result;
+}
+
 // `cells` increases: one cell for each pixel, in the order of packing.
 Stretches stretches(const Offsets& cells) {
   Stretches result;
@@ -85,13 +97,7 @@ Block make_block(const Convolution& c, int axis, int64_t begin, int64_t end) {
   b.d = compress(elements(c.d, d_start, b.count));
   const Offsets pixels = elements(c.x, x_start, extent);
   b.x = compress(pixels);
-  Offsets inside;
-  for (int64_t cell = 0; cell < b.x_positions; ++cell)
-    if (pixels[cell] >= 0) {
-      inside.push_back(pixels[cell]);
-      b.cells.push_back(cell);
-    }
-  b.inside = compress(inside);
+  b.inside = inside_of(pixels);
   each_point(kOrigin, c.kernel, [&](int64_t i, int64_t j, int64_t k) {
     b.taps.push_back(i * c.dilation[0] * pitch[0] + j * c.dilation[1] * pitch[1] +
                      k * c.dilation[2]);
@@ -99,8 +105,8 @@ Block make_block(const Convolution& c, int axis, int64_t begin, int64_t end) {
   return b;
 }
 
-// Lanes hold (channel, tap) pairs: the packed rows of x have no gaps.
-void walk_pairs(Block& b, int64_t inputs, int64_t vectors) {
+// Rows are (channel, tap) pairs: planes of x, each of which outputs see from another corner on.
+void walk_pairs(Block& b, int64_t inputs) {
   Offsets corners;
   each_point(kOrigin, b.count, [&](int64_t i, int64_t j, int64_t k) {
     corners.push_back(i * b.step[0] + j * b.step[1] + k * b.step[2]);
@@ -108,11 +114,6 @@ void walk_pairs(Block& b, int64_t inputs, int64_t vectors) {
   b.corners = compress(corners);
   for (int64_t i = 0; i < inputs; ++i)
     for (int64_t tap : b.taps) b.pairs.push_back(i * b.x_positions + tap);
-  for (int64_t v = 0; v < vectors; ++v) b.columns.push_back(v * b.d_positions);
-  b.count[0] = b.count[1] = 1;
-  b.count[2] = b.d_positions;
-  b.step[0] = b.step[1] = 0;
-  b.step[2] = 1;
 }
 
 // Lanes hold channels: every tap of a block of channels is a column. Axes that are walked at an
@@ -135,9 +136,10 @@ DirectPlan::DirectPlan(const Convolution& original, bool depthwise, int64_t lane
   auto vectors = [&](int64_t count) { return (count + lanes - 1) / lanes; };
   inputs = depthwise ? lanes : c.inputs();
   outputs = depthwise ? c.d.size[1] : c.outputs();
+  taps = c.taps();
   pairs = 4 * vectors(inputs * c.taps()) <= 3 * vectors(inputs) * c.taps();
   d_vectors = depthwise ? 1 : vectors(outputs);
-  x_vectors = pairs ? vectors(inputs * c.taps()) : vectors(inputs) * c.taps();
+  x_vectors = vectors(inputs) * c.taps();
   for (int64_t p = 0; p < outputs; ++p) d_lanes.push_back(p * c.d.stride[1]);
   if (depthwise)
     for (int64_t p = 0; p < outputs; ++p) x_lanes.push_back(p / c.outputs() * c.x.stride[1]);
@@ -152,15 +154,14 @@ DirectPlan::DirectPlan(const Convolution& original, bool depthwise, int64_t lane
     x_slice *= (c.d.size[2 + a] - 1) * c.stride[a] + (c.kernel[a] - 1) * c.dilation[a] + 1;
   }
   const int64_t x_floats = pairs ? inputs : vectors(inputs) * lanes;
-  const int64_t d_floats = (d_vectors + (pairs ? x_vectors : 0)) * lanes;
-  const int64_t fitting = limit / (x_slice * x_floats + d_slice * d_floats);
+  const int64_t fitting = limit / (x_slice * x_floats + d_slice * d_vectors * lanes);
   const int64_t most = std::max<int64_t>(1, std::min(fitting, 8 * kLongestSum / d_slice));
   const int64_t length = c.d.size[2 + axis], pieces = (length + most - 1) / most;
   d_positions = x_positions = 0;
   for (int64_t i = 0; i < pieces; ++i) {
     blocks.push_back(make_block(c, axis, length * i / pieces, length * (i + 1) / pieces));
     Block& b = blocks.back();
-    pairs ? walk_pairs(b, inputs, x_vectors) : walk_channels(b, vectors(inputs));
+    pairs ? walk_pairs(b, inputs) : walk_channels(b, vectors(inputs));
     d_positions = std::max(d_positions, b.d_positions);
     x_positions = std::max(x_positions, b.x_positions);
   }
@@ -210,8 +211,8 @@ WinogradPlan::WinogradPlan(const Convolution& original, int64_t lanes, int64_t l
       const int64_t d_count[3] = {1, rows * kTile, width * kTile};
       const int64_t x_start[3] = {plane, d_start[1] - c.padding[1], -c.padding[2]};
       const int64_t x_count[3] = {1, d_count[1] + 2, d_count[2] + 2};
-      strips.push_back({rows, compress(elements(c.d, d_start, d_count)),
-                        compress(elements(seen, x_start, x_count))});
+      strips.push_back({rows, inside_of(elements(c.d, d_start, d_count)),
+                        inside_of(elements(seen, x_start, x_count))});
       tiles = std::max(tiles, rows * width);
     }
   positions = (tiles / width * kTile + 2) * (width * kTile + 2);

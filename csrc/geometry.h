@@ -30,14 +30,19 @@ struct Run {
 using Runs = std::vector<Run>;
 using Offsets = std::vector<int64_t>;
 
+// Pixels inside of an image, in the order of memory, and the packed position of each among zeros.
+struct Inside {
+  Runs runs;
+  Offsets cells;
+};
+
 // Output positions that are packed and multiplied at once, and the padded input under them.
 struct Block {
   int64_t count[3];  // output positions along each axis
   int64_t step[3];   // packed vectors of x between neighbouring outputs along each axis
   int64_t d_positions, x_positions;
   Runs d, x;
-  Runs inside;  // x without the zeros around it, and their packed positions:
-  Offsets cells;
+  Inside inside;    // x without the zeros around it
   Offsets taps;     // packed positions from an output's first tap to each of its taps
   Offsets columns;  // packed vectors from an output's first to each column of its row of x
   Offsets pairs;    // of packed planes of x: the first tap of every (channel, tap) pair …
@@ -49,12 +54,12 @@ struct Block {
 constexpr int64_t kLongestSum = 1024;
 
 // How the direct algorithm walks a convolution. Vector lanes hold channels of d and of x; with few
-// input channels a group, lanes of x hold (channel, tap) pairs, which wastes fewer of them. Large
+// input channels a group, rows are (channel, tap) pairs instead, and lanes channels of d. Large
 // images are cut into blocks along their first axis, each of which is summed on its own.
 struct DirectPlan {
-  int64_t inputs, outputs;  // channels a group
+  int64_t inputs, outputs, taps;  // channels a group
   bool pairs;
-  int64_t d_vectors, x_vectors;      // lanes of a row of the gradient
+  int64_t d_vectors, x_vectors;      // of channels of d, and of a row of the gradient without pairs
   int64_t d_positions, x_positions;  // of the largest block
   Offsets d_lanes, x_lanes;          // elements from the first channel to each
   std::vector<Block> blocks;
@@ -74,7 +79,7 @@ struct WinogradPlan {
 
   struct Strip {
     int64_t rows;  // of tiles
-    Runs d, x;
+    Inside d, x;
   };
 
   int64_t inputs, outputs;       // channels a group

@@ -8,6 +8,7 @@ struct Isa {
 }  // namespace
 
 #include "activations.h"
+#include "batch_norm.h"
 #include "depthwise.h"
 #include "direct.h"
 #include "gram.h"

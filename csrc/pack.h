@@ -151,6 +151,16 @@ inline void pack_run(const Source& s, const int64_t* lanes, int64_t width, const
   pack_run_to(s, lanes, width, run, [=](int64_t i) { return out + i * kLanes; });
 }
 
+// The same of pixels inside of an image; the zeros around them are there already.
+inline void pack_inside(const Source& s, const int64_t* lanes, int64_t width, const Inside& inside,
+                        float* out) {
+  const int64_t* cells = inside.cells.data();
+  for (const Run& run : inside.runs) {
+    pack_run_to(s, lanes, width, run, [=](int64_t i) { return out + cells[i] * kLanes; });
+    cells += run.count;
+  }
+}
+
 // out[l / lanes][position][l % lanes] = source[lane_offsets[l] + offset of position], the last
 // block of lanes filled with zeros.
 inline void pack_lanes(const Source& s, const int64_t* lane_offsets, int64_t lane_count,

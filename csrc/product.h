@@ -70,21 +70,23 @@ GRADOOD_INLINE void accumulate_rows(const Floats& rows, const Floats& lanes, int
   }
 }
 
-constexpr int kInnerWide = 4, kInnerTall = kLanes / kInnerWide;  // as many sums as lanes
+constexpr int kInnerWide = 4, kInnerTall = std::min(4, kLanes / kInnerWide);  // sums: lanes
 
 // Σ_t a[i][t] · b[j][t] into lane i · wide + j, for adjacent positions.
 //
-// Registers: all sums, a column of vectors of b, one of a. L1: a. b streams from L2.
+// Registers: all sums, a column of vectors of b, one of a. L1: a. b streams from L2. Rows that come
+// next are asked for on the way, evenly, so that memory is never waited for: one of a, all of b.
 template <int Tall, int Wide>
 GRADOOD_INLINE Vector inner_products(const Floats& a, const Floats& b, int64_t positions,
-                                     bool ahead) {
+                                     const float* next_a, bool next_b) {
   Vector sum[kLanes] = {};
   auto add = [&](auto read, int64_t t) {
     Vector v[Wide];
+    __builtin_prefetch(next_a + t);
 #pragma GCC unroll 4
     for (int j = 0; j < Wide; ++j) {
       v[j] = read(b.data + j * b.channel + t);
-      if (ahead) __builtin_prefetch(b.data + (j + Wide) * b.channel + t);
+      if (next_b) __builtin_prefetch(b.data + (j + Wide) * b.channel + t);
     }
 #pragma GCC unroll 4
     for (int i = 0; i < Tall; ++i) {
@@ -160,7 +162,7 @@ struct ProductPlan {
     if (form == x_lanes) return x.vectors() * d.count() * kLanes;
     if (form == d_lanes) return d.vectors() * x.count() * kLanes;
     auto groups = [](int64_t rows, int most) { return (rows + most - 1) / most; };
-    return groups(x.count(), kInnerTall) * groups(d.count(), kInnerWide) * kLanes;
+    return groups(x.count(), kInnerWide) * groups(d.count(), kInnerWide) * kLanes;
   }
 
  private:
@@ -217,19 +219,23 @@ inline double multiply_lanes(const Side& side, const Source& lane_source, const 
   return total;
 }
 
-// The same with positions as lanes.
+// The same with positions as lanes. The loop without is over whichever has more channels.
 inline double multiply_inner(const Source& x, const Source& d, const ProductPlan& plan,
                              float* partial) {
   double total = 0;
+  const bool x_first = plan.x.count() > plan.d.count();
+  const Side &many = x_first ? plan.x : plan.d, &few = x_first ? plan.d : plan.x;
   for (int64_t t = 0; t < plan.positions; t += plan.chunk) {
     const int64_t count = std::min(plan.chunk, plan.positions - t);
-    const Floats xs = plan.x.floats(x).at(0, t), ds = plan.d.floats(d).at(0, t);
+    const Floats as = many.floats(x_first ? x : d).at(0, t);
+    const Floats bs = few.floats(x_first ? d : x).at(0, t);
     ChunkSums sums{partial, t == 0, t + count == plan.positions};
-    row_groups<kInnerTall>(plan.x.count(), [&](int64_t i, auto tall) {
-      row_groups<kInnerWide>(plan.d.count(), [&](int64_t j, auto wide) {
+    row_groups<kInnerTall>(many.count(), [&](int64_t i, auto tall) {
+      row_groups<kInnerWide>(few.count(), [&](int64_t j, auto wide) {
+        const int64_t next = i + kInnerTall + j / kInnerWide % kInnerTall;
         Tile<1, 1> tile;
         tile.sum[0][0] = inner_products<decltype(tall)::value, decltype(wide)::value>(
-            xs.at(i, 0), ds.at(j, 0), count, i == 0);
+            as.at(i, 0), bs.at(j, 0), count, as.at(next, 0).data, i == 0);
         sums.take(tile);
       });
     });

@@ -72,11 +72,12 @@ GRADOOD_INLINE void transform_square(Transform transform, Read read, Write write
 }
 
 struct WinogradBuffers {
-  float *pixels, *d, *x, *sums, *partial, *bias;
+  float *d_pixels, *x_pixels, *d, *x, *sums, *partial, *bias;
   int64_t pitch;  // vectors from one product to the next, odd: they do not compete for cache sets
 
   WinogradBuffers(const WinogradPlan& plan, Arena& arena) : pitch(plan.tiles | 1) {
-    pixels = arena.take(plan.positions * kLanes);
+    d_pixels = arena.take(plan.positions * kLanes);
+    x_pixels = arena.take(plan.positions * kLanes);
     d = arena.take(plan.d_vectors * kProducts * pitch * kLanes);
     x = arena.take(plan.x_vectors * kProducts * pitch * kLanes);
     sums = arena.take(kProducts * 2 * kRows * kColumns * kLanes);
@@ -103,21 +104,28 @@ inline void transform_tiles(const WinogradPlan& plan, int64_t rows, const float*
     }
 }
 
+// Packs and transforms one strip, and adds d's sums to the bias where that is wanted.
 inline void transform_strip(const WinogradPlan& plan, const WinogradPlan::Strip& strip,
-                            const Source& d, const Source& x, const WinogradBuffers& b) {
+                            const Source& d, const Source& x, bool bias, const WinogradBuffers& b) {
   auto width = [](int64_t channels, int64_t v) {
     return channels - v * kLanes < kLanes ? channels - v * kLanes : kLanes;
   };
   const int64_t step = kProducts * b.pitch * kLanes;
+  if (plan.strips.size() > 1)  // each has its zeros elsewhere
+    for (float* pixels : {b.d_pixels, b.x_pixels})
+      std::memset(pixels, 0, plan.positions * kLanes * sizeof(float));
   for (int64_t v = 0; v < plan.d_vectors; ++v) {
-    pack_lanes(d, plan.d_lanes.data() + v * kLanes, width(plan.outputs, v), strip.d, b.pixels);
-    add_positions(b.pixels, strip.rows * plan.width * kSide * kSide, b.bias + v * kLanes);
-    transform_tiles<kSide>(plan, strip.rows, b.pixels, b.pitch, b.d + v * step,
+    const int64_t* lanes = plan.d_lanes.data() + v * kLanes;
+    pack_inside(d, lanes, width(plan.outputs, v), strip.d, b.d_pixels);
+    if (bias)
+      add_positions(b.d_pixels, strip.rows * plan.width * kSide * kSide, b.bias + v * kLanes);
+    transform_tiles<kSide>(plan, strip.rows, b.d_pixels, b.pitch, b.d + v * step,
                            [](auto& from, auto& to) { transform_d(from, to); });
   }
   for (int64_t v = 0; v < plan.x_vectors; ++v) {
-    pack_lanes(x, plan.x_lanes.data() + v * kLanes, width(plan.inputs, v), strip.x, b.pixels);
-    transform_tiles<kWindow>(plan, strip.rows, b.pixels, b.pitch, b.x + v * step,
+    const int64_t* lanes = plan.x_lanes.data() + v * kLanes;
+    pack_inside(x, lanes, width(plan.inputs, v), strip.x, b.x_pixels);
+    transform_tiles<kWindow>(plan, strip.rows, b.x_pixels, b.pitch, b.x + v * step,
                              [](auto& from, auto& to) { transform_x(from, to); });
   }
 }
@@ -142,12 +150,12 @@ inline double taps_of_sums(const float* sums, int64_t count, bool first, bool la
   return add_lanes(total);
 }
 
-inline double winograd_group(const WinogradPlan& plan, const Source& d, const Source& x,
+inline double winograd_group(const WinogradPlan& plan, const Source& d, const Source& x, bool bias,
                              const WinogradBuffers& b) {
   double total = 0;
   const int64_t step = kProducts * b.pitch;
   for (const WinogradPlan::Strip& strip : plan.strips) {
-    transform_strip(plan, strip, d, x, b);
+    transform_strip(plan, strip, d, x, bias, b);
     const bool first = &strip == &plan.strips.front(), last = &strip == &plan.strips.back();
     const int64_t count[3] = {1, 1, strip.rows * plan.width}, steps[3] = {0, 0, 1};
     float* partial = b.partial;
@@ -184,7 +192,8 @@ bool winograd(const Convolution& c, Result result, int64_t threads) {
     for (int64_t g = 0; g < c.groups; ++g) {
       std::memset(buffers.bias, 0, plan.d_vectors * kLanes * sizeof(float));
       weight += winograd_group(plan, c.d.sample(n).at(g * plan.outputs * c.d.stride[1]),
-                               c.x.sample(n).at(g * plan.inputs * c.x.stride[1]), buffers);
+                               c.x.sample(n).at(g * plan.inputs * c.x.stride[1]),
+                               result.bias != nullptr, buffers);
       bias += squares(buffers.bias, plan.d_vectors * kLanes);
     }
     result.weight[n] = static_cast<float>(weight);

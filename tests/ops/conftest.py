@@ -134,7 +134,8 @@ def make_cases() -> dict[str, Case]:
         (401, 17, 16), (64, 48, 96), (150, 130, 140), (3, 1, 401),
     ):  # fmt: skip
         cases[f"linear {shape}"] = _linear(*shape)
-    for shape in ((2, 1, 1), (3, 17, 41), (2, 41, 17), (2, 401, 3), (2, 64, 400), (2, 3, 1201)):
+    for shape in ((2, 1, 1), (3, 17, 41), (2, 41, 17), (2, 401, 3), (2, 64, 400), (2, 3, 1201),
+                  (2, 37, 2), (2, 50, 4), (3, 41, 8)):  # fmt: skip
         channels = shape[1]
         statistics = torch.randn(channels), torch.rand(channels) + 0.5
         cases[f"batch_norm {shape}"] = _rows("batch_norm_sqnorm", shape, *statistics, 1e-5)

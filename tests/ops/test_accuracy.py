@@ -52,6 +52,8 @@ LONG_SUMS = {
     "pointwise": ("conv_sqnorm", lambda: (*pair(8, 600, 600), ONE, ONE, NONE, ONE, 1, True)),
     "three by three": ("conv_sqnorm", lambda: (
         *pair(16, 1000, 40), (3, 3), ONE, ONE, ONE, 1, True)),
+    "stem": ("conv_sqnorm", lambda: (
+        numbers(3, 700, 300), numbers(20, 349, 149), (5, 3), (2, 2), (1, 0), ONE, 1, True)),
     "depthwise": ("conv_sqnorm", lambda: (
         numbers(4, MILLION), numbers(4, MILLION - 2), (3,), (1,), (0,), (1,), 4, True)),
     "batch norm": ("batch_norm_sqnorm", lambda: (*pair(3, 4 * MILLION), *statistics(3), 1e-5)),
