@@ -165,7 +165,7 @@ struct RowReader {
   void read(int64_t n, int64_t first, int64_t count, const float** rows) const {
     const Source s = tensor.sample(n).at(first * tensor.stride[1]);
     const int64_t pitch = blocks_of_lanes(columns) * kLanes;
-    const bool transposed = tensor.stride[1] == 1 && tensor.stride[2] != 1;
+    const bool transposed = !in_place(tensor) && tensor.stride[1] == 1;
     if (transposed) transpose_rows(s, count, pitch);
     for (int64_t r = 0; r < count; ++r)
       rows[r] = transposed ? copies + r * pitch
