@@ -135,13 +135,33 @@ inline double bias_of_packed(const float* d, int64_t depth, int64_t vectors) {
   return total;
 }
 
-// Packs pixels into lanes, channels one after the other. Pixels at gaps are brought together first.
+// Packs pixels at gaps into lanes one by one: faster than short runs of them.
+inline void gather_pixels(const float* from, const Offsets& pixels, int64_t step, int64_t depth,
+                          float* out) {
+  const int64_t count = static_cast<int64_t>(pixels.size());
+  for (int64_t p = 0; p < count; p += kLanes) {
+    const int64_t width = count - p < kLanes ? count - p : kLanes;
+    int64_t at[kLanes];
+    for (int64_t lane = 0; lane < width; ++lane) at[lane] = pixels[p + lane];
+    for (int64_t c = 0; c < depth; ++c, out += kLanes) {
+      if (width < kLanes) store(out, Vector{});
+      for (int64_t lane = 0; lane < width; ++lane) out[lane] = from[c * step + at[lane]];
+    }
+  }
+}
+
+constexpr int64_t kShortRun = 16;  // pixels on average
+
+// Packs pixels into lanes, channels one after the other.
 inline void pack_pixels(const Source& s, const Offsets& pixels, const Runs& runs,
                         const Runs& channels, float* row, float* out) {
   const Run& walk = channels[0];
   const int64_t count = static_cast<int64_t>(pixels.size()), depth = walk.count;
   if (walk.step == 1 || (runs.size() == 1 && runs[0].step == 1))
     return pack_lanes(s, pixels.data(), count, channels, out);
+  if (s.dtype == Dtype::float32 && count < kShortRun * static_cast<int64_t>(runs.size()))
+    return gather_pixels(reinterpret_cast<const float*>(s.data), pixels, walk.step, depth, out);
+  // Pixels are brought together first.
   std::memset(row, 0, round_up(count, kLanes) * sizeof(float));
   for (int64_t c = 0; c < depth; ++c) {
     pack_row(s.at(c * walk.step), runs, row);
