@@ -12,7 +12,11 @@ struct VectorProducts {
   // The gradient itself, whose sums round as they do everywhere.
   static constexpr auto again = direct;
 
-  VectorProducts(const Convolution&, const PhasePlan&, Arena&) {}
+  float* triangle;
+
+  VectorProducts(const Convolution&, const PhasePlan& plan, Arena& arena)
+      : triangle(arena.take(triangle_floats(
+            plan.pixel_count > plan.output_count ? plan.pixel_count : plan.output_count))) {}
 
   // Entries of a strip of a packed operand's matrix.
   template <class Strip>
@@ -37,15 +41,20 @@ struct VectorProducts {
 
   void square(bool, const float* a, int64_t depth, int64_t count, float* to) const {
     const int64_t pitch = round_up(count, kSquareUnit);
+    float* entries = triangle;
     upper_strips(count, [&](auto strip) {
-      alignas(64) float entries[strip.floats];
       write(strip, a, depth, entries);
+      entries += strip.floats;
+    });
+    entries = triangle;
+    upper_strips(count, [&](auto strip) {
       strip.each([&](int64_t row, int64_t column, auto read) {
         const Vector v = read(entries);
         const int64_t first = column * kLanes;
         if (first + kLanes > row) return store(to + row * pitch + first, v);
         for (int lane = 0; lane < kLanes; ++lane) to[(first + lane) * pitch + row] = v[lane];
       });
+      entries += strip.floats;
     });
   }
 };

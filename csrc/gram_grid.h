@@ -78,14 +78,42 @@ inline void to_grid(const float* square, int64_t count, const Stretches& cells, 
                     grid + (cells[i].cell + r) * pitch + cells[j].cell);
 }
 
+// What the next sample reads, where its numbers lie without gaps: asked for part by part while this
+// one's are multiplied.
+struct NextSample {
+  const char* data[2];
+  int64_t bytes[2], parts, part = 0;
+
+  NextSample(const Convolution& c, int64_t n, int64_t parts) : data{}, bytes{}, parts(parts) {
+    if (n + 1 == c.samples()) return;
+    for (const Tensor* t : {&c.d, &c.x}) {
+      const int64_t numbers = t->size[1] * t->size[2] * t->size[3] * t->size[4];
+      if (t->stride[0] != numbers) continue;
+      const int i = t == &c.x;
+      data[i] = t->sample(n + 1).data;
+      bytes[i] = t->at(numbers).data - t->data;
+    }
+  }
+
+  void ask() {
+    for (int i = 0; i < 2; ++i) {
+      const int64_t end = bytes[i] * (part + 1) / parts;
+      for (int64_t at = bytes[i] * part / parts / 64 * 64; at < end; at += 64)
+        __builtin_prefetch(data[i] + at, 0, 2);
+    }
+    ++part;
+  }
+};
+
 // Σ_{t,s} D[t, s] Σ_shift X[t + shift, s + shift] over the cells of the grid, from upper triangles.
 //
 // Registers: one vector of sums. L1: a row of D and the rows of X under its taps.
 inline Products shifted_product(const PhasePlan& plan, const Phase& phase, const float* x_grid,
-                                const float* d_grid, int64_t pitch) {
+                                const float* d_grid, int64_t pitch, NextSample& next) {
   Products total;
   for (const Stretch& s : plan.d_cells)
     for (int64_t cell = s.cell; cell < s.cell + s.count; ++cell) {
+      next.ask();
       const float* d_row = d_grid + cell * pitch;
       const float* x_row = x_grid + cell * pitch;
       Vector product = {};
@@ -135,13 +163,33 @@ inline double bias_of_packed(const float* d, int64_t depth, int64_t vectors) {
   return total;
 }
 
-// Packs pixels into lanes, channels one after the other. Pixels at gaps are brought together first.
+// Packs pixels at gaps into lanes one by one: faster than short runs of them.
+inline void gather_pixels(const float* from, const Offsets& pixels, int64_t step, int64_t depth,
+                          float* out) {
+  const int64_t count = static_cast<int64_t>(pixels.size());
+  for (int64_t p = 0; p < count; p += kLanes) {
+    const int64_t width = count - p < kLanes ? count - p : kLanes;
+    int64_t at[kLanes];
+    for (int64_t lane = 0; lane < width; ++lane) at[lane] = pixels[p + lane];
+    for (int64_t c = 0; c < depth; ++c, out += kLanes) {
+      if (width < kLanes) store(out, Vector{});
+      for (int64_t lane = 0; lane < width; ++lane) out[lane] = from[c * step + at[lane]];
+    }
+  }
+}
+
+constexpr int64_t kShortRun = 16;  // pixels on average
+
+// Packs pixels into lanes, channels one after the other.
 inline void pack_pixels(const Source& s, const Offsets& pixels, const Runs& runs,
                         const Runs& channels, float* row, float* out) {
   const Run& walk = channels[0];
   const int64_t count = static_cast<int64_t>(pixels.size()), depth = walk.count;
   if (walk.step == 1 || (runs.size() == 1 && runs[0].step == 1))
     return pack_lanes(s, pixels.data(), count, channels, out);
+  if (s.dtype == Dtype::float32 && count < kShortRun * static_cast<int64_t>(runs.size()))
+    return gather_pixels(reinterpret_cast<const float*>(s.data), pixels, walk.step, depth, out);
+  // Pixels are brought together first.
   std::memset(row, 0, round_up(count, kLanes) * sizeof(float));
   for (int64_t c = 0; c < depth; ++c) {
     pack_row(s.at(c * walk.step), runs, row);
@@ -155,7 +203,7 @@ inline void pack_pixels(const Source& s, const Offsets& pixels, const Runs& runs
 //   square(of_d, a, depth, count, to)       the upper triangle of aᵀa, rows padded to kSquareUnit
 template <class Algorithm>
 Products gram_group(const PhasePlan& plan, bool plain, const Algorithm& algorithm, const Source& d,
-                    const Source& x, const GramBuffers& b, double* bias) {
+                    const Source& x, const GramBuffers& b, NextSample& next, double* bias) {
   const int64_t d_vectors = blocks_of_lanes(plan.output_count);
   pack_pixels(d, plan.d_pixels, plan.d_runs, plan.d_channels, b.row, b.d);
   if (bias != nullptr) *bias += bias_of_packed(b.d, plan.outputs, d_vectors);
@@ -176,7 +224,7 @@ Products gram_group(const PhasePlan& plan, bool plain, const Algorithm& algorith
       }
       algorithm.square(false, b.x, plan.inputs, pixels, b.square);
       to_grid(b.square, pixels, phase.cells, b.pitch, b.x_grid);
-      return shifted_product(plan, phase, b.x_grid, b.d_grid, b.pitch);
+      return shifted_product(plan, phase, b.x_grid, b.d_grid, b.pitch, next);
     };
     Products products = products_of_packed();
     const bool in_range = std::fabs(products.norm) >= 1e-30 && std::fabs(products.norm) <= 1e30;
@@ -208,12 +256,14 @@ bool gram_of(const Convolution& c, Result result, int64_t threads) {
     Arena arena{memory};
     const GramBuffers buffers(plan, plain, arena);
     const Algorithm algorithm(c, plan, arena);
+    const int64_t parts = c.groups * static_cast<int64_t>(plan.phases.size());
+    NextSample next(c, n, parts * plan.output_count);
     Products weight;
     double bias = 0;
     for (int64_t g = 0; g < c.groups; ++g)
       weight +=
           gram_group(plan, plain, algorithm, c.d.sample(n).at(g * plan.outputs * c.d.stride[1]),
-                     c.x.sample(n).at(g * plan.inputs * c.x.stride[1]), buffers,
+                     c.x.sample(n).at(g * plan.inputs * c.x.stride[1]), buffers, next,
                      result.bias == nullptr ? nullptr : &bias);
     if (result.bias != nullptr) result.bias[n] = static_cast<float>(bias);
     write_norm<Algorithm>(c, n, weight, result);

@@ -14,16 +14,14 @@ namespace {
 // Memory that is wanted soon, as rows of adjacent bytes: asked for a few rows at a time.
 struct Ahead {
   const char* data;
-  const int64_t* rows;  // elements from `data`
-  int64_t count, element, bytes;
+  int64_t stride, count, bytes;
   int64_t row = 0;
 
   // Asks for one more share of `whole`.
   GRADOOD_INLINE void ask(int64_t share, int64_t whole) {
     const int64_t end = row + (count * share + whole - 1) / whole;
     for (; row < (end < count ? end : count); ++row)
-      for (int64_t i = 0; i < bytes; i += 64)
-        __builtin_prefetch(data + rows[row] * element + i, 0, 2);
+      for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(data + row * stride + i, 0, 2);
   }
 };
 
@@ -130,10 +128,15 @@ struct Operand {
       sums_of_packed(to, count, blocks_of_lanes(static_cast<int64_t>(pixels->size())), sums);
   }
 
+  // Some channels: rows of channels, or of positions.
   Ahead ahead(int64_t k, int64_t count) const {
+    if (runs->size() != 1) return {};
+    const char* data = source.at(k * step + runs->front().offset).data;
     const int64_t element = source.at(1).data - source.data;
-    const int64_t rows = step == 1 ? static_cast<int64_t>(pixels->size()) : 0;
-    return {source.at(k * step).data, pixels->data(), rows, element, count * element};
+    const int64_t positions = runs->front().count, between = runs->front().step;
+    if (step == 1) return {data, between * element, positions, count * element};
+    if (between == 1) return {data, step * element, count, positions * element};
+    return {};
   }
 };
 
@@ -207,6 +210,18 @@ inline double write_triangle(const Operand& a, const Operand& next, const PieceB
   }
 }
 
+// Whether there is a number other than zero.
+inline bool any_of(const Operand& a, const PieceBuffers& b) {
+  const int64_t vectors = blocks_of_lanes(static_cast<int64_t>(a.pixels->size()));
+  Runs channels(1);
+  for (int64_t k = 0; k < a.depth; k += b.depth) {
+    const int64_t depth = a.depth - k < b.depth ? a.depth - k : b.depth;
+    a.pack(k, depth, b.row, channels, nullptr, b.packed);
+    if (any_of(b.packed, vectors * kLanes * depth)) return true;
+  }
+  return false;
+}
+
 template <class Algorithm>
 bool gram_of_pieces(const Convolution& c, Result result, int64_t threads) {
   const PhasePlan plan(c);
@@ -235,7 +250,12 @@ bool gram_of_pieces(const Convolution& c, Result result, int64_t threads) {
       write_triangle(x, next, b, false, b.x);
       weight += multiply(b.x, b.d, count);
     }
-    if (!(std::fabs(weight.norm) >= 1e-30 && std::fabs(weight.norm) <= 1e30)) {
+    bool in_range = std::fabs(weight.norm) >= 1e-30 && std::fabs(weight.norm) <= 1e30;
+    if (weight.norm == 0) {  // mostly because there is no gradient
+      in_range = true;
+      for (int64_t g = 0; g < c.groups && in_range; ++g) in_range = !any_of(of_d(n, g), b);
+    }
+    if (!in_range) {
       // Inner products may have left the range of a float although the norm does not.
       if (!gram_of<Algorithm>(sample_of(c, n), result_of(result, n), 1)) result.weight[n] = NAN;
       return;

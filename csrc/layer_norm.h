@@ -11,9 +11,10 @@ namespace {
 constexpr int kTogether = 4;  // rows whose sums across lanes do not wait for each other
 constexpr int64_t kLongestRow = kLongestSum * 4;  // of which a lane is summed in float32
 
-// Rows of adjacent floats, and where their gradients go.
+// Rows of adjacent floats and where their gradients go; behind them the rows that come next, which
+// are asked for while these are in use.
 struct Rows {
-  const float *x[kLanes], *d[kLanes];
+  const float *x[kLanes + kTogether], *d[kLanes + kTogether];
   Sink to[kLanes];
 };
 
@@ -79,7 +80,10 @@ inline bool backward_rows(const LayerNorm& norm, const float* const* x, const fl
   alignas(64) float mean[Count][kLanes];
   each_vector(norm.rms ? 0 : norm.count, [&](int64_t i, int64_t, auto read) {
 #pragma GCC unroll 8
-    for (int r = 0; r < Count; ++r) sums[r] += read(x[r] + i);
+    for (int r = 0; r < Count; ++r) {
+      __builtin_prefetch(x[r + Count] + i);
+      sums[r] += read(x[r] + i);
+    }
   });
 #pragma GCC unroll 8
   for (int r = 0; r < Count; ++r) {
@@ -90,6 +94,7 @@ inline bool backward_rows(const LayerNorm& norm, const float* const* x, const fl
     const Vector scale = read(norm.scale + i);
 #pragma GCC unroll 8
     for (int r = 0; r < Count; ++r) {
+      __builtin_prefetch(d[r + Count] + i);
       const Vector centred = read(x[r] + i) - read(mean[r]), g = read(d[r] + i) * scale;
       sums[r] += g;
       squares[r] += centred * centred;
@@ -156,19 +161,28 @@ struct RowReader {
     return in_place(t) ? 0 : kLanes * blocks_of_lanes(t.size[2]) * kLanes;
   }
 
+  // Fills in `count` rows, and those behind them.
   void read(int64_t n, int64_t first, int64_t count, const float** rows) const {
     const Source s = tensor.sample(n).at(first * tensor.stride[1]);
     const int64_t pitch = blocks_of_lanes(columns) * kLanes;
-    if (tensor.stride[1] == 1 && tensor.stride[2] != 1) {
-      transpose_rows(s, count, pitch);
-      for (int64_t r = 0; r < count; ++r) rows[r] = copies + r * pitch;
-      return;
-    }
+    const bool transposed = !in_place(tensor) && tensor.stride[1] == 1;
+    if (transposed) transpose_rows(s, count, pitch);
     for (int64_t r = 0; r < count; ++r)
-      rows[r] = row_of(s.at(r * tensor.stride[1]), tensor.stride[2], columns, copies + r * pitch);
+      rows[r] = transposed ? copies + r * pitch
+                           : row_of(s.at(r * tensor.stride[1]), tensor.stride[2], columns,
+                                    copies + r * pitch);
+    for (int64_t r = 0; r < kTogether; ++r) rows[count + r] = next(n, first + count + r);
   }
 
  private:
+  // A row that is needed soon, which may be one of the next sample.
+  const float* next(int64_t n, int64_t row) const {
+    n += row / tensor.size[1];
+    if (!in_place(tensor) || n >= tensor.size[0]) return copies;
+    const Source s = tensor.sample(n).at(row % tensor.size[1] * tensor.stride[1]);
+    return reinterpret_cast<const float*>(s.data);
+  }
+
   // Rows whose neighbours are adjacent in memory.
   void transpose_rows(const Source& s, int64_t count, int64_t pitch) const {
     float buffer[kLanes];
