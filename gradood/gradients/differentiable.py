@@ -14,13 +14,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from gradood.arguments import checked
 from gradood.gradients.activations import Activations
 from gradood.gradients.api import GradientNorms
-from gradood.gradients.engine import Recorder
 from gradood.gradients.fallback import choose, loop_norms, vmap_norms
 from gradood.gradients.labels import Label, logit_gradient, target
 from gradood.gradients.norms import Norms
 from gradood.gradients.outline import Outline
 from gradood.gradients.penultimate import LastLinear
 from gradood.gradients.plan import PlanError
+from gradood.gradients.recorder import Recorder
 from gradood.gradients.rows import candidates
 from gradood.gradients.scorer import Scorer, locked
 from gradood.gradients.scores import if_known

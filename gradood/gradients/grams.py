@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from gradood.arguments import checked
 from gradood.gradients.api import GradientNorms, prepared
-from gradood.gradients.engine import GRADIENT_BYTES, Recorder, full_precision
+from gradood.gradients.engine import full_precision
 from gradood.gradients.labels import Label, loss_gradient
 from gradood.gradients.plan import Plan
+from gradood.gradients.recorder import GRADIENT_BYTES, Recorder
 from gradood.gradients.rules import Call
 from gradood.gradients.scorer import Objective, Scorer
 from gradood.gradients.scores import Scores

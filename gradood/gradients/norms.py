@@ -14,6 +14,7 @@ from gradood.gradients.labels import Label, loss_gradient
 from gradood.gradients.penultimate import LastLinear
 from gradood.gradients.plan import Plan
 from gradood.gradients.reading import Reader, read
+from gradood.gradients.recorder import Observer, Recorder
 from gradood.gradients.scorer import Objective, Scorer
 from gradood.gradients.scores import Scores
 
@@ -33,7 +34,7 @@ class Norms(Objective):
     labels: Sequence[Label] = ()
     losses: Sequence[str] = ()
     activations: bool = False
-    observer: engine.Observer | None = None
+    observer: Observer | None = None
 
     def of_rows(self, rows: slice | list[int]) -> Norms:
         """The same for some samples of the batch."""
@@ -51,7 +52,7 @@ class Norms(Objective):
 
         if plan.steps:
             with scorer.restored(plan):
-                seen: engine.Recorder | Reader
+                seen: Recorder | Reader
                 if self.labels:
                     common = (plan, scorer.forward, x, scorer.parameters)
                     logits, seen, norms = engine.run(

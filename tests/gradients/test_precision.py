@@ -9,7 +9,7 @@ from torch import nn
 
 import gradood
 from gradood.errors import InputError, ModelError
-from gradood.gradients import engine, memory_bound, precision, scorer
+from gradood.gradients import memory_bound, precision, recorder, scorer
 from gradood.gradients.norms import assembled
 from gradood.gradients.probe import Probe
 from gradood.products import CHOSEN, products
@@ -143,13 +143,13 @@ def test_the_context_reaches_hooks_in_threads_of_devices(takes_over, monkeypatch
 
         return run
 
-    watch, rule = engine.watch, nn.functional.linear
+    watch, rule = recorder.watch, nn.functional.linear
     monkeypatch.setattr(
-        engine, "watch", lambda out, anchor, hook, always: watch(out, anchor, in_a_thread(hook))
+        recorder, "watch", lambda out, anchor, hook, always: watch(out, anchor, in_a_thread(hook))
     )
-    apply = engine.TakenOver.apply
+    apply = recorder.TakenOver.apply
     monkeypatch.setattr(
-        engine.TakenOver, "apply", lambda x, compute, hook: apply(x, compute, in_a_thread(hook))
+        recorder.TakenOver, "apply", lambda x, compute, hook: apply(x, compute, in_a_thread(hook))
     )
     name = "batch_norm_backward_sqnorm" if takes_over else "linear_sqnorm"
     operator = getattr(gradood.ops, name)
