@@ -14,23 +14,29 @@ import argparse
 import csv
 import itertools
 import math
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 
 from gradood.benchmarking.machine import processor
 from gradood.ops import choice, cpp_backend
 
-_Option = TypeVar("_Option")
 TABLE = Path(choice.__file__).with_name("crossovers.csv")
 
 #: samples, inputs, outputs, size, kernel, stride
 CONVOLUTIONS = [
     (32, 512, 512, 4, 3, 1),
     (64, 64, 64, 8, 3, 1),
+    (64, 32, 32, 8, 3, 1),
+    (64, 16, 16, 8, 3, 1),
+    (64, 48, 48, 10, 3, 1),
+    (64, 32, 64, 16, 3, 2),
+    (64, 16, 32, 16, 3, 2),
+    (64, 64, 64, 5, 5, 1),
     (32, 128, 128, 8, 3, 1),
     (32, 32, 32, 16, 3, 1),
     (32, 64, 64, 16, 3, 1),
@@ -60,6 +66,8 @@ LINEARS = [
     (16, 197, 192, 768),
     (8, 197, 768, 768),
     (16, 110, 96, 96),
+    (16, 160, 192, 192),
+    (16, 176, 192, 192),
     (16, 220, 192, 192),
     (16, 250, 192, 192),
     (16, 256, 256, 256),
@@ -69,11 +77,13 @@ LINEARS = [
 
 
 class Work(NamedTuple):
-    """Multiply-adds of one sample: of the direct algorithm, of Gram matrices, of shifted sums."""
+    """Multiply-adds of one sample: of the direct algorithm, of Gram matrices, of shifted sums, and
+    of Winograd's algorithm where it serves."""
 
     direct: float
     gram: float
     shifted: float
+    winograd: float = math.inf
 
 
 def best(call: Callable[[], object], rounds: int) -> float:
@@ -91,7 +101,11 @@ def work_of_convolution(case: tuple[int, ...]) -> Work:
     _, inputs, outputs, size, kernel, stride = case
     seen, out, taps = size**2, (size // stride) ** 2, kernel**2
     gram = ((seen / stride) ** 2 * inputs + out**2 * outputs) / 2
-    return Work(outputs * inputs * taps * out, gram, out**2 * taps if taps > 1 else 0)
+    side = size // stride
+    winograd = choice.winograd_products(inputs, (outputs, side, side))
+    serves = kernel == 3 and stride == 1
+    shifted = out**2 * taps if taps > 1 else 0
+    return Work(outputs * inputs * taps * out, gram, shifted, winograd if serves else math.inf)
 
 
 def work_of_linear(case: tuple[int, ...]) -> Work:
@@ -100,35 +114,37 @@ def work_of_linear(case: tuple[int, ...]) -> Work:
 
 
 def fitted(timed: list[tuple[str, Work, float, float]]) -> choice.Costs:
-    """Costs whose picks lose least, from (kind, work, times) rows; the middle one of the best."""
+    """Costs whose picks lose least, from (kind, work, times) rows; in the middle of the best."""
 
-    def lost(kind: str, gram: float, shift: float) -> float:
-        rows = [t[1:] for t in timed if t[0] == kind]
-        picked = [
-            g if gram * work.gram + shift * work.shifted < work.direct else d for work, d, g in rows
-        ]
-        return math.prod(p / min(d, g) for p, (_, d, g) in zip(picked, rows, strict=True))
+    def lost(kind: str, gram: float, shift: float = 0, winograd: float = 4) -> float:
+        product = 1.0
+        for of_kind, work, direct, other in timed:
+            cheaper = min(work.direct, winograd * work.winograd)
+            picked = other if gram * work.gram + shift * work.shifted < cheaper else direct
+            product *= picked / min(direct, other) if of_kind == kind else 1
+        return product
 
-    grams = [0.8 + 0.05 * i for i in range(80)]
-    shifts = [2.0 + 0.5 * i for i in range(20)]
-    pairs = itertools.product(grams, shifts)
-    return choice.Costs(
-        middle_best(grams, lambda gram: lost("linear", gram, 0)),
-        *middle_best(list(pairs), lambda pair: lost("convolution", *pair)),
-        phases=True,
-    )
+    grams = [0.8 + 0.05 * i for i in range(30)]
+    triples = itertools.product(grams[::2], range(2, 12), [1 + 0.15 * i for i in range(10)])
+    (gram,) = middle_best([(gram,) for gram in grams], lambda o: lost("linear", *o))
+    pixel_gram, shift, winograd = middle_best(list(triples), lambda o: lost("convolution", *o))
+    return choice.Costs(gram, pixel_gram, shift, phases=True, winograd=winograd)
 
 
-def middle_best(options: list[_Option], lost: Callable[[_Option], float]) -> _Option:
+def middle_best(
+    options: Sequence[tuple[float, ...]], lost: Callable[[tuple[float, ...]], float]
+) -> tuple[float, ...]:
+    """The one nearest to the mean of those that lose least."""
     losses = [lost(option) for option in options]
     best = [o for o, loss in zip(options, losses, strict=True) if loss < 1.001 * min(losses)]
-    return best[len(best) // 2]
+    middle = [statistics.mean(numbers) for numbers in zip(*best, strict=True)]
+    return min(best, key=lambda o: sum((a / b - 1) ** 2 for a, b in zip(o, middle, strict=True)))
 
 
 def save(isa: str, costs: choice.Costs) -> None:
     with TABLE.open(encoding="utf-8", newline="") as file:
         rows = {row["isa"]: row for row in csv.DictReader(file)}
-    numbers = {c: f"{getattr(costs, c):.2f}" for c in ("gram", "pixel_gram", "shift")}
+    numbers = {c: f"{getattr(costs, c):.2f}" for c in ("gram", "pixel_gram", "shift", "winograd")}
     rows[isa] = {"isa": isa, **numbers, "cpu": processor()[0]}
     with TABLE.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[isa]), lineterminator="\n")

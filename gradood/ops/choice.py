@@ -26,6 +26,9 @@ class Costs(NamedTuple):
     #: Pixels are split by their phase of the stride, whose Gram matrices are smaller; any number of
     #: spatial dimensions and groups.
     phases: bool
+    #: Of the products of Winograd's algorithm, 36 for a tile of 4 × 4 outputs of a 3 × 3 kernel of
+    #: stride one in place of 144, transforms included; 4 where there is none.
+    winograd: float = 4
 
 
 TORCH = Costs(gram=1, pixel_gram=1, shift=8, phases=False)
@@ -40,7 +43,11 @@ def _measured() -> dict[str, Costs]:
     with (Path(__file__).parent / "crossovers.csv").open(encoding="utf-8", newline="") as file:
         return {
             row["isa"]: Costs(
-                float(row["gram"]), float(row["pixel_gram"]), float(row["shift"]), phases=True
+                gram=float(row["gram"]),
+                pixel_gram=float(row["pixel_gram"]),
+                shift=float(row["shift"]),
+                phases=True,
+                winograd=float(row["winograd"]),
             )
             for row in csv.DictReader(file)
         }
@@ -71,6 +78,7 @@ def conv(
     padding: Sequence[int],
     groups: int,
     costs: Costs = TORCH,
+    dilation: Sequence[int] = (),
 ) -> str:
     """The algorithm for ``x`` ``[C, *S]`` and ``d`` ``[P, *T]``.
 
@@ -78,7 +86,7 @@ def conv(
     * ``"depthwise"``: one input channel a group, which has no inner product to block.
     * ``"shift_gram"``: ``(Σ_phase S² C + T² P) / 2`` for the Gram matrices and ``g T² k²`` for
       their shifted sums, with S and T pixels, k² kernel taps and g groups.
-    * ``"direct"``: ``P Q T`` with ``Q = C k² / g``.
+    * ``"direct"``: ``P Q T`` with ``Q = C k² / g``, or fewer by Winograd's algorithm.
     """
     channels, out_channels = input_shape[0], output_shape[0]
     pixels, outputs, taps = prod(input_shape[1:]), prod(output_shape[1:]), prod(kernel_size)
@@ -91,5 +99,12 @@ def conv(
     seen = pixels**2 / (prod(stride) if costs.phases else 1)
     gram = costs.pixel_gram * (seen * channels + outputs**2 * out_channels) / 2
     gram += costs.shift * groups * outputs**2 * taps
-    direct = out_channels * channels // groups * taps * outputs
+    direct = float(out_channels * channels // groups * taps * outputs)
+    if tuple(kernel_size) == (3, 3) and max(*stride, *dilation) == 1:
+        direct = min(direct, costs.winograd * winograd_products(channels // groups, output_shape))
     return "shift_gram" if gram < direct else "direct"
+
+
+def winograd_products(channels: int, output_shape: Sequence[int]) -> int:
+    """The products of a 3 × 3 kernel that reads ``channels``: 36 for each tile of 4 × 4 outputs."""
+    return 36 * output_shape[0] * channels * prod(-(-size // 4) for size in output_shape[1:])

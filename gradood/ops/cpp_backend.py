@@ -123,7 +123,7 @@ def algorithm(op: str, *args: object) -> str:
     if patches.cuts(x, d, kernel_size, stride, padding, dilation, groups):  # type: ignore[arg-type]
         return f"patches, {algorithm('linear_sqnorm', *patches.split(x, d, kernel_size))}"  # type: ignore[arg-type]
     shapes = (x.shape[1:], d.shape[1:])
-    return choice.conv(*shapes, kernel_size, stride, padding, groups, _costs())  # type: ignore[arg-type]
+    return choice.conv(*shapes, kernel_size, stride, padding, groups, _costs(), dilation)  # type: ignore[arg-type]
 
 
 def _costs() -> choice.Costs:

@@ -93,7 +93,8 @@ def prepare_conv(
     dilation = tuple(1 if k == 1 else s for k, s in zip(kernel_size, dilation, strict=True))
     geometry = Geometry(kernel_size, stride, padding, dilation, groups)
     if kind is None:
-        kind = choice.conv(x.size[1:], d.size[1:], kernel_size, stride, padding, groups, costs)
+        sizes = (x.size[1:], d.size[1:], kernel_size, stride, padding)
+        kind = choice.conv(*sizes, groups, costs, dilation)
     if kind == "pointwise":
         kind = choice.linear(prod(d.size[2:]), x.size[1], d.size[1], costs, pixels=True)
     kernel = {"shift_gram": "gram", "outer": "direct"}.get(kind, kind)

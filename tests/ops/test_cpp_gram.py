@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from gradood.ops import cpp_backend, reference
+from gradood.ops import choice, cpp_backend, reference
 from tests.ops.test_cpp_backend import INSTRUCTION_SETS, LAYOUTS
 
 POINT = ((1,), (1,), (0,), (1,))
@@ -66,3 +66,16 @@ def test_inner_products_out_of_range(isa, scale):
     found, _ = cpp_backend.conv_sqnorm(x * scale, d / scale, *POINT, 1, False, kind="gram")
     exact, _ = reference.conv_sqnorm(x.double(), d.double(), *POINT, 1, False)
     torch.testing.assert_close(found.double(), exact, rtol=2e-5, atol=0)
+
+
+def test_fewer_products_by_winograd_s_algorithm_are_counted():
+    costs = choice.Costs(gram=1, pixel_gram=1, shift=5, phases=True, winograd=2)
+    shape = (64, 16, 16)
+
+    def pick(kernel=3, stride=1, dilation=1, costs=costs):
+        sizes = [(size, size) for size in (kernel, stride, kernel // 2 * dilation, dilation)]
+        return choice.conv(shape, shape, *sizes[:3], 1, costs, sizes[3])
+
+    assert pick() == "direct"
+    assert pick(costs=costs._replace(winograd=4)) == "shift_gram"
+    assert pick(dilation=2) == pick(kernel=5) == pick(stride=2) == "shift_gram"
