@@ -90,7 +90,10 @@ class Source:
             region = parents[0].region if isometric else _region(name, leaf, live)
         # A leaf of its own: an operator that nobody sees puts it into the graph of the logits.
         value = live.detach().requires_grad_()
-        return value, cls(value, live, region)
+        source = cls(value, live, region)
+        if len(parents) == 1:  # there is nothing to search for
+            source._graph, source._leaves = live.grad_fn, parents[0].leaves
+        return value, source
 
     def pull_back(self, gradient: Tensor, name: str) -> Tensor:
         """Turn per-sample gradients ``[N, …]`` of the value into those of a parameter.
