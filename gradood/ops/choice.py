@@ -26,6 +26,8 @@ class Costs(NamedTuple):
     #: Pixels are split by their phase of the stride, whose Gram matrices are smaller; any number of
     #: spatial dimensions and groups.
     phases: bool
+    #: Kernels of 3 × 3 and stride one are multiplied by Winograd's algorithm.
+    tiles: bool = False
 
 
 TORCH = Costs(gram=1, pixel_gram=1, shift=8, phases=False)
@@ -40,7 +42,11 @@ def _measured() -> dict[str, Costs]:
     with (Path(__file__).parent / "crossovers.csv").open(encoding="utf-8", newline="") as file:
         return {
             row["isa"]: Costs(
-                float(row["gram"]), float(row["pixel_gram"]), float(row["shift"]), phases=True
+                float(row["gram"]),
+                float(row["pixel_gram"]),
+                float(row["shift"]),
+                phases=True,
+                tiles=row["isa"] != "amx",  # whose unit multiplies as they are
             )
             for row in csv.DictReader(file)
         }
@@ -63,6 +69,16 @@ def linear(
     return "gram" if gram < inputs * outputs else "direct"
 
 
+def _tiled(channels: int, out_channels: int, output_shape: Sequence[int]) -> int:
+    """Multiply-adds of a group by tiles of 4 × 4 outputs, as ``WinogradPlan::pays`` counts them.
+
+    36 products of each pair of channels and two transformations a tile, and one of the sums.
+    """
+    tiles = prod(-(-size // 4) for size in output_shape[1:])
+    pairs = channels * out_channels
+    return tiles * (36 * pairs + 330 * channels + 240 * out_channels) + 200 * pairs
+
+
 def conv(
     input_shape: Sequence[int],
     output_shape: Sequence[int],
@@ -78,7 +94,7 @@ def conv(
     * ``"depthwise"``: one input channel a group, which has no inner product to block.
     * ``"shift_gram"``: ``(Σ_phase S² C + T² P) / 2`` for the Gram matrices and ``g T² k²`` for
       their shifted sums, with S and T pixels, k² kernel taps and g groups.
-    * ``"direct"``: ``P Q T`` with ``Q = C k² / g``.
+    * ``"direct"``: ``P Q T`` with ``Q = C k² / g``; fewer where ``tiles`` serve (``winograd.h``).
     """
     channels, out_channels = input_shape[0], output_shape[0]
     pixels, outputs, taps = prod(input_shape[1:]), prod(output_shape[1:]), prod(kernel_size)
@@ -92,4 +108,8 @@ def conv(
     gram = costs.pixel_gram * (seen * channels + outputs**2 * out_channels) / 2
     gram += costs.shift * groups * outputs**2 * taps
     direct = out_channels * channels // groups * taps * outputs
+    if costs.tiles and tuple(kernel_size) == (3, 3) and prod(stride) == 1:
+        direct = min(
+            direct, groups * _tiled(channels // groups, out_channels // groups, output_shape)
+        )
     return "shift_gram" if gram < direct else "direct"
