@@ -180,8 +180,10 @@ bool WinogradPlan::pays(const Convolution& original, int64_t lanes) {
   const int64_t x = vectors(c.inputs()), d = vectors(c.outputs()), rows = c.outputs();
   const int64_t pixels = c.d.size[2] * c.d.size[3] * c.d.size[4];
   const int64_t products = kProducts * rows * x, there = 330 * x + 240 * d, back = 200 * rows * x;
-  const int64_t pairs = vectors(c.inputs() * c.taps()), columns = std::min(pairs, x * c.taps());
-  return c.d.size[2] * tiles(1) * tiles(2) * (products + there) + back < pixels * rows * columns;
+  const int64_t channels = x * c.taps(), pairs = vectors(c.inputs() * c.taps());
+  const bool few = 4 * pairs <= 3 * channels;  // as DirectPlan has it
+  const int64_t direct = few ? c.inputs() * c.taps() * d : rows * channels;
+  return c.d.size[2] * tiles(1) * tiles(2) * (products + there) + back < pixels * direct;
 }
 
 WinogradPlan::WinogradPlan(const Convolution& original, int64_t lanes, int64_t limit) {

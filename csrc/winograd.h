@@ -150,27 +150,63 @@ inline double taps_of_sums(const float* sums, int64_t count, bool first, bool la
   return add_lanes(total);
 }
 
+// What comes next in memory: a line of it is asked for with every tile that is multiplied.
+struct UpcomingLines {
+  const float* at[2];
+  int64_t left[2];  // lines
+
+  const float* take(int64_t lines, const float* otherwise) {
+    for (int i = 0; i < 2; ++i)
+      if (left[i] > 0) {
+        const float* from = at[i];
+        at[i] += 16 * lines;
+        left[i] -= lines;
+        return from;
+      }
+    return otherwise;
+  }
+};
+
+// sum[r][c] += Σ_tile rows[tile][r] · lanes[c][tile], vectors c a number of floats apart.
+template <int Columns, int Rows>
+GRADOOD_INLINE void multiply_tiles(const float* rows, const float* lanes, int64_t apart,
+                                   int64_t tiles, const float* next, Tile<Columns, Rows>& tile) {
+  for (int64_t t = 0; t < tiles; ++t, rows += kLanes, lanes += kLanes) {
+    Vector v[Columns];
+    __builtin_prefetch(next + 16 * t);
+#pragma GCC unroll 8
+    for (int c = 0; c < Columns; ++c) v[c] = load(lanes + c * apart);
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r) {
+      Vector b = broadcast(rows[r]);
+      hold_in_registers(b, v);
+#pragma GCC unroll 8
+      for (int c = 0; c < Columns; ++c) tile.sum[r][c] += b * v[c];
+    }
+  }
+}
+
 inline double winograd_group(const WinogradPlan& plan, const Source& d, const Source& x, bool bias,
-                             const WinogradBuffers& b) {
+                             UpcomingLines next, const WinogradBuffers& b) {
   double total = 0;
   const int64_t step = kProducts * b.pitch;
   for (const WinogradPlan::Strip& strip : plan.strips) {
     transform_strip(plan, strip, d, x, bias, b);
     const bool first = &strip == &plan.strips.front(), last = &strip == &plan.strips.back();
-    const int64_t count[3] = {1, 1, strip.rows * plan.width}, steps[3] = {0, 0, 1};
+    const int64_t tiles = strip.rows * plan.width;
     float* partial = b.partial;
     column_groups(plan.x_vectors, [&](int64_t column, auto width) {
       constexpr int kWidth = decltype(width)::value;
       constexpr int kTall = kWidth == 1 && 2 * kRows <= kLanes ? 2 * kRows : kRows;
-      int64_t columns[kWidth];
-      for (int c = 0; c < kWidth; ++c) columns[c] = (column + c) * step;
+      const float* lanes = b.x + column * step * kLanes;
       for (int64_t p = 0; p < plan.outputs; p += kTall) {
         const float* rows = b.d + p / kLanes * step * kLanes + p % kLanes;
         for (int64_t product = 0; product < kProducts; ++product) {
           const int64_t at = product * b.pitch * kLanes;
           Tile<kWidth, kTall> tile;
           tile.clear();
-          tile.accumulate(rows + at, b.x + at, columns, {count, steps});
+          multiply_tiles(rows + at, lanes + at, step * kLanes, tiles, next.take(tiles, rows + at),
+                         tile);
           tile.write(b.sums + product * kTall * kWidth * kLanes);
         }
         total += taps_of_sums(b.sums, kTall * kWidth, first, last, partial);
@@ -181,6 +217,19 @@ inline double winograd_group(const WinogradPlan& plan, const Source& d, const So
   return total;
 }
 
+inline UpcomingLines upcoming_lines(const Convolution& c, int64_t n) {
+  UpcomingLines next{};
+  const Tensor* tensors[2] = {&c.x, &c.d};
+  for (int i = 0; i < 2; ++i) {
+    const Tensor& t = *tensors[i];
+    const int64_t floats = t.size[1] * t.size[2] * t.size[3] * t.size[4];
+    if (n >= t.size[0] || t.stride[0] != floats || t.dtype != Dtype::float32) continue;
+    next.at[i] = reinterpret_cast<const float*>(t.sample(n).data);
+    next.left[i] = floats / 16;
+  }
+  return next;
+}
+
 bool winograd(const Convolution& c, Result result, int64_t threads) {
   const WinogradPlan plan(c, kLanes, kBlockFloats);
   Arena size{nullptr};
@@ -189,11 +238,12 @@ bool winograd(const Convolution& c, Result result, int64_t threads) {
     Arena arena{memory};
     const WinogradBuffers buffers(plan, arena);
     double weight = 0, bias = 0;
+    const UpcomingLines next = upcoming_lines(c, n + threads);
     for (int64_t g = 0; g < c.groups; ++g) {
       std::memset(buffers.bias, 0, plan.d_vectors * kLanes * sizeof(float));
       weight += winograd_group(plan, c.d.sample(n).at(g * plan.outputs * c.d.stride[1]),
                                c.x.sample(n).at(g * plan.inputs * c.x.stride[1]),
-                               result.bias != nullptr, buffers);
+                               result.bias != nullptr, next, buffers);
       bias += squares(buffers.bias, plan.d_vectors * kLanes);
     }
     result.weight[n] = static_cast<float>(weight);
