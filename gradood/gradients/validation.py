@@ -110,15 +110,8 @@ def logits_of(out: object, samples: int) -> Tensor:
     Raises:
         ModelError: There are none, or they are not ``[samples, C]``.
     """
-    if isinstance(out, Mapping):
-        if "logits" not in out:
-            raise ModelError(
-                f"the model returned a {type(out).__name__} with {', '.join(map(repr, out))}, and "
-                'no "logits"; wrap it in a module that returns the logits'
-            )
-        out = out["logits"]
-    elif not isinstance(out, Tensor):
-        out = getattr(out, "logits", out)
+    if not isinstance(out, Tensor):
+        out = _named_logits(out)
     if not isinstance(out, Tensor):
         raise ModelError(
             f"the model returned {type(out).__name__}, not logits [N, C]; wrap it in a module that "
@@ -130,6 +123,18 @@ def logits_of(out: object, samples: int) -> Tensor:
             "point logits [N, C]; wrap it in a module that returns one row of logits a sample"
         )
     return out
+
+
+def _named_logits(out: object) -> object:
+    """What a mapping or an object calls its logits."""
+    if not isinstance(out, Mapping):
+        return getattr(out, "logits", out)
+    if "logits" not in out:
+        raise ModelError(
+            f"the model returned a {type(out).__name__} with {', '.join(map(repr, out))}, and "
+            'no "logits"; wrap it in a module that returns the logits'
+        )
+    return out["logits"]
 
 
 def as_labels(label: Label | Sequence[Label]) -> tuple[list[Label], bool]:
