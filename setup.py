@@ -23,6 +23,7 @@ COMMON += ["-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 EXACT = ["-ffp-contract=off"]
 UNITS = {
     "module": [],
+    "repeated": [],
     "cpu": [],
     "parallel": [],
     "geometry": [],

@@ -13,6 +13,8 @@
 #include <string>
 #include <vector>
 
+#include "repeated.h"
+
 namespace {
 
 struct Number : PyObject {
@@ -48,6 +50,12 @@ PyCFunction method(const std::string& name) {
 }
 
 }  // namespace
+
+// Of tensors of Python's; there are none here.
+namespace gradood {
+bool make_names() { return true; }
+PyObject* again(PyObject*, PyObject*) { return nullptr; }
+}  // namespace gradood
 
 extern "C" {
 PyObject _Py_NoneStruct;
