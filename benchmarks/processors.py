@@ -136,6 +136,7 @@ CASES = {
     "ResNet-20, 128": Case(partial(ResidualNetwork, 16, 3, 3), (128, 3, 32, 32)),
     "ResNet-20, 256": Case(partial(ResidualNetwork, 16, 3, 3), (256, 3, 32, 32)),
     "NF-ResNet-50 64²": Case(partial(timm, "nf_resnet50"), (8, 3, 64, 64)),
+    "NF-ResNet-50 64², 16": Case(partial(timm, "nf_resnet50"), (16, 3, 64, 64)),
     "GhostNet 64²": Case(partial(timm, "ghostnet_100"), (24, 3, 64, 64)),
     "Mixer-S/32 224²": Case(partial(timm, "mixer_s32_224"), (8, 3, 224, 224)),
     "GPT-2, 64 tokens": Case(partial(transformers, "GPT2"), (4, 64)),
