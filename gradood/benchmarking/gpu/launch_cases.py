@@ -80,14 +80,14 @@ def _statistics(channels: int, pixels: int, last: bool) -> Callable[[Make], Any]
         if last:
             x, d = (t(64, pixels, channels).transpose(1, 2) for _ in range(2))
         rows = t(channels, dtype=FLOAT)
-        return x, d, rows, rows.abs()
+        return x, d, rows, rows.abs(), 1e-5
 
     return arguments
 
 
 def _scaled(channels: int, pixels: int, last: bool) -> Callable[[Make], Any]:
     unscaled = _statistics(channels, pixels, last)
-    return lambda t: (*unscaled(t), t(channels, dtype=FLOAT))
+    return lambda t: (*unscaled(t)[:4], t(channels, dtype=FLOAT), 1e-5)
 
 
 def _scaled_rows(tokens: int, width: int, rms: bool) -> Callable[[Make], Any]:
