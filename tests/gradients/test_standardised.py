@@ -9,6 +9,12 @@ from torch.nn import functional
 
 from gradood import explain, gradient_norms
 from gradood.gradients.standardised import StandardisedUse
+from gradood.ops import cpp_backend
+
+#: What the formula takes away cancels, and AMX has fewer digits to lose: see docs/limits.md.
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+if cpp_backend.instruction_set() == "amx":
+    TOLERANCE[torch.float32] = 1e-4
 
 
 class Standardised(nn.Conv2d):
@@ -67,7 +73,7 @@ def test_norms_are_those_of_a_loop(case, dtype):
     assert "standardised" in rules and "sum" not in rules
     exact = gradient_norms(network.double(), x.double(), method="loop").values
     error = ((found.values - exact).abs() / exact).max()
-    assert error < (1e-5 if dtype == torch.float32 else 1e-12)
+    assert error < TOLERANCE[dtype]
 
 
 def test_gradients_that_cancel_are_formed():
@@ -149,7 +155,7 @@ def test_outputs_that_somebody_holds_are_read(reader, dtype, used):
     found = gradient_norms(network, x).values
     assert sum(used) == count
     exact = gradient_norms(network.double(), x.double(), method="loop").values
-    assert ((found - exact).abs() / exact).max() < (1e-5 if dtype == torch.float32 else 1e-12)
+    assert ((found - exact).abs() / exact).max() < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("kind", ["bias", "zero gain"])
@@ -164,7 +170,7 @@ def test_outputs_that_tell_too_little_are_not_read(kind, used):
     found = gradient_norms(network, x).values
     assert not any(used)
     exact = gradient_norms(network.double(), x.double(), method="loop").values
-    assert ((found - exact).abs() / exact).max() < 1e-5
+    assert ((found - exact).abs() / exact).max() < TOLERANCE[torch.float32]
 
 
 def test_an_output_that_leads_nowhere_is_freed():

@@ -146,6 +146,8 @@ def test_gradients_that_cancel_in_a_gram_matrix(kind, shape, backend):
 def test_gradients_of_a_convolution_that_cancel(kind, groups, backend):
     if backend is torch_backend and (groups > 1 or kind == "direct"):
         pytest.skip("PyTorch's backend has no algorithms of its own for these")
+    if kind == "direct" and cpp_backend.instruction_set() == "amx":
+        pytest.skip("the tile unit multiplies two of three parts: see docs/limits.md")
     generator = torch.Generator().manual_seed(0)
     for left in (1.0, 0.1, 0.01, 1e-3):
         x = torch.randn(2, 64, 1, 1, generator=generator)
