@@ -102,7 +102,7 @@ def prepare_conv(
 
 
 def layout(t: Tensor) -> Layout:
-    """That of a tensor which is dense in memory."""
+    """That of a strided tensor."""
     return Layout(DTYPES[t.dtype], t.shape, t.stride())
 
 

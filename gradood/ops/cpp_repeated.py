@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gradood.ops.cpp_layouts import Prepared
 from gradood.ops.cpp_requests import Request
 
 
@@ -34,13 +33,9 @@ class Repeated(NamedTuple):
         These are x, d, the operands (None for one that is missing) and the gradient that is passed
         on, if there is one; they begin where those of the request do, and may be shaped otherwise.
         """
-        where = _places(request.prepared, len(request.operands))
-        slots = tuple(
-            (number, known[0], t.dtype, t.layout, t.shape, t.stride())
-            for number, known in zip(where, given, strict=False)
-            if known is not None
-            for t in known[1:]
-        )
+        numbered = zip(request.places(), given, strict=False)
+        found = [(number, *known) for number, known in numbered if known is not None]
+        slots = tuple((number, i, t.dtype, t.layout, t.shape, t.stride()) for number, i, t in found)
         kernel = getattr(kernels, request.prepared.kernel)
         return cls(kernels.again, kernel, request.numbers(), slots)
 
@@ -51,10 +46,3 @@ class Repeated(NamedTuple):
         """
         last = (weight, bias, torch.get_num_threads())
         return self.again(self.kernel, self.numbers, self.slots, tensors, last)
-
-
-def _places(prepared: Prepared, operands: int) -> list[int]:
-    """Where the addresses of x, d, operands and the result stand among a kernel's numbers."""
-    first = 2 + len(prepared.x) + len(prepared.d)
-    last = first + operands + len(prepared.options)
-    return [0, 1 + len(prepared.x), *range(first, first + operands), last]

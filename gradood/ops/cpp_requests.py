@@ -47,6 +47,13 @@ class Request(NamedTuple):
         x, d = address_of_any(self.x), address_of_any(self.d)
         return (x, *of_x, d, *of_d, *operands, *options, *passed_on)
 
+    def places(self) -> list[int]:
+        """Where in ``numbers`` the addresses of x, d, operands and what is passed on stand."""
+        _, of_x, of_d, options, _ = self.prepared
+        d, first = 1 + len(of_x), 2 + len(of_x) + len(of_d)
+        last = first + len(self.operands)
+        return [0, d, *range(first, last), last + len(options)]
+
 
 def linear(isa: str, x: Tensor, d: Tensor, bias: bool) -> Request:
     """For ``linear_sqnorm``."""

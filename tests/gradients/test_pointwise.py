@@ -10,13 +10,7 @@ from gradood.gradients.rules import conv
 from tests.gradients.oracle import assert_as_promised, randomise
 from tests.gradients.test_standardised import Standardised
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

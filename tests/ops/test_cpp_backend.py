@@ -8,6 +8,8 @@ from gradood.errors import BackendError
 from gradood.ops import cpp_backend, reference
 from tests.ops.conftest import Case
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CONVOLUTIONS = ("direct", "gram", "depthwise")
 #: Operators of one tensor of real numbers.
 ONE_TENSOR = ("bias_sqnorm", "channel_sums", "embedding_sqnorm")
@@ -35,14 +37,6 @@ def isa(request):
     assert cpp_backend.use_instruction_set(request.param) == request.param
     yield request.param
     cpp_backend.use_instruction_set(before)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def run(case):
